@@ -1,0 +1,1 @@
+"""Commands on top of the adapters and the engine: ``python -m applications.NAME``."""
