@@ -1,0 +1,116 @@
+"""What a hypergradient method is given, and what it returns."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from blo.methods.objective import Objective
+from blo.methods.tensors import Tensors
+
+
+class Status(enum.Enum):
+    """How a linear solve ended; truncation is normal in stochastic training."""
+
+    CONVERGED = "converged"
+    TRUNCATED = "truncated"
+    INDEFINITE = "indefinite"
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where products are taken: values of the upper and the lower parameters.
+
+    Args:
+        upper: parameters of the problems above that the lower loss reads.
+        lower: parameters of the lower problem.
+        upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided difference reuses it).
+    """
+
+    upper: Tensors
+    lower: Tensors
+    upper_gradient: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """One lower problem as a method sees it, at the moment a problem above it wants its response.
+
+    Args:
+        objectives: the lower loss on each batch of the last lower step; their mean is the lower objective ``g``.
+        after: the point ``y+`` that the upper loss was evaluated at.
+        before: the point ``y`` that the last lower step started from; `after` itself when no step is known.
+        learning_rates: the lower optimizer's current learning rate for each lower tensor, if there is an optimizer.
+        weight_decay: for each lower tensor, the factor of the quadratic penalty that the optimizer adds to the gradient
+            (coupled weight decay); it is part of the lower objective and enters the Hessian.
+        sign: -1 if the lower optimizer maximises, else 1.
+    """
+
+    objectives: tuple[Objective, ...]
+    after: Point
+    before: Point
+    learning_rates: tuple[float, ...] | None = None
+    weight_decay: tuple[float, ...] | None = None
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Info:
+    """How a response was computed: everything needed to read the number in a log.
+
+    Args:
+        method: the method with its settings.
+        point: "before" or "after" the last lower step.
+        scale: factor in place of the inverse Hessian, or of the Neumann series; None where there is none.
+        radius: length of the finite-difference step along the normalised direction; None for exact products.
+        status: how the linear solve ended.
+        residual: relative residual of the linear solve; NaN where it is not known.
+        num_gradients: gradient evaluations spent (a forward and a backward pass on the lower batch).
+        num_products: Hessian and mixed products taken on graphs that were kept.
+    """
+
+    method: str
+    point: str
+    scale: float | tuple[float, ...] | None = None
+    radius: float | None = None
+    status: Status = Status.TRUNCATED
+    residual: float = math.nan
+    num_gradients: int = 0
+    num_products: int = 0
+
+
+class Response(NamedTuple):
+    """The contribution ``+(d lower*/d upper)^T cotangent`` in the shapes of the upper parameters."""
+
+    value: Tensors
+    state: Tensors | None
+    info: Info
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a method needs recorded at the last lower step."""
+
+    before: bool = False
+    upper_gradient: bool = False
+    extra: tuple[str, ...] = field(default=())
+
+
+class Method(Protocol):
+    """How a lower solution responds to the problems above it."""
+
+    @property
+    def requirements(self) -> Requirements:
+        """What must be recorded at the last lower step before `response` is called."""
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return ``+(d lower*/d upper)^T cotangent``, with the state for the next call.
+
+        Args:
+            context: the lower problem.
+            cotangent: gradient of the upper loss with respect to the lower parameters.
+            state: what the last call returned as its state (a warm start), or None.
+        """

@@ -1,0 +1,184 @@
+"""Hypergradients from a linear solver and second-order products.
+
+With ``c = df/dy``, a lower solution responds by ``(dy*/dx)^T c = -g_xy v`` where ``g_yy v = c``. `Implicit` solves that system at the
+point ``y+`` that the upper loss saw. `OneStep` differentiates through the last lower step ``y+ = y - s g_y(x, y)``, so that ``v = s c``
+and the mixed product is taken at ``y``, on the same batch and masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blo.methods.context import Context, Info, Requirements, Response
+from blo.methods.products import Exact, FiniteDifference, ProductRule, Products
+from blo.methods.solvers import CG, Dense, Identity, LinearSolver, Neumann, Solution
+from blo.methods.tensors import Tensors, scale
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """The implicit function theorem at ``y+``: a linear solver with a way to take products.
+
+    Args:
+        solver: for ``g_yy v = c``.
+        products: exact unless given.
+        warm_start: start from the last call's `v`.
+    """
+
+    solver: LinearSolver
+    products: ProductRule = Exact()
+    warm_start: bool = False
+
+    @property
+    def requirements(self) -> Requirements:
+        """Nothing is recorded: everything is taken after the step."""
+        return Requirements()
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return ``-g_xy v`` with ``g_yy v = cotangent``, both at ``context.after``."""
+        products = self.products.at(context, context.after)
+        solution = self.solver(products.hvp, cotangent, state if self.warm_start else None)
+        value = scale(-1.0, products.mixed(solution.value))
+        info = _info(self, "after", products, solution)
+        return Response(value, solution.value if self.warm_start else None, info)
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """The derivative of one lower gradient step.
+
+    ``y+ = y - s g_y(x, y)`` gives ``(dy+/dx)^T c = -s g_xy(x, y) c``, where `c` is taken at ``y+``.
+
+    Args:
+        scale: the step `s`. None takes the lower optimizer's current learning rate of each parameter group, which is the exact
+            derivative for plain SGD (for other optimizers it replaces their update by a gradient step); where no optimizer is known, 1.
+            1.0 stands for an inverse Hessian equal to the identity.
+        products: a way to take the mixed product.
+    """
+
+    scale: float | None = None
+    products: ProductRule = Exact()
+
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        if self.scale is not None:
+            Identity(self.scale)
+
+    @property
+    def requirements(self) -> Requirements:
+        """The lower parameters before the last step, and the upper gradient there if the difference can reuse it."""
+        return Requirements(before=True, upper_gradient=self.products.needs_upper_gradient)
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return ``-s g_xy cotangent`` with the product at ``context.before``."""
+        products = self.products.at(context, context.before)
+        solution = Identity(self.step(context))(products.hvp, cotangent)
+        value = scale(-1.0, products.mixed(solution.value))
+        return Response(value, None, _info(self, "before", products, solution))
+
+    def step(self, context: Context) -> float | tuple[float, ...]:
+        """Return `s`: one number, or one a lower tensor where the parameter groups differ."""
+        if self.scale is not None:
+            return self.scale
+        if context.learning_rates is None:
+            return 1.0
+        distinct = set(context.learning_rates)
+        return distinct.pop() if len(distinct) == 1 else context.learning_rates
+
+
+def darts(
+    scale: float | None = None, *, radius: float | None = None, one_sided: bool = False
+) -> OneStep:
+    """Return DARTS: the derivative of one lower step, its mixed product by a finite difference.
+
+    ``-s [g_x(y + e c) - g_x(y - e c)] / 2e``. Costs two gradients of the lower loss, or one with ``one_sided=True`` inside an
+    `Engine`, and needs first derivatives only.
+
+    Args:
+        scale: the step `s`; None takes the lower learning rates (the paper's choice, exact for SGD). Betty computes with 1.0.
+        radius: relative length of the difference; see `FiniteDifference`.
+        one_sided: see `FiniteDifference`.
+
+    Reference: Liu, Simonyan and Yang (2019), arXiv:1806.09055, equations 7 and 8.
+    """
+    return OneStep(scale, FiniteDifference(radius, one_sided))
+
+
+def t1t2(scale: float | None = None) -> OneStep:
+    """Return T1-T2: the derivative of one lower step, its mixed product exact.
+
+    Args:
+        scale: the step `s`; None takes the lower learning rates.
+
+    Reference: Luketina, Berglund, Greff and Raiko (2016), arXiv:1511.06727.
+    """
+    return OneStep(scale, Exact())
+
+
+def neumann(
+    max_products: int = 20,
+    *,
+    scale: float | None = None,
+    damping: float = 0.0,
+    products: ProductRule = Exact(),
+) -> Implicit:
+    """Return implicit differentiation with a truncated Neumann series of `max_products` products.
+
+    Args:
+        max_products: the series' last power of ``I - scale H``.
+        scale: None estimates one over the largest curvature, at five products more.
+        damping: added to the diagonal of the Hessian.
+        products: a way to take products.
+
+    Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590.
+    """
+    return Implicit(Neumann(max_products, scale=scale, damping=damping), products)
+
+
+def cg(
+    max_products: int = 10,
+    *,
+    rtol: float | None = None,
+    damping: float = 0.0,
+    warm_start: bool = False,
+    products: ProductRule = Exact(),
+) -> Implicit:
+    """Return implicit differentiation with at most `max_products` products of conjugate gradients.
+
+    For positive definite lower Hessians; see `CG` for what happens on negative curvature.
+
+    Args:
+        max_products: at most this many Hessian products.
+        rtol: relative residual to stop at; None stops near the rounding error.
+        damping: added to the diagonal of the Hessian.
+        warm_start: start each solve from the solution before it.
+        products: a way to take products.
+
+    Reference: Pedregosa (2016), arXiv:1602.02355; Rajeswaran et al. (2019), arXiv:1909.04630.
+    """
+    return Implicit(CG(max_products, rtol=rtol, damping=damping), products, warm_start)
+
+
+def dense(*, damping: float = 0.0, max_size: int = 4096) -> Implicit:
+    """Return implicit differentiation with the Hessian built and solved directly: the reference for small problems.
+
+    Args:
+        damping: added to the diagonal of the Hessian.
+        max_size: refuse more unknowns than this.
+    """
+    return Implicit(Dense(max_size, damping))
+
+
+def _info(
+    method: Implicit | OneStep, point: str, products: Products, solution: Solution
+) -> Info:
+    return Info(
+        method=repr(method),
+        point=point,
+        scale=solution.scale,
+        radius=products.radius,
+        status=solution.status,
+        residual=solution.residual,
+        num_gradients=products.num_gradients,
+        num_products=products.num_products,
+    )

@@ -1,0 +1,103 @@
+"""The hypergradient of a two-level problem given as plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.methods.context import Context, Info, Method, Point
+from blo.methods.implicit import cg
+from blo.methods.objective import FunctionObjective, LossFn, RandomState, devices_of, scalar
+from blo.methods.tensors import Tensors, add, detach, leaves
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The result of `hypergradient`.
+
+    Attributes:
+        grads: ``dF/dx``, one tensor for each upper tensor.
+        upper_loss: ``f(x, y)``, without graph.
+        info: how the response was computed: method, point, scale, radius, status, residual, cost.
+        direct: ``df/dx``, the part that does not pass through the lower solution.
+        state: the method's state; hand it to the next call as `state` to start warm.
+    """
+
+    grads: Tensors
+    upper_loss: Tensor
+    info: Info
+    direct: Tensors
+    state: Tensors | None = None
+
+
+def hypergradient(
+    upper_loss: LossFn,
+    lower_loss: LossFn,
+    upper: Sequence[Tensor],
+    lower: Sequence[Tensor],
+    *,
+    method: Method = cg(10),
+    state: Tensors | None = None,
+) -> Hypergradient:
+    """Return the gradient of ``F(x) = f(x, y*(x))`` at `upper`, with ``y*`` taken to be `lower`.
+
+    ``dF/dx = f_x + (dy*/dx)^T f_y``. Nothing is changed: neither the tensors nor their ``.grad``.
+
+    Args:
+        upper_loss: ``f(upper, lower)``, a scalar; called with two tuples of tensors.
+        lower_loss: ``g(upper, lower)``, a scalar, whose minimiser over `lower` is ``y*``.
+        upper: the upper tensors ``x``.
+        lower: the lower tensors ``y``, at (or near) the minimiser for the implicit methods.
+        method: how the lower solution responds: ``cg(10)``, ``dense()``, ``neumann(20)``, ``t1t2()``, ``darts()`` ...
+        state: `Hypergradient.state` of the call before, for methods that start warm.
+
+    Raises:
+        TypeError: if `upper` or `lower` is not a sequence of floating-point tensors, or a loss is not a tensor.
+        ValueError: if a loss is not a finite scalar.
+        RuntimeError: if no gradient reaches the upper tensors.
+
+    Example:
+        >>> x, y = (torch.tensor(0.5),), (torch.tensor(0.5),)
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2 + 0.05 * x[0] ** 2
+        >>> g = lambda x, y: 0.5 * 3.0 * (y[0] - x[0]) ** 2
+        >>> hypergradient(f, g, x, y).grads  # 1.1 x - 1
+        (tensor(-0.4500),)
+    """
+    x = leaves(_tensors(upper, "upper"))
+    y = leaves(_tensors(lower, "lower"))
+    loss = scalar(upper_loss(x, y), "upper_loss")
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"upper_loss must be finite, got {float(loss.detach())}")
+    if not loss.requires_grad:
+        raise RuntimeError("upper_loss depends neither on upper nor on lower; no gradient exists")
+    grads = torch.autograd.grad(loss, x + y, allow_unused=True, materialize_grads=True)
+    direct, cotangent = grads[: len(x)], grads[len(x) :]
+    point = Point(detach(x), detach(y))
+    devices = devices_of(x + y)
+    objective = FunctionObjective(lower_loss, RandomState.draw(devices), y[0].device)
+    context = Context(objectives=(objective,), after=point, before=point)
+    response = method.response(context, detach(cotangent), state)
+    return Hypergradient(
+        grads=add(detach(direct), response.value),
+        upper_loss=loss.detach(),
+        info=response.info,
+        direct=detach(direct),
+        state=response.state,
+    )
+
+
+def _tensors(values: Sequence[Tensor], name: str) -> Tensors:
+    if isinstance(values, Tensor) or not all(isinstance(v, Tensor) for v in values):
+        raise TypeError(
+            f"{name} must be a sequence of tensors, got {type(values).__name__}; "
+            f"a single tensor goes in a tuple: {name}=({name},)"
+        )
+    if not values:
+        raise ValueError(f"{name} must hold at least one tensor, got none")
+    for i, v in enumerate(values):
+        if not v.is_floating_point():
+            raise TypeError(f"{name}[{i}] must be a floating-point tensor, got {v.dtype}")
+    return tuple(values)
