@@ -1,0 +1,154 @@
+"""Readers of task files on disk, in the layouts in which the data sets are distributed."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+
+from applications.common.errors import UsageError
+
+SplitFiles = Mapping[str, Sequence[str]]
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+# A cell "null" or "NA" is text, not a missing value.
+AS_TEXT = {"keep_default_na": False, "na_filter": False}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of each split, and how one file is read."""
+
+    files: SplitFiles
+    read: Callable[[Path], Dataset]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Reads tab-separated values: unquoted, without a header unless ``columns`` is empty."""
+
+    columns: Sequence[str] = ()
+    encoding: str = "utf-8"
+
+    def __call__(self, file: Path) -> Dataset:
+        """The rows of one file."""
+        options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE, **AS_TEXT}
+        if self.columns:
+            # Some rows of STS-B have two more cells than there are columns: usecols drops them.
+            first = list(range(len(self.columns)))
+            options |= {"names": list(self.columns), "header": None, "usecols": first}
+        return load_dataset(
+            "csv", data_files=str(file), split="train", encoding=self.encoding, **options
+        )
+
+
+def banking77(file: Path) -> Dataset:
+    """Rows ``text, category`` of one comma-separated file."""
+    rows = load_dataset("csv", data_files=str(file), split="train", **AS_TEXT)
+    return rows.rename_column("category", "label")
+
+
+def lines(file: Path) -> list[str]:
+    """The lines of a latin-1 file; only line feeds end a line (some texts hold a NEL)."""
+    whole = load_dataset(
+        "text", data_files=str(file), split="train", encoding="latin-1", sample_by="document"
+    )
+    return [line for line in whole["text"][0].split("\n") if line]
+
+
+def trec(file: Path) -> Dataset:
+    """Questions and their coarse class from lines ``COARSE:fine question``."""
+    parts = [line.split(" ", 1) for line in lines(file)]
+    labels = [kind.split(":")[0] for kind, _ in parts]
+    return Dataset.from_dict({"text": [question for _, question in parts], "label": labels})
+
+
+def cr(file: Path) -> Dataset:
+    """Reviews, one a line, labelled by the name of the file (custrev.pos, custrev.neg)."""
+    texts = lines(file)
+    label = {".neg": "negative", ".pos": "positive"}[file.suffix]
+    return Dataset.from_dict({"text": texts, "label": [label] * len(texts)})
+
+
+STSB_COLUMNS = ("genre", "file", "year", "id", "label", "sentence1", "sentence2")
+
+LAYOUTS: Mapping[str, Layout] = {
+    "sst2": Layout(
+        {"train": ["train.tsv"], "validation": ["dev.tsv"], "test": ["test.tsv"]},
+        Table(("sentence", "label")),
+    ),
+    "cola": Layout(
+        {"train": ["in_domain_train.tsv"], "test": ["in_domain_dev.tsv", "out_of_domain_dev.tsv"]},
+        Table(("source", "label", "mark", "sentence")),
+    ),
+    "mrpc": Layout(
+        {"train": ["msr_paraphrase_train.txt"], "test": ["msr_paraphrase_test.txt"]},
+        Table(("label", "id1", "id2", "sentence1", "sentence2"), encoding="utf-8-sig"),
+    ),
+    "rte": Layout({"train": ["train.tsv"], "test": ["dev.tsv"]}, Table()),
+    "stsb": Layout(
+        {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"], "test": ["sts-test.csv"]},
+        Table(STSB_COLUMNS),
+    ),
+    "trec": Layout({"train": ["TREC.train"], "test": ["TREC.test"]}, trec),
+    "cr": Layout({"train": ["custrev.neg", "custrev.pos"]}, cr),
+    "banking77": Layout({"train": ["train.csv"], "test": ["test.csv"]}, banking77),
+}
+
+
+def read_layout(task: str, folder: Path) -> dict[str, Dataset]:
+    """The splits of a known task from ``folder`` or ``folder/task``.
+
+    Raises:
+        UsageError: the task has no local layout, or its files are not there.
+    """
+    layout = LAYOUTS.get(task)
+    if layout is None:
+        raise UsageError(
+            f"argument --data_dir: task {task!r} has no local layout (those with one: "
+            f"{', '.join(LAYOUTS)}); give --train_file and --test_file instead"
+        )
+    names = [name for files in layout.files.values() for name in files]
+    for place in (folder, folder / task):
+        if all((place / name).is_file() for name in names):
+            return {
+                split: concatenate_datasets([layout.read(place / name) for name in files])
+                for split, files in layout.files.items()
+            }
+    raise UsageError(
+        f"argument --data_dir: neither {folder} nor {folder / task} holds the files of task "
+        f"{task!r} ({', '.join(names)})"
+    )
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """The files train.*, validation.* (or dev.*) and test.* in ``folder``, by split."""
+    stems = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*")):
+        if file.suffix in SUFFIXES and file.stem in stems:
+            found.setdefault(stems[file.stem], file)
+    if "train" not in found:
+        raise UsageError(
+            f"argument --data_dir: {folder} holds no train file ({', '.join(SUFFIXES)}); name "
+            f"the files with --train_file and --test_file, or the task with --task_name"
+        )
+    return found
+
+
+def read_file(file: Path) -> Dataset:
+    """The rows of one csv, tsv, json or jsonl file.
+
+    Raises:
+        UsageError: the file is missing or of another kind.
+    """
+    kind = SUFFIXES.get(file.suffix)
+    if kind is None:
+        raise UsageError(f"{file} must end in one of {', '.join(SUFFIXES)}")
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: check --train_file and its like")
+    options: dict[str, Any] = dict(AS_TEXT) if kind == "csv" else {}
+    if file.suffix == ".tsv":
+        options["sep"] = "\t"
+    return load_dataset(kind, data_files=str(file), split="train", **options)
