@@ -1,0 +1,21 @@
+"""BiLoRA and BiDoRA on Hugging Face PEFT.
+
+Importing the package registers its types with PEFT, so that ``PeftModel.from_pretrained`` knows
+them.
+"""
+
+from adapters.bidora import BiDoraConfig, DirectionOrthogonality
+from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
+from adapters.diagonal import singular_values
+from adapters.levels import Levels, levels
+
+__all__ = [
+    "BiDoraConfig",
+    "BiLoraConfig",
+    "Binarisation",
+    "DirectionOrthogonality",
+    "Levels",
+    "Orthogonality",
+    "levels",
+    "singular_values",
+]

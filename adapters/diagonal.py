@@ -1,0 +1,135 @@
+"""The layer ``dW = s B diag(g(d)) A`` behind BiLoRA and its relatives.
+
+``d`` is one vector of length rank for each adapted module and ``g`` a map of the method: with the
+identity the values may have any sign, with a softmax they share a budget, with a sigmoid they are
+gates. A folds into plain LoRA exactly, with the same rank: ``B <- B diag(g(d))``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from adapters.norms import widen
+from adapters.peft_glue import (
+    BiLevelLinear,
+    BiLevelVariant,
+    LoraLayer,
+    LoraModel,
+    adapted_layers,
+    factors,
+)
+
+__all__ = ["DiagonalModel", "DiagonalVariant", "singular_values"]
+
+
+class DiagonalVariant(BiLevelVariant):
+    """One adapter of one layer, ``dW = s B diag(g(d)) A``, d in the upper level.
+
+    Args:
+        values: g, from ``(rank,)`` to ``(rank,)``.
+        start: what every entry of d starts at.
+    """
+
+    upper = "lora_diagonal"
+
+    def __init__(self, values: Callable[[Tensor], Tensor], *, start: float) -> None:
+        self.values = values
+        self.start = start
+
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
+        """Adds d to the layer, next to the adapter's A and B."""
+        variant = _variant(module, adapter_name)
+        if not hasattr(module, variant.upper):
+            setattr(module, variant.upper, nn.ParameterDict())
+            module.adapter_layer_names = (*module.adapter_layer_names, variant.upper)
+        A = factors(module, adapter_name).A
+        diagonal = torch.full((A.shape[0],), variant.start, dtype=A.dtype, device=A.device)
+        getattr(module, variant.upper)[adapter_name] = nn.Parameter(diagonal)
+
+    @staticmethod
+    def forward(
+        module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """``result + s B (g(d) * A x)``."""
+        values = _variant(module, active_adapter).singular_values(module, active_adapter)
+        lora_A, lora_B = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        hidden = lora_A(module.lora_dropout[active_adapter](x))
+        update: Tensor = lora_B(hidden * (module.scaling[active_adapter] * values))
+        return result + update
+
+    def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """``g(d)``, shape ``(rank,)``."""
+        return self.values(self.parameters(layer, adapter))
+
+    def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """d, shape ``(rank,)``."""
+        d: Tensor = getattr(layer, self.upper)[adapter]
+        return d
+
+    def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
+        _, _, A, B, scale = factors(layer, adapter)
+        dtype = widen(A.dtype)
+        values = scale * self.singular_values(layer, adapter).to(dtype)
+        return ((B.to(dtype) * values) @ A.to(dtype)).to(A.dtype)
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter added, in a new tensor."""
+        return orig_weight + _delta(module, active_adapter, orig_weight)
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """Adds the adapter to the base weight in place."""
+        orig_weight.add_(_delta(module, active_adapter, orig_weight))
+
+    @staticmethod
+    @torch.no_grad()
+    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter taken out."""
+        return orig_weight.detach() - _delta(module, active_adapter, orig_weight)
+
+
+def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
+    variant = module.lora_variant[adapter]
+    assert isinstance(variant, DiagonalVariant)
+    return variant
+
+
+def _delta(module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
+    assert isinstance(module, BiLevelLinear)
+    return module.get_delta_weight(adapter).to(weight.dtype)
+
+
+class DiagonalModel(LoraModel):
+    """PEFT's LoRA model, less what would drop the singular values without a word."""
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: PEFT combines A and B alone."""
+        raise NotImplementedError(
+            "add_weighted_adapter would ignore the singular values; fold each adapter into a plain "
+            "LoRA checkpoint with adapters.export_lora and combine those"
+        )
+
+
+def singular_values(model: nn.Module) -> dict[str, Tensor]:
+    """The singular values ``g(d)`` of every active adapter, by module name, detached.
+
+    Raises:
+        ValueError: The model has no active adapter of this kind.
+    """
+    found = {
+        name: variant.singular_values(layer, adapter).detach()
+        for name, adapter, layer, variant in adapted_layers(model, DiagonalVariant)
+    }
+    if not found:
+        raise ValueError(
+            f"model ({type(model).__name__}) has no active adapter with singular values; wrap it "
+            "with get_peft_model(model, BiLoraConfig(...))"
+        )
+    return found
