@@ -1,7 +1,35 @@
 """Bi-level and multilevel optimisation in PyTorch, with hypergradients that can prove they are right."""
 
-from blo.methods.implicit import Implicit, OneStep, cg, darts, dense, neumann, t1t2
-from blo.methods.products import Exact, FiniteDifference
-from blo.methods.solvers import CG, Dense, Identity, Neumann, Solution
-from blo.methods.context import Status
-from blo.total import Hypergradient, hypergradient
+from importlib.metadata import version
+
+from blo.engine import Engine as Engine
+from blo.graph import ProblemGraph as ProblemGraph
+from blo.methods.alternating import Alternating as Alternating
+from blo.methods.alternating import alternating as alternating
+from blo.methods.context import Context as Context
+from blo.methods.context import Info as Info
+from blo.methods.context import Method as Method
+from blo.methods.context import Point as Point
+from blo.methods.context import Requirements as Requirements
+from blo.methods.context import Response as Response
+from blo.methods.context import Status as Status
+from blo.methods.implicit import Implicit as Implicit
+from blo.methods.implicit import OneStep as OneStep
+from blo.methods.implicit import cg as cg
+from blo.methods.implicit import darts as darts
+from blo.methods.implicit import dense as dense
+from blo.methods.implicit import neumann as neumann
+from blo.methods.implicit import t1t2 as t1t2
+from blo.methods.products import Exact as Exact
+from blo.methods.products import FiniteDifference as FiniteDifference
+from blo.methods.solvers import CG as CG
+from blo.methods.solvers import Dense as Dense
+from blo.methods.solvers import Identity as Identity
+from blo.methods.solvers import Neumann as Neumann
+from blo.methods.solvers import Solution as Solution
+from blo.problem import Problem as Problem
+from blo.record import Record as Record
+from blo.total import Hypergradient as Hypergradient
+from blo.total import hypergradient as hypergradient
+
+__version__ = version("blo-torch")

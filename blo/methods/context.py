@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from blo.methods.objective import Objective
@@ -70,6 +71,7 @@ class Info:
         residual: relative residual of the linear solve; NaN where it is not known.
         num_gradients: gradient evaluations spent (a forward and a backward pass on the lower batch).
         num_products: Hessian and mixed products taken on graphs that were kept.
+        batches: numbers of the lower batches, in the lower problem's stream; empty for plain functions.
     """
 
     method: str
@@ -80,6 +82,11 @@ class Info:
     residual: float = math.nan
     num_gradients: int = 0
     num_products: int = 0
+    batches: tuple[int, ...] = ()
+
+    def on_batches(self, batches: Iterable[int]) -> Info:
+        """Return the same with the numbers of the batches."""
+        return replace(self, batches=tuple(batches))
 
 
 class Response(NamedTuple):
@@ -96,7 +103,6 @@ class Requirements:
 
     before: bool = False
     upper_gradient: bool = False
-    extra: tuple[str, ...] = field(default=())
 
 
 class Method(Protocol):

@@ -169,9 +169,7 @@ def dense(*, damping: float = 0.0, max_size: int = 4096) -> Implicit:
     return Implicit(Dense(max_size, damping))
 
 
-def _info(
-    method: Implicit | OneStep, point: str, products: Products, solution: Solution
-) -> Info:
+def _info(method: Implicit | OneStep, point: str, products: Products, solution: Solution) -> Info:
     return Info(
         method=repr(method),
         point=point,

@@ -27,9 +27,7 @@ class Objective(Protocol):
     def precision(self) -> torch.dtype | None:
         """The autocast type that the loss is computed in, or None without autocast."""
 
-    def scope(
-        self, upper: Tensors, lower: Tensors
-    ) -> AbstractContextManager[Callable[[], Tensor]]:
+    def scope(self, upper: Tensors, lower: Tensors) -> AbstractContextManager[Callable[[], Tensor]]:
         """Return a context that yields ``evaluate() -> g(upper, lower)``.
 
         Gradients are taken inside the context: activation checkpointing runs the forward pass again during the

@@ -1,0 +1,308 @@
+"""The training loop over a problem graph."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blo.adjoints import total_gradient
+from blo.batches import to_device
+from blo.graph import ProblemGraph, Update
+from blo.methods.context import Info
+from blo.methods.objective import RandomState, fresh_autocast, scalar
+from blo.methods.tensors import Tensors, average, detach
+from blo.problem import Problem
+from blo.record import Record, Step
+
+logger = logging.getLogger("blo")
+
+
+class Engine:
+    """Trains a problem graph by rounds: every problem takes its steps, bottom-up, and the top problem takes one.
+
+    The engine fills ``.grad`` and calls ``optimizer.step()``: hooks of the optimizer (clipping, projection) work as in any loop. It
+    builds no optimizer, and touches no parameter that no optimizer owns.
+
+    Args:
+        graph: the problems.
+        precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision alone.
+        callbacks: called with the `Record` of every round.
+
+    Example:
+        >>> engine = Engine(ProblemGraph([upper, lower]))  # doctest: +SKIP
+        >>> for record in engine.rounds(200):  # doctest: +SKIP
+        ...     print(record.round, record.losses)
+    """
+
+    def __init__(
+        self,
+        graph: ProblemGraph,
+        *,
+        precision: torch.dtype | None = None,
+        callbacks: Sequence[Callable[[Record], None]] = (),
+    ) -> None:
+        if precision not in (None, torch.bfloat16):
+            raise ValueError(
+                f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss scaling, which is not supported"
+            )
+        self.graph = graph
+        self.precision = precision
+        self.callbacks = tuple(callbacks)
+        self.round = 0
+        self.num_gradients = 0
+        self.num_products = 0
+        self._schedule = graph.schedule()
+        self._responding = {p.name: graph.responding(p) for p in graph.problems}
+        self._inputs = {p.name: graph.inputs(p) for p in graph.problems}
+        self._answers = {p.name for p in graph.problems if graph.inputs(p)}
+        self._steps: dict[str, Step] = {}
+        self._states: dict[str, Tensors | None] = {}
+        self._logged: set[str] = set()
+
+    def run(self, num_rounds: int) -> Record:
+        """Train for `num_rounds` rounds and return the record of the last."""
+        if num_rounds < 1:
+            raise ValueError(f"num_rounds must be at least 1, got {num_rounds}")
+        for record in self.rounds(num_rounds):
+            last = record
+        return last
+
+    def rounds(self, num_rounds: int) -> Iterator[Record]:
+        """Yield the record of each of `num_rounds` rounds as it is done; a round is one update of the top problem.
+
+        Raises:
+            FloatingPointError: if a loss is not finite, before it is used.
+        """
+        for _ in range(num_rounds):
+            record = self._round()
+            for callback in self.callbacks:
+                callback(record)
+            yield record
+
+    def _round(self) -> Record:
+        losses: dict[str, float] = {}
+        metrics: dict[str, dict[str, float]] = {}
+        responses: dict[str, Info] = {}
+        for update in self._schedule:
+            problem = self.graph[update.problem]
+            losses[problem.name], metrics[problem.name], infos = self._update(problem, update)
+            responses.update(infos)
+        self.round += 1
+        self._log(responses)
+        rates = {p.name: float(p.optimizer.param_groups[0]["lr"]) for p in self.graph.problems}
+        return Record(
+            self.round, losses, metrics, responses, rates, self.num_gradients, self.num_products
+        )
+
+    def _update(
+        self, problem: Problem, update: Update
+    ) -> tuple[float, dict[str, float], dict[str, Info]]:
+        """Take one step of `problem` along its total gradient."""
+        stream = self.graph.streams[problem.name]
+        first = stream.count
+        batches = tuple(to_device(stream.next(), problem.device) for _ in range(problem.accumulate))
+        keep = update.last and problem.name in self._answers
+        needs = problem.method.requirements
+        below = self._responding[problem.name]
+        above = (
+            self._inputs[problem.name]
+            if keep and needs.upper_gradient and not self.graph.below(problem)
+            else ()
+        )
+        wanted = (problem, *below, *above)
+        loss, metrics, grads, states = self._gradients(problem, wanted, batches, keep)
+        if keep:
+            before = keep and needs.before
+            self._steps[problem.name] = Step(
+                batches=batches,
+                random_states=states,
+                first_batch=first,
+                learning_rates=problem.learning_rates(),
+                lower=_copies(problem.parameters) if before else None,
+                upper={
+                    a.name: _copies(a.parameters)
+                    for a in (self._inputs[problem.name] if before else ())
+                    if a is not self.graph.top
+                },
+                upper_gradient={a.name: _filled(grads[a.name], a.parameters) for a in above}
+                if above
+                else None,
+            )
+        infos: dict[str, Info] = {}
+        if below:
+            direct = {
+                p.name: _filled(grads[p.name], p.parameters) if _any(grads[p.name]) else None
+                for p in (problem, *below)
+            }
+            total, infos = total_gradient(
+                self.graph, problem, direct, self._steps, self._states, self.precision
+            )
+            self.num_gradients += sum(i.num_gradients for i in infos.values())
+            self.num_products += sum(i.num_products for i in infos.values())
+        else:
+            total = grads[problem.name]
+        if total is None:
+            raise RuntimeError(
+                f"no gradient reached problem {problem.name!r} in round {self.round + 1}"
+            )
+        _step(problem, total, loss)
+        return loss, metrics, infos
+
+    def _gradients(
+        self,
+        problem: Problem,
+        wanted: tuple[Problem, ...],
+        batches: tuple[Any, ...],
+        keep: bool,
+    ) -> tuple[
+        float, dict[str, float], dict[str, tuple[Tensor | None, ...]], tuple[RandomState, ...]
+    ]:
+        """Return the loss and its partial derivatives for the parameters of `wanted`, in one backward pass a batch."""
+        parameters = tuple(t for p in wanted for t in p.parameters)
+        losses, pieces, states, metrics = [], [], [], {}
+        for batch in batches:
+            if keep:
+                states.append(RandomState.capture(dict.fromkeys(t.device for t in parameters)))
+            with fresh_autocast(problem.device, self.precision):
+                output = problem.loss(batch)
+            loss = scalar(output, f"loss of problem {problem.name!r}")
+            losses.append(self._finite(loss, problem))
+            metrics = _scalars(output)
+            pieces.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+        self.num_gradients += 1
+        grads = pieces[0] if len(pieces) == 1 else _average(pieces, parameters)
+        split, start = {}, 0
+        for p in wanted:
+            split[p.name] = grads[start : start + len(p.parameters)]
+            start += len(p.parameters)
+        return sum(losses) / len(losses), metrics, split, tuple(states)
+
+    def _finite(self, loss: Tensor, problem: Problem) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss of problem {problem.name!r} is {value} in round {self.round + 1}; nothing was updated with it. "
+                "Lower the learning rate or clip gradients"
+            )
+        return value
+
+    def _log(self, responses: dict[str, Info]) -> None:
+        for key, info in responses.items():
+            settings = f"{key}: {info.method}, at the point {info.point} the last lower step"
+            if settings not in self._logged:
+                self._logged.add(settings)
+                kernels = "; attention on the math kernel where graphs are differentiated twice"
+                logger.info("%s%s", settings, kernels if info.num_products else "")
+            logger.debug("round %d, %s: %s", self.round, key, info)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next round depends on: parameters, buffers, optimizers, schedulers, streams, random state.
+
+        Only parameters that the problems own are in it; frozen weights are not.
+        """
+        graph = self.graph
+        problems = {}
+        for p in graph.problems:
+            problems[p.name] = {
+                "parameters": {graph.space.names[id(t)]: t.detach().clone() for t in p.parameters},
+                "optimizer": p.optimizer.state_dict(),
+                "scheduler": None if p.scheduler is None else p.scheduler.state_dict(),
+                "stream": graph.streams[p.name].state_dict(),
+            }
+        devices = dict.fromkeys(t.device for p in graph.problems for t in p.parameters)
+        return {
+            "version": 1,
+            "round": self.round,
+            "num_gradients": self.num_gradients,
+            "num_products": self.num_products,
+            "problems": problems,
+            "buffers": graph.space.buffers(),
+            "method_states": dict(self._states),
+            "random_state": [s for _, s in RandomState.capture(devices).states],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, bit for bit where the operations are deterministic.
+
+        Raises:
+            ValueError: if the state belongs to other problems or parameters; nothing is changed then.
+        """
+        graph = self.graph
+        if set(state["problems"]) != {p.name for p in graph.problems}:
+            raise ValueError(
+                f"state must hold the problems {[p.name for p in graph.problems]}, got {list(state['problems'])}"
+            )
+        for p in graph.problems:
+            names = {graph.space.names[id(t)]: tuple(t.shape) for t in p.parameters}
+            saved = {n: tuple(t.shape) for n, t in state["problems"][p.name]["parameters"].items()}
+            if names != saved:
+                odd = sorted(set(names.items()) ^ set(saved.items()))[:3]
+                raise ValueError(f"state has other parameters for problem {p.name!r}: {odd}")
+        for p in graph.problems:
+            saved = state["problems"][p.name]
+            with torch.no_grad():
+                for t in p.parameters:
+                    t.copy_(saved["parameters"][graph.space.names[id(t)]])
+            p.optimizer.load_state_dict(saved["optimizer"])
+            if p.scheduler is not None:
+                p.scheduler.load_state_dict(saved["scheduler"])
+            graph.streams[p.name].load_state_dict(saved["stream"])
+        graph.space.load_buffers(state["buffers"])
+        self.round = state["round"]
+        self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
+        self._states = dict(state["method_states"])
+        devices = dict.fromkeys(t.device for p in graph.problems for t in p.parameters)
+        places = [device for device, _ in RandomState.capture(devices).states]
+        RandomState(tuple(zip(places, state["random_state"], strict=True))).restore()
+
+
+def _step(problem: Problem, gradient: tuple[Tensor | None, ...], loss: float) -> None:
+    """Hand the gradient to the user's optimizer, and its scheduler after it."""
+    for parameter, g in zip(problem.parameters, gradient, strict=True):
+        parameter.grad = g
+    problem.optimizer.step()
+    for parameter in problem.parameters:
+        parameter.grad = None
+    if isinstance(problem.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        problem.scheduler.step(loss)
+    elif problem.scheduler is not None:
+        problem.scheduler.step()
+
+
+def _copies(parameters: tuple[Tensor, ...]) -> Tensors:
+    return tuple(p.detach().clone() for p in parameters)
+
+
+def _any(grads: tuple[Tensor | None, ...]) -> bool:
+    return any(g is not None for g in grads)
+
+
+def _filled(grads: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> Tensors:
+    pairs = zip(grads, like, strict=True)
+    return tuple(torch.zeros_like(t) if g is None else g.detach() for g, t in pairs)
+
+
+def _average(
+    pieces: list[tuple[Tensor | None, ...]], like: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the mean of several gradients; None where no batch reached a parameter."""
+    reached = [_any(column) for column in zip(*pieces, strict=True)]
+    mean = average([_filled(piece, like) for piece in pieces])
+    return tuple(m if r else None for m, r in zip(mean, reached, strict=True))
+
+
+def _scalars(output: Any) -> dict[str, float]:
+    """Return the numbers beside the loss in a dictionary."""
+    if not isinstance(output, dict):
+        return {}
+    return {
+        str(k): float(v.detach() if isinstance(v, Tensor) else v)
+        for k, v in output.items()
+        if k != "loss"
+        and (isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1))
+    }

@@ -1,0 +1,266 @@
+"""Which problem reads which, checked once, and the order of updates as plain data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from blo.batches import BatchStream, to_device
+from blo.evaluation import ParameterSpace
+from blo.methods.alternating import Alternating
+from blo.methods.objective import RandomState, scalar
+from blo.problem import Problem
+
+
+class Update(NamedTuple):
+    """One update in a round: `problem` takes its step number `step` (1-based) since the problems above it took theirs.
+
+    `last` says that the problems above come next, so that this step's batch and point are kept for their hypergradients.
+    """
+
+    problem: str
+    step: int
+    last: bool
+
+
+class ProblemGraph:
+    """Problems from top to bottom.
+
+    A problem that reads one above it responds to it by its `method`; the problem above receives the hypergradient. A problem may read
+    problems above and below it. Problems that stand side by side (in a tuple) have no order and must not read each other.
+
+    Args:
+        problems: top to bottom; a tuple or list inside the sequence holds problems side by side.
+
+    Raises:
+        ValueError: if the problems cannot be solved together, naming the problem and the remedy: names or parameters used twice,
+            parameters outside the modules, declared reads that are not there, a hypergradient that reaches nobody.
+
+    Example:
+        >>> graph = ProblemGraph([upper, lower])  # doctest: +SKIP
+        >>> print(graph)  # doctest: +SKIP
+    """
+
+    def __init__(self, problems: Sequence[Problem | Sequence[Problem]]) -> None:
+        levels = [(p,) if isinstance(p, Problem) else tuple(p) for p in problems]
+        self.problems: tuple[Problem, ...] = tuple(p for level in levels for p in level)
+        if not self.problems:
+            raise ValueError("problems must hold at least one Problem, got none")
+        for p in self.problems:
+            if not isinstance(p, Problem):
+                raise TypeError(f"problems must hold Problem objects, got {p!r}")
+        if len(levels[0]) > 1 or self.top.steps != 1:
+            raise ValueError(
+                "the first level must be one problem with steps=1, since its update ends a round; got "
+                + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
+            )
+        self._by_name = {p.name: p for p in self.problems}
+        self._level = {p.name: i for i, level in enumerate(levels) for p in level}
+        self.space = ParameterSpace(dict.fromkeys(m for p in self.problems for m in p.modules))
+        self._check_names()
+        self._check_parameters()
+        self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
+        self.reads: dict[str, tuple[str, ...]] = {p.name: self._probe(p) for p in self.problems}
+        self._check_reads()
+        self._depth = self._depths()
+        self._check_reach()
+
+    def __getitem__(self, name: str) -> Problem:
+        """Return the problem called `name`."""
+        return self._by_name[name]
+
+    @property
+    def top(self) -> Problem:
+        """The first problem; a round ends with its update."""
+        return self.problems[0]
+
+    def above(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems above that the loss of `problem` reads, top to bottom."""
+        read = self.reads[problem.name]
+        return tuple(q for q in self.problems if q.name in read and self._is_above(q, problem))
+
+    def below(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems below that the loss of `problem` reads, top to bottom."""
+        read = self.reads[problem.name]
+        return tuple(q for q in self.problems if q.name in read and self._is_above(problem, q))
+
+    def felt(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems below whose solutions the loss of `problem` depends on, itself or through other solutions."""
+        names = {q.name for q in self.below(problem)}
+        for q in reversed(self.underneath(problem)):
+            if q.name in names:
+                names |= {a.name for a in self.inputs(q) if self._is_above(problem, a)}
+        return tuple(q for q in self.underneath(problem) if q.name in names)
+
+    def inputs(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems above that the solution of `problem` depends on directly, top to bottom.
+
+        These are the ones its loss reads, and those that reach it through the solutions below that it sees responding.
+        """
+        names = {q.name for q in self.above(problem)}
+        if problem.through_response:
+            names |= {a.name for r in self.felt(problem) for a in self.inputs(r)}
+        return tuple(q for q in self.problems if q.name in names and self._is_above(q, problem))
+
+    def responding(
+        self, problem: Problem, sources: Sequence[Problem] | None = None
+    ) -> tuple[Problem, ...]:
+        """Return the problems below that `problem` feels and that move with the `sources`, top to bottom.
+
+        With the problem itself as the only source (the default) these carry its hypergradient: one response is taken of each.
+        """
+        moved = {p.name for p in (sources or (problem,))}
+        for q in self.underneath(problem):
+            if any(a.name in moved for a in self.inputs(q)):
+                moved.add(q.name)
+        return tuple(q for q in self.felt(problem) if q.name in moved)
+
+    def schedule(self) -> tuple[Update, ...]:
+        """Return the updates of one round, in order.
+
+        Problems of the same depth (the longest chain of reads down to them) advance together; between two of their updates the
+        next depth runs through all its steps.
+        """
+        return tuple(self._block(0))
+
+    def _block(self, depth: int) -> Iterable[Update]:
+        here = [p for p in self.problems if self._depth[p.name] == depth]
+        for t in range(1, max((p.steps for p in here), default=0) + 1):
+            yield from self._block(depth + 1)
+            for p in here:
+                if t <= p.steps:
+                    yield Update(p.name, t, last=t == p.steps)
+
+    def __str__(self) -> str:
+        """Return the problems as a tree, top to bottom, with their reads."""
+        lines = []
+        for p in self.problems:
+            size = sum(t.numel() for t in p.parameters)
+            reads = ", ".join(self.reads[p.name]) or "nothing else"
+            pace = "" if p is self.top else f", {p.steps} step{'s' * (p.steps > 1)} an update above"
+            how = "" if p is self.top else f"; responds by {p.method!r}"
+            indent = "   " * self._depth[p.name]
+            lines.append(f"{indent}{p.name}: {size:,} parameters{pace}; reads {reads}{how}")
+        return "\n".join(lines)
+
+    def underneath(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return all problems on the levels below `problem`, top to bottom."""
+        return tuple(q for q in self.problems if self._is_above(problem, q))
+
+    def _is_above(self, p: Problem, q: Problem) -> bool:
+        return self._level[p.name] < self._level[q.name]
+
+    def _check_names(self) -> None:
+        if len(self._by_name) < len(self.problems):
+            names = [p.name for p in self.problems]
+            twice = next(n for n in names if names.count(n) > 1)
+            raise ValueError(f"problem names must be unique, got {twice!r} twice")
+        for p in self.problems:
+            for name in p.reads or ():
+                if name not in self._by_name:
+                    raise ValueError(
+                        f"reads of problem {p.name!r} names {name!r}, which is not in the graph; it has {list(self._by_name)}"
+                    )
+                if name == p.name:
+                    raise ValueError(
+                        f"reads of problem {name!r} names itself; list other problems only"
+                    )
+
+    def _check_parameters(self) -> None:
+        owner: dict[int, str] = {}
+        for p in self.problems:
+            for parameter in p.parameters:
+                if parameter not in self.space:
+                    raise ValueError(
+                        f"a parameter of shape {tuple(parameter.shape)} in the optimizer of problem {p.name!r} is in none of the "
+                        "graph's modules; parameters live in modules: put it in an nn.Module that the loss uses and pass that as module"
+                    )
+                if id(parameter) in owner:
+                    raise ValueError(
+                        f"parameter {self.space.names[id(parameter)]!r} is in the optimizers of problems {owner[id(parameter)]!r} "
+                        f"and {p.name!r}; each parameter belongs to one problem"
+                    )
+                owner[id(parameter)] = p.name
+
+    def _probe(self, problem: Problem) -> tuple[str, ...]:
+        """Return the names of the problems whose parameters the loss reaches on its first batch.
+
+        The random state and the buffers are as before, and the batch stays in the stream.
+        """
+        batch = to_device(self.streams[problem.name].peek(), problem.device)
+        owned = tuple(t for p in self.problems for t in p.parameters)
+        state = RandomState.capture(dict.fromkeys(t.device for t in owned))
+        with state.replay(), self.space.substituted((), ()):
+            loss = scalar(problem.loss(batch), f"loss of problem {problem.name!r}")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"the loss of problem {problem.name!r} depends on no parameter of the graph; "
+                    "check for no_grad(), detach() or .item() in it"
+                )
+            grads = torch.autograd.grad(loss, owned, allow_unused=True)
+        found = []
+        for p in self.problems:
+            mine, grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
+            if any(g is not None for g in mine):
+                found.append(p.name)
+        return tuple(found)
+
+    def _check_reads(self) -> None:
+        for p in self.problems:
+            others = tuple(n for n in self.reads[p.name] if n != p.name)
+            if p.reads is not None and set(p.reads) != set(others):
+                raise ValueError(
+                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but on its first batch the loss depends on "
+                    f"{sorted(others)}; correct reads, or leave it out"
+                )
+            for name in others:
+                if self._level[name] == self._level[p.name]:
+                    raise ValueError(
+                        f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} reads {name!r}: without an order that "
+                        "is a Nash game, which is not supported; list them one above the other"
+                    )
+
+    def _depths(self) -> dict[str, int]:
+        depth: dict[str, int] = {}
+        for q in self.problems:
+            linked = [
+                depth[p.name]
+                for p in self.problems
+                if self._level[p.name] < self._level[q.name]
+                and (p.name in self.reads[q.name] or q.name in self.reads[p.name])
+            ]
+            depth[q.name] = 1 + max(linked) if linked else (0 if q is self.top else 1)
+        return depth
+
+    def _check_reach(self) -> None:
+        for p in self.problems:
+            below, responding = self.below(p), self.responding(p)
+            if p.name not in self.reads[p.name] and not responding:
+                raise ValueError(
+                    f"no gradient reaches problem {p.name!r}: its loss depends neither on its own parameters nor on a problem below "
+                    f"that responds to them (it reads {list(self.reads[p.name])}); let a lower loss use the parameters of {p.name!r}"
+                )
+            deaf = [
+                q for q in below if not self.inputs(q) and not isinstance(q.method, Alternating)
+            ]
+            if deaf and not responding:
+                raise ValueError(
+                    f"problem {p.name!r} reads {[q.name for q in deaf]} below it, but no problem below depends on {p.name!r}, so there "
+                    f"is no hypergradient: check for detach() or no_grad() on the parameters of {p.name!r} in the lower loss, or set "
+                    "method=alternating() on the lower problem to train them in turns on purpose"
+                )
+            if p is self.top:
+                continue
+            if not any(p.name in self.reads[q.name] for q in self.problems if q is not p):
+                raise ValueError(
+                    f"no other problem reads problem {p.name!r}; remove it from the graph or let a loss use its parameters"
+                )
+            if responding and not p.through_response:
+                warnings.warn(
+                    f"problem {p.name!r} reads {[q.name for q in below]} below it with through_response=False: their response is "
+                    "left out of its Hessian, and the hypergradients above it are biased",
+                    stacklevel=3,
+                )

@@ -1,0 +1,242 @@
+"""Lower solutions attached to the graph: ``y*(x)`` as a tensor that autograd can differentiate, to any order.
+
+A middle problem that reads one below it minimises ``G(x, y) = g(x, y, z*(x, y))``. With ``z*`` attached, `G` is an ordinary loss whose
+first and second derivatives see the response of `z`, so any rule for products can be used on it.
+
+The first derivative is the implicit function theorem. Its ingredients are written in differentiable operations, the linear solve
+among them, so that autograd differentiates them again:
+
+    z* (x)        backward:  x_bar = -g_xz v,  v = solve(z_bar)
+    v = H^{-1} b  backward:  b_bar = w = solve(v_bar),  x_bar = -d/dx <w, H v>,  z_bar = -d/dz <w, H v>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from blo.methods.context import Context, Point
+from blo.methods.implicit import Implicit, OneStep
+from blo.methods.objective import Objective
+from blo.methods.products import twice_differentiable
+from blo.methods.tensors import Tensors, add, average, detach, scale
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A lower problem that has been solved, and the method that says how its solution responds."""
+
+    context: Context
+    method: Implicit | OneStep
+
+    def attach(self, upper: Tensors) -> Tensors:
+        """Return the lower solution, equal to the values in the context and differentiable with respect to `upper`.
+
+        Implicit methods differentiate the stationarity at the solution, one-step methods the last step.
+        """
+        if isinstance(self.method, OneStep):
+            return self._stepped(upper)
+        return _Solution.apply(self, len(upper), *upper, *self.context.after.lower)
+
+    def _stepped(self, upper: Tensors) -> Tensors:
+        """Return ``y - s g_y(x, y)`` shifted to the present solution: its derivative is that of the step."""
+        assert isinstance(self.method, OneStep)
+        before = tuple(t.detach().requires_grad_() for t in self.context.before.lower)
+        gradient = self.gradient(upper, before)
+        step = scale(self.method.step(self.context), gradient)
+        shift = tuple(s.detach() - s for s in step)
+        return add(self.context.after.lower, shift)
+
+    def gradient(self, upper: Tensors, lower: Tensors) -> Tensors:
+        """Return ``g_y(upper, lower)`` in the graph of both, weight decay included."""
+        pieces = []
+        for objective in self.context.objectives:
+            x, y = _alias(upper), _alias(lower)
+            with third_order_norms(), twice_differentiable(objective, x, y) as evaluate:
+                pieces.append(
+                    torch.autograd.grad(
+                        evaluate(), y, create_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                )
+        gradient = scale(self.context.sign, average(pieces))
+        decay = self.context.weight_decay
+        return gradient if decay is None else add(gradient, scale(decay, lower))
+
+    def pulled_back(self, upper: Tensors, lower: Tensors, v: Tensors) -> tuple[Tensors, Tensors]:
+        """Return ``(g_xy v, g_yy v)`` in the graph of `upper`, `lower` and `v`: partial derivatives, as if y were free of x."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x, y = _alias(upper), _alias(lower)
+            return _split(_gradients(self.gradient(x, y), x + y, v, create_graph=again), len(x))
+
+    def solve(self, upper: Tensors, lower: Tensors, rhs: Tensors) -> Tensors:
+        """Return ``v`` with ``g_yy v = rhs``, differentiable with respect to all three."""
+        return _Solve.apply(self, len(upper), len(lower), *upper, *lower, *rhs)
+
+    def solve_value(self, upper: Tensors, lower: Tensors, rhs: Tensors) -> Tensors:
+        """Return ``v`` with ``g_yy v = rhs`` by the method's solver, without graph."""
+        assert isinstance(self.method, Implicit)
+        context = replace(self.context, after=Point(detach(upper), detach(lower)))
+        products = self.method.products.at(context, context.after)
+        return self.method.solver(products.hvp, detach(rhs)).value
+
+
+class _Solution(torch.autograd.Function):
+    """``y*(x)``: the given value forward, ``-g_xy H^{-1} c`` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, solved: Solved, num_upper: int, *tensors: Tensor) -> Tensors:
+        upper, lower = tensors[:num_upper], tensors[num_upper:]
+        values = tuple(t.clone() for t in lower)
+        ctx.solved, ctx.num_upper = solved, num_upper
+        ctx.save_for_backward(*upper, *values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *cotangent: Tensor) -> Any:
+        upper, lower = _split(ctx.saved_tensors, ctx.num_upper)
+        v = ctx.solved.solve(upper, lower, cotangent)
+        mixed, _ = ctx.solved.pulled_back(upper, lower, v)
+        return (None, None, *scale(-1.0, mixed), *(None for _ in lower))
+
+
+class _Solve(torch.autograd.Function):
+    """``H(x, y)^{-1} b`` for symmetric ``H = g_yy``: a solve forward, a solve and a derivative of ``<w, H v>`` backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, solved: Solved, num_upper: int, num_lower: int, *tensors: Tensor
+    ) -> Tensors:
+        upper, rest = _split(tensors, num_upper)
+        lower, rhs = _split(rest, num_lower)
+        with torch.enable_grad():
+            v = detach(solved.solve_value(upper, lower, rhs))
+        ctx.solved, ctx.num_upper, ctx.num_lower = solved, num_upper, num_lower
+        ctx.save_for_backward(*upper, *lower, *v)
+        return v
+
+    @staticmethod
+    def backward(ctx: Any, *cotangent: Tensor) -> Any:
+        upper, rest = _split(ctx.saved_tensors, ctx.num_upper)
+        lower, v = _split(rest, ctx.num_lower)
+        w = ctx.solved.solve(upper, lower, cotangent)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x, y = _alias(upper), _alias(lower)
+            _, hv = ctx.solved.pulled_back(x, y, v)
+            bars = scale(-1.0, _gradients(hv, x + y, w, create_graph=again))
+        return (None, None, None, *bars, *w)
+
+
+def _gradients(
+    outputs: Tensors, inputs: Tensors, weights: Tensors, *, create_graph: bool
+) -> Tensors:
+    """Return ``d<outputs, weights>/d(inputs)``, zeros where nothing depends on an input."""
+    attached = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not attached:
+        return tuple(torch.zeros_like(t) for t in inputs)
+    kept, factors = zip(*attached, strict=True)
+    return torch.autograd.grad(
+        kept,
+        inputs,
+        factors,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _split(tensors: Tensors, n: int) -> tuple[Tensors, Tensors]:
+    return tuple(tensors[:n]), tuple(tensors[n:])
+
+
+def _alias(tensors: Tensors) -> Tensors:
+    """Return the same values as new nodes, so that a derivative with respect to them is partial."""
+    return tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors)
+
+
+class third_order_norms(TorchFunctionMode):  # noqa: N801 - used as a context manager
+    """Within the block, layer and batch normalisation are composed of elementary operations.
+
+    Torch's fused kernels have wrong third derivatives (silently; pytorch issues 175754 and 186256), which an attached solution needs.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace the two functions and pass all others through."""
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        if func is torch.nn.functional.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(dims, keepdim=True)
+    output = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    output = output if weight is None else output * weight
+    return output if bias is None else output + bias
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    dims = (0, *range(2, input.dim()))
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    if training:
+        mean = input.mean(dims)
+        variance = (input - mean.view(shape)).square().mean(dims)
+    else:
+        assert running_mean is not None and running_var is not None
+        mean, variance = running_mean, running_var
+    output = (input - mean.view(shape)) * (variance.view(shape) + eps).rsqrt()
+    output = output if weight is None else output * weight.view(shape)
+    return output if bias is None else output + bias.view(shape)
+
+
+@dataclass(frozen=True)
+class AttachedObjective:
+    """The objective of a problem that reads solved problems below it, their response included.
+
+    Args:
+        base: the loss as an objective of ``(upper, lower + all attached)``.
+        attached: the solved problems top to bottom, each with the positions of its upper tensors in ``upper + lower + attached
+            before it``.
+    """
+
+    base: Objective
+    attached: tuple[tuple[Solved, tuple[int, ...]], ...]
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The autocast type of the loss."""
+        return self.base.precision
+
+    @contextmanager
+    def scope(self, upper: Tensors, lower: Tensors) -> Iterator[Any]:
+        """Yield the evaluation of the loss with the solutions below attached to `upper` and `lower`."""
+        known = tuple(upper) + tuple(lower)
+        for solved, positions in self.attached:
+            known += tuple(solved.attach(tuple(known[i] for i in positions)))
+        with self.base.scope(upper, known[len(upper) :]) as evaluate:
+            yield evaluate
