@@ -7,7 +7,9 @@ them.
 from adapters.bidora import BiDoraConfig, DirectionOrthogonality
 from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
 from adapters.diagonal import singular_values
+from adapters.export import export_lora
 from adapters.levels import Levels, levels
+from adapters.problems import two_level
 
 __all__ = [
     "BiDoraConfig",
@@ -16,6 +18,8 @@ __all__ = [
     "DirectionOrthogonality",
     "Levels",
     "Orthogonality",
+    "export_lora",
     "levels",
     "singular_values",
+    "two_level",
 ]

@@ -25,9 +25,12 @@ from peft.tuners.lora.layer import (  # type: ignore[attr-defined]
 )
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 __all__ = [
+    "CONFIG_NAME",
+    "SAFETENSORS_WEIGHTS_NAME",
     "BiLevelConfig",
     "BiLevelLinear",
     "BiLevelVariant",
@@ -211,12 +214,18 @@ def factors(layer: LoraLayer, adapter: str) -> Factors:
 
 
 def adapted_layers(
-    model: nn.Module, variant: type[V]
+    model: nn.Module, variant: type[V], adapter_name: str | None = None
 ) -> Iterator[tuple[str, str, BiLevelLinear, V]]:
-    """Name, adapter, layer and method of every active adapter of this kind, in model order."""
+    """Name, adapter, layer and method of every adapter of this kind, in the model's order.
+
+    Args:
+        model: any module.
+        variant: the kind of method.
+        adapter_name: one adapter, active or not; None for the active ones.
+    """
     for name, module in model.named_modules():
         if isinstance(module, BiLevelLinear):
-            for adapter in module.active_adapters:
+            for adapter in module.active_adapters if adapter_name is None else [adapter_name]:
                 found = module.lora_variant.get(adapter)
                 if isinstance(found, variant):
                     yield name, adapter, module, found

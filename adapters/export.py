@@ -1,0 +1,108 @@
+"""Checkpoints that load without this package."""
+
+import json
+import os
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.diagonal import DiagonalVariant
+from adapters.norms import widen
+from adapters.peft_glue import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, adapted_layers
+
+__all__ = ["export_lora"]
+
+
+def export_lora(
+    model: PeftModel, path: str | os.PathLike[str], adapter_name: str | None = None
+) -> Path:
+    """The folder of a plain PEFT LoRA checkpoint that computes what the BiLoRA adapter computes.
+
+    The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
+    approximation. Heads in ``modules_to_save`` and trained biases are included. The files appear
+    complete or not at all; files of the same name are replaced.
+
+    Args:
+        model: A PEFT model with a BiLoRA adapter.
+        path: The folder to write.
+        adapter_name: The adapter; the active one if None.
+
+    Raises:
+        TypeError: `model` is not a ``PeftModel``.
+        ValueError: The adapter is not one that folds into LoRA.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from adapters import BiLoraConfig, export_lora
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(file.name for file in export_lora(model, folder).iterdir())
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"model must be a peft.PeftModel, got {type(model).__name__}; wrap it with "
+            "get_peft_model"
+        )
+    adapter = model.active_adapter if adapter_name is None else adapter_name
+    _check_foldable(model, adapter)
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"path must be a folder, got the file {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging:
+        folder = Path(staging, "adapter")
+        model.save_pretrained(str(folder), selected_adapters=[adapter])
+        source = folder if adapter == "default" else folder / adapter
+        weights, config = source / SAFETENSORS_WEIGHTS_NAME, source / CONFIG_NAME
+        folded = _folded(model, adapter, load_file(weights))
+        save_file(folded, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        (folder / CONFIG_NAME).write_text(_plain(model, adapter, config.read_text()))
+        # The configuration comes last: a folder without it is not a checkpoint.
+        for name in ("README.md", SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
+            path.mkdir(exist_ok=True)
+            os.replace(folder / name, path / name)
+    return path
+
+
+def _check_foldable(model: PeftModel, adapter: str) -> None:
+    if adapter not in model.peft_config:
+        raise ValueError(
+            f"adapter_name must be one of {sorted(model.peft_config)}, got {adapter!r}"
+        )
+    if next(adapted_layers(model, DiagonalVariant, adapter), None) is not None:
+        return
+    if getattr(model.peft_config[adapter], "use_dora", False):
+        raise ValueError(
+            f"adapter {adapter!r} cannot become LoRA: its change of the weights, "
+            "diag(m / n) (W0 + s B A) - W0, has full rank. It needs no export: "
+            "model.save_pretrained(path) writes a plain PEFT DoRA checkpoint; for a program "
+            "without DoRA, save model.merge_and_unload()"
+        )
+    raise ValueError(
+        f"adapter {adapter!r} has no singular values to fold; model.save_pretrained(path) saves it"
+    )
+
+
+def _folded(model: PeftModel, adapter: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    folded = dict(saved)
+    for name, _, layer, variant in adapted_layers(model, DiagonalVariant, adapter):
+        del folded[f"{name}.{variant.upper}"]
+        key = f"{name}.lora_B.weight"
+        B = saved[key]
+        values = variant.singular_values(layer, adapter).detach().to(B.device, widen(B.dtype))
+        folded[key] = (B * values).to(B.dtype).contiguous()
+    return folded
+
+
+def _plain(model: PeftModel, adapter: str, saved: str) -> str:
+    own = {field.name for field in fields(model.peft_config[adapter])}
+    own -= {field.name for field in fields(LoraConfig)}
+    plain = {name: value for name, value in json.loads(saved).items() if name not in own}
+    return json.dumps({**plain, "peft_type": "LORA"}, indent=2, sort_keys=True)
