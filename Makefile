@@ -47,7 +47,7 @@ imports: $(VENV)/.test ## the layers of docs/design.md
 	@$(bin)/lint-imports --no-cache
 
 docs: .venv-docs/.docs ## the documentation site, in site/
-	@.venv-docs/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, scaling
@@ -100,7 +100,7 @@ $(VENV)/.test: $(VENV)/.demo
 .venv-docs/.docs: pyproject.toml constraints.txt
 	@echo "Installing the documentation tools into .venv-docs"
 	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	@$(docs_pip) install --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	@$(docs_pip) install --constraint constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
 # The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on
