@@ -129,10 +129,18 @@ class AdapterOptions:
         None, "names of the adapted modules, or all-linear; default: PEFT's for the architecture"
     )
     singular_values: Literal["real", "softmax", "binary"] = option(
-        "softmax", "bilora: how the pseudo singular values are parameterised"
+        "softmax", "bilora: what the pseudo singular values are"
+    )
+    scale_by_rank: bool = option(
+        False,
+        "bilora: multiply softmax values by the rank, so that they start at 1 and lora_alpha means "
+        "what it means for lora (the paper's sum to 1)",
     )
     orthogonality: float = option(
-        0.0, "bilora: weight of the squared orthogonality penalty on the lower level's factors"
+        0.0, "weight of the method's squared orthogonality penalty on the lower level"
+    )
+    binarisation: float = option(
+        0.0, "bilora: weight of the upper level's entropy penalty; --singular_values binary only"
     )
     export_lora: bool = option(
         False, "bilora: also write the folded adapter as a plain PEFT LoRA in the folder lora/"
@@ -143,7 +151,11 @@ class AdapterOptions:
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be greater than 0")
         inside = 0 <= self.lora_dropout < 1
         require(inside, "lora_dropout", self.lora_dropout, "must be at least 0 and less than 1")
-        require_all(self, ("orthogonality",), 0, "must be at least 0; 0 leaves the penalty out")
+        names = ("orthogonality", "binarisation")
+        require_all(self, names, 0, "must be at least 0; 0 leaves the penalty out")
+        if self.binarisation > 0 and self.singular_values != "binary":
+            remedy = "needs --singular_values binary"
+            require(False, "binarisation", self.binarisation, remedy)
         modules = separated(self.lora_target_modules)
         object.__setattr__(self, "lora_target_modules", modules)
 
@@ -160,11 +172,15 @@ class LevelOptions:
         None, "learning rate of the upper level; default: --learning_rate"
     )
     upper_weight_decay: float = option(0.0, "decoupled weight decay of the upper level")
-    hypergradient: Literal["darts", "t1t2", "neumann", "cg"] = option(
-        "darts", "how the lower level's response to the upper one is computed"
+    hypergradient: Literal["darts", "t1t2", "neumann", "cg", "alternating"] = option(
+        "darts",
+        "how the lower level's response to the upper one is computed; alternating leaves it out "
+        "(a control)",
     )
     hypergradient_scale: float | None = option(
-        None, "scale of darts, t1t2, neumann; default for darts: the lower level's learning rate"
+        None,
+        "scale of darts, t1t2, neumann; default: the lower level's current learning rate for darts "
+        "and t1t2 (1 is Betty's choice), estimated from the curvature for neumann",
     )
     hypergradient_products: int = option(10, "most Hessian products of neumann and cg in a round")
 
@@ -177,11 +193,9 @@ class LevelOptions:
         require(rate is None or rate > 0, "upper_learning_rate", rate, "must be greater than 0")
         require(scale is None or scale > 0, "hypergradient_scale", scale, "must be greater than 0")
         require_all(self, ("upper_weight_decay",), 0, "must be at least 0")
-        if self.hypergradient == "cg" and scale is not None:
-            raise UsageError(
-                f"argument --hypergradient_scale: cg solves the system and has no scale, "
-                f"got {scale!r}; leave it out or choose darts, t1t2 or neumann"
-            )
+        if self.hypergradient in ("cg", "alternating") and scale is not None:
+            remedy = f"{self.hypergradient} has no scale; choose darts, t1t2 or neumann"
+            require(False, "hypergradient_scale", scale, remedy)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,233 @@
+"""One fine-tuning run, from options to a folder of results."""
+
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from adapters import export_lora, levels
+from applications.common import graphs, models
+from applications.common.arguments import BI_LEVEL_METHODS, Method, Options
+from applications.common.batches import encode, evaluation_batches, training_batches
+from applications.common.errors import UsageError
+from applications.common.examples import TaskData
+from applications.common.metrics import Evaluation, evaluate
+from applications.common.outputs import RunFolder, write_whole
+from applications.common.report import run_report
+from applications.common.splits import Splits, at_most, sizes, split_task, two_levels
+from applications.common.tasks import load_task
+from applications.common.training import train
+from blo import Engine, ProblemGraph
+
+Say = Callable[[str], None]
+PACKAGES = ("torch", "peft", "transformers", "blo-torch")
+DEFAULT_METHOD: Method = "bilora"
+
+
+def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
+    """Train one method on one task and write the folder of results.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; the message says how to go on.
+    """
+    options = completed(options)
+    method, run = str(options.adapter.method), options.run
+    device = models.device(options.model)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    task = load_task(options.data)
+    splits = split_task(task, options.data)
+    model, tokenizer = models.adapted_model(
+        options.model, options.adapter, task, method=method, seed=run.seed
+    )
+    score = scorer(model, tokenizer, task, options)
+    updates, graph = problem_graph(model, tokenizer, task, splits, options)
+    engine = Engine(graph, precision=models.precision(options.model))
+    folder = RunFolder(Path(str(run.output_dir)))
+    if not run.resume:
+        folder.clear()
+    folder.write_config(options.as_dict())
+    for note in splits.notes:
+        say(f"{task.name}: {note}")
+    say(f"{method}: {updates.num_lower_steps} updates, results in {folder.path}")
+    held_out = splits.validation
+    done = train(
+        engine,
+        updates=updates,
+        folder=folder,
+        options=options,
+        validate=None if held_out is None else lambda: score(held_out),
+    )
+    on_train, on_test = score(splits.train), score(splits.test)
+    on_validation = None if held_out is None else score(held_out)
+    folder.save_adapter(model)
+    if options.adapter.export_lora:
+        write_whole(folder.path / "lora", lambda draft: export_lora(model, str(draft)))
+    name = task.metric
+    trainable, upper = counts(model, method)
+    summary = {
+        "method": method,
+        "task": task.name,
+        "model": options.model.model_name_or_path,
+        "seed": run.seed,
+        "train_size": len(splits.train),
+        "metric_name": name,
+        "train_metric": on_train.metrics[name],
+        "validation_metric": None if on_validation is None else on_validation.metrics[name],
+        "test_metric": on_test.metrics[name],
+        "train_loss": on_train.loss,
+        "test_loss": on_test.loss,
+        "ece": on_test.metrics.get("ece"),
+        "generalisation_gap": on_train.metrics[name] - on_test.metrics[name],
+        "trainable_params": trainable,
+        "upper_params": upper,
+        "num_lower_steps": updates.num_lower_steps,
+        "num_upper_steps": updates.num_upper_steps,
+        "num_gradients": engine.num_gradients,
+        "num_hvps": engine.num_products,
+        "wall_seconds": done.seconds,
+        "peak_memory_mb": peak_memory_mb(device),
+        "hypergradient": done.hypergradient,
+        "device": device_name(device),
+        "versions": versions(),
+    }
+    folder.write_summary(summary)
+    every = {"train": on_train, "validation": on_validation, "test": on_test}
+    run_report(
+        folder,
+        summary=summary,
+        evaluations={split: found for split, found in every.items() if found is not None},
+        sizes=sizes(splits),
+        notes=splits.notes,
+    )
+    return summary
+
+
+def completed(options: Options) -> Options:
+    """The options with the method and the output folder filled in, checked together."""
+    method = options.adapter.method or DEFAULT_METHOD
+    penalty = options.adapter.orthogonality
+    if penalty > 0 and method not in BI_LEVEL_METHODS:
+        raise UsageError(
+            f"argument --orthogonality: method {method} has no such penalty, got {penalty}; "
+            f"leave it out, or choose one of {', '.join(BI_LEVEL_METHODS)}"
+        )
+    if options.adapter.export_lora and method != "bilora":
+        raise UsageError(
+            f"argument --export_lora: only bilora is folded to a plain LoRA, got --method {method}"
+        )
+    place = options.run.output_dir
+    if place is None:
+        data = options.data
+        named = data.task_name or Path(str(data.train_file or data.data_dir)).stem
+        place = f"runs/nlu/{named.replace('/', '-')}-{method}-seed{options.run.seed}"
+    return replace(
+        options,
+        adapter=replace(options.adapter, method=method),
+        run=replace(options.run, output_dir=place),
+    )
+
+
+def problem_graph(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskData,
+    splits: Splits,
+    options: Options,
+) -> tuple[graphs.Plan, ProblemGraph]:
+    """The planned updates and the graph of the method, with its data.
+
+    Bi-level methods divide the training examples into D1 (lower) and D2 (upper); the others train
+    on all of them.
+    """
+    data, run, level = options.data, options.run, options.levels
+
+    def batches(examples: Dataset, seed: int) -> Any:
+        encoded = encode(examples, tokenizer, data.max_seq_length)
+        size = run.per_device_train_batch_size
+        return training_batches(encoded, tokenizer, size=size, seed=seed)
+
+    model.train()
+    if options.adapter.method not in BI_LEVEL_METHODS:
+        updates = graphs.plan(len(splits.train), steps=1, bi_level=False, options=run)
+        return updates, graphs.one_level(model, batches(splits.train, run.seed), updates, run)
+    lower, upper = two_levels(
+        splits.train, task, upper_fraction=level.upper_fraction, seed=data.split_seed
+    )
+    updates = graphs.plan(len(lower), steps=level.lower_steps, bi_level=True, options=run)
+    return updates, graphs.bi_level(
+        model,
+        lower_batches=batches(lower, run.seed),
+        upper_batches=batches(upper, run.seed + 1),
+        updates=updates,
+        adapter=options.adapter,
+        level=level,
+        run=run,
+    )
+
+
+def scorer(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: TaskData, options: Options
+) -> Callable[[Dataset], Evaluation]:
+    """A function from examples to the model's evaluation on them (or ``max_eval_samples``)."""
+    data = options.data
+
+    def score(examples: Dataset) -> Evaluation:
+        chosen = at_most(examples, data.max_eval_samples, task, data.split_seed)
+        encoded = encode(chosen, tokenizer, data.max_seq_length)
+        size = options.run.per_device_eval_batch_size
+        return evaluate(
+            model,
+            evaluation_batches(encoded, tokenizer, size=size),
+            kind=task.kind,
+            device=models.device(options.model),
+            precision=models.precision(options.model),
+        )
+
+    return score
+
+
+def counts(model: PeftModel, method: str) -> tuple[int, int]:
+    """The numbers of trainable parameters and of those in the upper level."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if method not in BI_LEVEL_METHODS:
+        return trainable, 0
+    return trainable, sum(p.numel() for p in levels(model).upper)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """On CUDA the most memory tensors held; on a CPU the most the process has held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that made the numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
