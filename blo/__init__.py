@@ -1,4 +1,6 @@
-"""Bi-level and multilevel optimisation in PyTorch, with hypergradients that can prove they are right."""
+"""Bi-level and multilevel optimisation in PyTorch, with hypergradients that can prove they are
+right.
+"""
 
 from importlib.metadata import version
 

@@ -1,44 +1,52 @@
-"""Total gradients over a problem graph: adjoints accumulated bottom-up, one response of each problem.
+"""Total gradients over a problem graph: adjoints accumulated bottom-up, one response of each
+problem.
 
-With ``a_q`` the adjoint of problem `q` (the derivative of the loss above with respect to its parameters),
+With ``a_q`` the adjoint of problem `q` (the derivative of the loss above with respect to its
+parameters),
 
     a_q = df/d(theta_q) + sum over problems r below q:  (d theta_r*/d theta_q)^T a_r.
 
-Problems are visited from the bottom; each adds its response to the adjoints of the problems above that its solution depends on. Paths
-merge by addition.
+Problems are visited from the bottom; each adds its response to the adjoints of the problems above
+that its solution depends on. Paths merge by addition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
 from blo.methods.attached import AttachedObjective, Solved
-from blo.methods.context import Context, Info, Point
+from blo.methods.context import Context, History, Info, LowerStep, Point
 from blo.methods.implicit import Implicit, OneStep
 from blo.methods.objective import Objective
 from blo.methods.tensors import Tensors, add, detach
 from blo.problem import Problem
-from blo.record import Step
+from blo.record import Draw, Step
 
 
 def total_gradient(
     graph: ProblemGraph,
     problem: Problem,
-    direct: Mapping[str, Tensors | None],
+    direct: Mapping[str, Tensors],
+    draw: Draw,
     steps: Mapping[str, Step],
     states: dict[str, Tensors | None],
     precision: torch.dtype | None,
-) -> tuple[Tensors | None, dict[str, Info]]:
-    """Return the gradient of the loss of `problem` with the response of every problem below, and how each was computed.
+) -> tuple[Tensors, dict[str, Info]]:
+    """Return the gradient of the loss of `problem` with the response of every problem below, and
+    how each was computed.
 
     Args:
         graph: the problems.
         problem: the one whose gradient is wanted.
-        direct: partial derivatives of its loss, by problem: its own and those of the problems below; None where there is none.
+        direct: partial derivatives of its loss, by problem: its own and those of the problems
+            below; None where there is none.
+        draw: what its loss was evaluated on.
         steps: the last update of each problem below.
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
@@ -53,14 +61,21 @@ def total_gradient(
             continue
         sources = tuple(a for a in graph.inputs(q) if a.name in movable)
         context = _context(graph, q, sources, steps, precision)
+        if q.method.requirements.readers:
+            readers = _losses(graph, problem, sources, q.parameters, draw, precision)
+            context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
         value, states[key], info = q.method.response(context, cotangent, states.get(key))
-        first, n = steps[q.name].first_batch, len(steps[q.name].batches)
-        infos[key] = info.on_batches(range(first, first + n))
+        infos[key] = info.on_batches(steps[q.name].draw.numbers)
         for a in sources:
             mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
             present = adjoints.get(a.name)
             adjoints[a.name] = mine if present is None else add(present, mine)
+    if problem.name not in adjoints:
+        raise RuntimeError(
+            f"no gradient reached problem {problem.name!r}: its loss depends neither on its own "
+            "parameters nor, on these batches, on a lower solution that responds to them"
+        )
     return adjoints[problem.name], infos
 
 
@@ -71,7 +86,9 @@ def _context(
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
 ) -> Context:
-    """Return problem `q` as its method sees it, a function of the parameters of `sources` and its own."""
+    """Return problem `q` as its method sees it, a function of the parameters of `sources` and its
+    own.
+    """
     step = steps[q.name]
     upper = tuple(t for a in sources for t in a.parameters)
     after = Point(detach(upper), detach(q.parameters))
@@ -81,28 +98,50 @@ def _context(
         known = step.upper_gradient
         gradient = (
             tuple(t for a in sources for t in known[a.name])
-            if known is not None and all(a.name in known for a in sources)
+            if all(a.name in known for a in sources)
             else None
         )
-        before = Point(tuple(t for piece in pieces for t in piece), step.lower, gradient)
+        flat = tuple(t for piece in pieces for t in piece)
+        before = Point(flat, step.lower, gradient, step.lower_gradient)
     return Context(
-        objectives=_objectives(graph, q, sources, steps, precision),
+        objectives=_objectives(graph, q, sources, step.draw, steps, precision),
         after=after,
         before=before,
         learning_rates=step.learning_rates,
         weight_decay=q.coupled_weight_decay(),
         sign=q.sign(),
+        history=_history(graph, q, sources, steps, precision),
     )
+
+
+def _history(
+    graph: ProblemGraph,
+    q: Problem,
+    sources: tuple[Problem, ...],
+    steps: Mapping[str, Step],
+    precision: torch.dtype | None,
+) -> History | None:
+    past = steps[q.name].past
+    if past is None:
+        return None
+    taken = [
+        LowerStep(_objectives(graph, q, sources, draw, steps, precision), options)
+        for draw, options in zip(past.draws, past.options, strict=True)
+    ]
+    return History(type(q.optimizer), past.lower, past.states, tuple(taken))
 
 
 def _objectives(
     graph: ProblemGraph,
     q: Problem,
     sources: tuple[Problem, ...],
+    draw: Draw,
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
 ) -> tuple[Objective, ...]:
-    """Return the loss of `q` on each batch of its last step, the solutions below it attached if it sees them responding."""
+    """Return the loss of `q` on each batch of `draw`, the solutions below it attached if it sees
+    them responding.
+    """
     below = graph.responding(q, (*sources, q)) if q.through_response else ()
     known = [*sources, q]
     attached = []
@@ -110,30 +149,39 @@ def _objectives(
         inputs = tuple(a for a in graph.inputs(r) if a in known)
         if not isinstance(r.method, (Implicit, OneStep)):
             raise TypeError(
-                f"problem {q.name!r} reads {r.name!r} below it, and sees its response only by an implicit or one-step method; "
-                f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set through_response=False on {q.name!r}"
+                f"problem {q.name!r} reads {r.name!r} below it, and sees its response only by an "
+                "implicit or one-step method; "
+                f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
+                f"through_response=False on {q.name!r}"
             )
         solved = Solved(_context(graph, r, inputs, steps, precision), r.method)
         attached.append((solved, _positions(known, inputs)))
         known.append(r)
     lower = q.parameters + tuple(t for r in below for t in r.parameters)
-    step = steps[q.name]
-    bases = [
-        ModuleObjective(
-            space=graph.space,
-            upper=tuple(t for a in sources for t in a.parameters),
-            lower=lower,
-            loss=q.loss,
-            batch=batch,
-            random_state=random_state,
-            precision=precision,
-            name=q.name,
-        )
-        for batch, random_state in zip(step.batches, step.random_states, strict=True)
-    ]
+    bases = _losses(graph, q, sources, lower, draw, precision)
     if not attached:
-        return tuple(bases)
+        return bases
     return tuple(AttachedObjective(base, tuple(attached)) for base in bases)
+
+
+def _losses(
+    graph: ProblemGraph,
+    problem: Problem,
+    sources: tuple[Problem, ...],
+    lower: tuple[Tensor, ...],
+    draw: Draw,
+    precision: torch.dtype | None,
+) -> tuple[Objective, ...]:
+    """Return the plain loss of `problem` on each batch of `draw`, a function of the parameters of
+    `sources` and of `lower`.
+    """
+    upper = tuple(t for a in sources for t in a.parameters)
+    return tuple(
+        ModuleObjective(
+            graph.space, upper, lower, problem.loss, batch, random_state, precision, problem.name
+        )
+        for batch, random_state in zip(draw.batches, draw.random_states, strict=True)
+    )
 
 
 def _positions(known: list[Problem], inputs: tuple[Problem, ...]) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ class BatchStream:
     """An endless stream over an iterable of batches; each pass over it is an epoch.
 
     Args:
-        batches: a DataLoader, a list ... anything that can be iterated again; a one-shot iterator ends with an error.
+        batches: a DataLoader, a list ... anything that can be iterated again; a one-shot iterator
+            ends with an error.
         name: of the problem, for messages.
     """
 
     def __init__(self, batches: Iterable[Any], name: str) -> None:
         self._batches = batches
         self._name = name
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Iterator[Any] = iter(())
         self._waiting: list[Any] = []
         self._start: dict[str, Any] = {}
         self.epoch = -1
@@ -43,20 +45,22 @@ class BatchStream:
         return batch
 
     def _draw(self) -> Any:
-        if self._iterator is None:
+        if self.epoch < 0:
             self._begin()
         try:
-            return next(self._iterator)  # type: ignore[arg-type]
+            return next(self._iterator)
         except StopIteration:
             pass
         if iter(self._batches) is self._batches:
             raise RuntimeError(
-                f"the batches of problem {self._name!r} ran out after {self.count}; they are a one-shot iterator "
-                "(a generator?): pass a list, a DataLoader or another object that can be iterated again"
+                f"the batches of problem {self._name!r} ran out after {self.count}; they are a "
+                "one-shot iterator "
+                "(a generator?): pass a list, a DataLoader or another object that can be iterated "
+                "again"
             )
         self._begin()
         try:
-            return next(self._iterator)  # type: ignore[arg-type]
+            return next(self._iterator)
         except StopIteration:
             raise ValueError(
                 f"batches of problem {self._name!r} must hold at least one batch, got an empty "
@@ -64,7 +68,9 @@ class BatchStream:
             ) from None
 
     def _begin(self) -> None:
-        """Start an epoch, keeping what is needed to start it again: the generators that a sampler may draw from."""
+        """Start an epoch, keeping what is needed to start it again: the generators that a sampler
+        may draw from.
+        """
         self._start = {"random_state": RandomState.capture(), "generators": {}}
         for key, generator in self._generators().items():
             self._start["generators"][key] = generator.get_state()
@@ -92,12 +98,12 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position: the epoch is begun with its random state and the batches before are passed over.
+        """Go to a saved position: the epoch is begun with its random state and the batches before
+        are passed over.
 
         The global generators are left as they are found.
         """
         self._waiting.clear()
-        self._iterator = None
         self.epoch, self.count = state["epoch"] - 1, state["count"]
         if state["epoch"] < 0:
             return
@@ -107,12 +113,18 @@ class BatchStream:
         with cpu.replay():
             self._begin()
             for _ in range(state["position"]):
-                next(self._iterator)  # type: ignore[arg-type]
+                next(self._iterator)
         self.position = state["position"]
 
 
+def own_copy(batch: Any) -> Any:
+    """Return a shallow copy of a dict or list, so that a loss may pop entries from its batch."""
+    return copy.copy(batch) if isinstance(batch, (MutableMapping, list)) else batch
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return `batch` with its tensors on `device`: tensors, dicts, lists, tuples (named ones too), objects with ``to``.
+    """Return `batch` with its tensors on `device`: tensors, dicts, lists, tuples (named ones too),
+    objects with ``to``.
 
     A batch without a tensor to move is returned as it is.
     """

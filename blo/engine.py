@@ -4,33 +4,47 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from blo.adjoints import total_gradient
-from blo.batches import to_device
+from blo.batches import own_copy, to_device
 from blo.graph import ProblemGraph, Update
 from blo.methods.context import Info
 from blo.methods.objective import RandomState, fresh_autocast, scalar
-from blo.methods.tensors import Tensors, average, detach
+from blo.methods.tensors import Tensors, average
 from blo.problem import Problem
-from blo.record import Record, Step
+from blo.record import Draw, Past, Record, Step
 
 logger = logging.getLogger("blo")
 
+Gradient: TypeAlias = tuple[Tensor | None, ...]  # None where the loss does not reach a parameter
+
+
+class _Evaluation(NamedTuple):
+    """A problem's loss on the batches of one update, and its gradients by problem."""
+
+    loss: float
+    metrics: dict[str, float]
+    grads: dict[str, Gradient]
+    random_states: tuple[RandomState, ...]
+
 
 class Engine:
-    """Trains a problem graph by rounds: every problem takes its steps, bottom-up, and the top problem takes one.
+    """Trains a problem graph by rounds: every problem takes its steps, bottom-up, and the top
+    problem takes one.
 
-    The engine fills ``.grad`` and calls ``optimizer.step()``: hooks of the optimizer (clipping, projection) work as in any loop. It
-    builds no optimizer, and touches no parameter that no optimizer owns.
+    The engine fills ``.grad`` and calls ``optimizer.step()``: hooks of the optimizer (clipping,
+    projection) work as in any loop. It builds no optimizer, and touches no parameter that no
+    optimizer owns.
 
     Args:
         graph: the problems.
-        precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision alone.
+        precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision
+            alone.
         callbacks: called with the `Record` of every round.
 
     Example:
@@ -48,7 +62,8 @@ class Engine:
     ) -> None:
         if precision not in (None, torch.bfloat16):
             raise ValueError(
-                f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss scaling, which is not supported"
+                f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss "
+                "scaling, which is not supported"
             )
         self.graph = graph
         self.precision = precision
@@ -60,7 +75,13 @@ class Engine:
         self._responding = {p.name: graph.responding(p) for p in graph.problems}
         self._inputs = {p.name: graph.inputs(p) for p in graph.problems}
         self._answers = {p.name for p in graph.problems if graph.inputs(p)}
+        self._read_again = {
+            p.name
+            for p in graph.problems
+            if any(q.method.requirements.readers for q in self._responding[p.name])
+        }
         self._steps: dict[str, Step] = {}
+        self._past: dict[str, Past] = {}
         self._states: dict[str, Tensors | None] = {}
         self._logged: set[str] = set()
 
@@ -73,7 +94,8 @@ class Engine:
         return last
 
     def rounds(self, num_rounds: int) -> Iterator[Record]:
-        """Yield the record of each of `num_rounds` rounds as it is done; a round is one update of the top problem.
+        """Yield the record of each of `num_rounds` rounds as it is done; a round is one update of
+        the top problem.
 
         Raises:
             FloatingPointError: if a loss is not finite, before it is used.
@@ -106,87 +128,108 @@ class Engine:
         stream = self.graph.streams[problem.name]
         first = stream.count
         batches = tuple(to_device(stream.next(), problem.device) for _ in range(problem.accumulate))
-        keep = update.last and problem.name in self._answers
-        needs = problem.method.requirements
+        answers = problem.name in self._answers
         below = self._responding[problem.name]
-        above = (
-            self._inputs[problem.name]
-            if keep and needs.upper_gradient and not self.graph.below(problem)
-            else ()
-        )
-        wanted = (problem, *below, *above)
-        loss, metrics, grads, states = self._gradients(problem, wanted, batches, keep)
-        if keep:
-            before = keep and needs.before
-            self._steps[problem.name] = Step(
-                batches=batches,
-                random_states=states,
-                first_batch=first,
-                learning_rates=problem.learning_rates(),
-                lower=_copies(problem.parameters) if before else None,
-                upper={
-                    a.name: _copies(a.parameters)
-                    for a in (self._inputs[problem.name] if before else ())
-                    if a is not self.graph.top
-                },
-                upper_gradient={a.name: _filled(grads[a.name], a.parameters) for a in above}
-                if above
-                else None,
-            )
+        above = self._reused_gradients(problem) if answers and update.last else ()
+        past = self._past_of(problem, update) if answers else None
+        keep = (answers and update.last) or past is not None or problem.name in self._read_again
+        taken = self._evaluate(problem, (problem, *below, *above), batches, keep)
+        draw = Draw(batches, taken.random_states, first)
+        if past is not None:
+            past.draws.append(draw)
+            past.options.append(problem.options())
         infos: dict[str, Info] = {}
+        gradient = taken.grads[problem.name]
         if below:
             direct = {
-                p.name: _filled(grads[p.name], p.parameters) if _any(grads[p.name]) else None
+                p.name: _filled(taken.grads[p.name], p.parameters)
                 for p in (problem, *below)
+                if _any(taken.grads[p.name])
             }
-            total, infos = total_gradient(
-                self.graph, problem, direct, self._steps, self._states, self.precision
+            gradient, infos = total_gradient(
+                self.graph, problem, direct, draw, self._steps, self._states, self.precision
             )
             self.num_gradients += sum(i.num_gradients for i in infos.values())
             self.num_products += sum(i.num_products for i in infos.values())
-        else:
-            total = grads[problem.name]
-        if total is None:
-            raise RuntimeError(
-                f"no gradient reached problem {problem.name!r} in round {self.round + 1}"
-            )
-        _step(problem, total, loss)
-        return loss, metrics, infos
+        if answers and update.last:
+            reused = {a.name: _filled(taken.grads[a.name], a.parameters) for a in above}
+            self._steps[problem.name] = self._step_kept(problem, draw, gradient, reused, past)
+        _step(problem, gradient, taken.loss)
+        return taken.loss, taken.metrics, infos
 
-    def _gradients(
+    def _reused_gradients(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems above whose gradients the method takes over from the lower step."""
+        wanted = problem.method.requirements.upper_gradient and not self.graph.below(problem)
+        return self._inputs[problem.name] if wanted else ()
+
+    def _past_of(self, problem: Problem, update: Update) -> Past | None:
+        """Return the record of the last updates if this one belongs to it, begun anew where due."""
+        length = problem.method.requirements.history
+        first = 1 if length is None else max(1, problem.steps - length + 1)
+        if length == 0 or update.step < first:
+            return None
+        if update.step == first:
+            lower = _copies(problem.parameters)
+            self._past[problem.name] = Past(lower, problem.optimizer_states())
+        return self._past[problem.name]
+
+    def _step_kept(
         self,
         problem: Problem,
-        wanted: tuple[Problem, ...],
-        batches: tuple[Any, ...],
-        keep: bool,
-    ) -> tuple[
-        float, dict[str, float], dict[str, tuple[Tensor | None, ...]], tuple[RandomState, ...]
-    ]:
-        """Return the loss and its partial derivatives for the parameters of `wanted`, in one backward pass a batch."""
+        draw: Draw,
+        gradient: Gradient,
+        reused: dict[str, Tensors],
+        past: Past | None,
+    ) -> Step:
+        """Return what the response of `problem` will be computed from, just before it steps."""
+        needs = problem.method.requirements
+        moving = [a for a in self._inputs[problem.name] if needs.before and a is not self.graph.top]
+        own = problem.parameters
+        return Step(
+            draw=draw,
+            learning_rates=problem.learning_rates(),
+            lower=_copies(own) if needs.before else None,
+            upper={a.name: _copies(a.parameters) for a in moving},
+            upper_gradient=reused,
+            lower_gradient=_filled(gradient, own) if needs.lower_gradient else None,
+            past=past,
+        )
+
+    def _evaluate(
+        self, problem: Problem, wanted: Sequence[Problem], batches: tuple[Any, ...], keep: bool
+    ) -> _Evaluation:
+        """Return the loss and its partial derivatives for the parameters of `wanted`.
+
+        One forward and one backward pass a batch, whatever is wanted.
+        """
         parameters = tuple(t for p in wanted for t in p.parameters)
-        losses, pieces, states, metrics = [], [], [], {}
+        devices = dict.fromkeys(t.device for t in parameters)
+        losses: list[float] = []
+        pieces: list[Gradient] = []
+        states: list[RandomState] = []
+        metrics: dict[str, float] = {}
         for batch in batches:
             if keep:
-                states.append(RandomState.capture(dict.fromkeys(t.device for t in parameters)))
+                states.append(RandomState.capture(devices))
             with fresh_autocast(problem.device, self.precision):
-                output = problem.loss(batch)
+                output = problem.loss(own_copy(batch))
             loss = scalar(output, f"loss of problem {problem.name!r}")
             losses.append(self._finite(loss, problem))
             metrics = _scalars(output)
             pieces.append(torch.autograd.grad(loss, parameters, allow_unused=True))
         self.num_gradients += 1
         grads = pieces[0] if len(pieces) == 1 else _average(pieces, parameters)
-        split, start = {}, 0
+        split: dict[str, Gradient] = {}
         for p in wanted:
-            split[p.name] = grads[start : start + len(p.parameters)]
-            start += len(p.parameters)
-        return sum(losses) / len(losses), metrics, split, tuple(states)
+            split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
+        return _Evaluation(sum(losses) / len(losses), metrics, split, tuple(states))
 
     def _finite(self, loss: Tensor, problem: Problem) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss of problem {problem.name!r} is {value} in round {self.round + 1}; nothing was updated with it. "
+                f"the loss of problem {problem.name!r} is {value} in round {self.round + 1}; "
+                "nothing was updated with it. "
                 "Lower the learning rate or clip gradients"
             )
         return value
@@ -201,7 +244,8 @@ class Engine:
             logger.debug("round %d, %s: %s", self.round, key, info)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next round depends on: parameters, buffers, optimizers, schedulers, streams, random state.
+        """Return everything that the next round depends on: parameters, buffers, optimizers,
+        schedulers, streams, random state.
 
         Only parameters that the problems own are in it; frozen weights are not.
         """
@@ -227,15 +271,18 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, bit for bit where the operations are deterministic.
+        """Continue where `state_dict` was taken, bit for bit where the operations are
+        deterministic.
 
         Raises:
-            ValueError: if the state belongs to other problems or parameters; nothing is changed then.
+            ValueError: if the state belongs to other problems or parameters; nothing is changed
+                then.
         """
         graph = self.graph
         if set(state["problems"]) != {p.name for p in graph.problems}:
             raise ValueError(
-                f"state must hold the problems {[p.name for p in graph.problems]}, got {list(state['problems'])}"
+                f"state must hold the problems {[p.name for p in graph.problems]}, got "
+                f"{list(state['problems'])}"
             )
         for p in graph.problems:
             names = {graph.space.names[id(t)]: tuple(t.shape) for t in p.parameters}
@@ -261,7 +308,7 @@ class Engine:
         RandomState(tuple(zip(places, state["random_state"], strict=True))).restore()
 
 
-def _step(problem: Problem, gradient: tuple[Tensor | None, ...], loss: float) -> None:
+def _step(problem: Problem, gradient: Gradient, loss: float) -> None:
     """Hand the gradient to the user's optimizer, and its scheduler after it."""
     for parameter, g in zip(problem.parameters, gradient, strict=True):
         parameter.grad = g
@@ -278,18 +325,16 @@ def _copies(parameters: tuple[Tensor, ...]) -> Tensors:
     return tuple(p.detach().clone() for p in parameters)
 
 
-def _any(grads: tuple[Tensor | None, ...]) -> bool:
+def _any(grads: Iterable[Tensor | None]) -> bool:
     return any(g is not None for g in grads)
 
 
-def _filled(grads: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> Tensors:
+def _filled(grads: Gradient, like: tuple[Tensor, ...]) -> Tensors:
     pairs = zip(grads, like, strict=True)
     return tuple(torch.zeros_like(t) if g is None else g.detach() for g, t in pairs)
 
 
-def _average(
-    pieces: list[tuple[Tensor | None, ...]], like: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
+def _average(pieces: list[Gradient], like: tuple[Tensor, ...]) -> Gradient:
     """Return the mean of several gradients; None where no batch reached a parameter."""
     reached = [_any(column) for column in zip(*pieces, strict=True)]
     mean = average([_filled(piece, like) for piece in pieces])

@@ -1,7 +1,8 @@
 """Closures over modules as pure losses of given parameters.
 
-A user's loss is a closure ``loss(batch)`` over ordinary modules. To evaluate it at other values of some parameters, the tensors are put
-in the parameters' places in the modules for the time of a scope, and buffers are replaced by copies. No parameter is ever edited.
+A user's loss is a closure ``loss(batch)`` over ordinary modules. To evaluate it at other values of
+some parameters, the tensors are put in the parameters' places in the modules for the time of a
+scope, and buffers are replaced by copies. No parameter is ever edited.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from blo.batches import own_copy
 from blo.methods.objective import RandomState, fresh_autocast, scalar
 from blo.methods.tensors import Tensors
 
@@ -23,7 +25,8 @@ Loss: TypeAlias = Callable[[Any], "Tensor | dict[str, Any]"]
 class ParameterSpace:
     """The places of all parameters and buffers of some modules, each parameter known by identity.
 
-    A parameter shared by several modules has several places, and all of them are substituted together.
+    A parameter shared by several modules has several places, and all of them are substituted
+    together.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -62,7 +65,9 @@ class ParameterSpace:
 
     @contextmanager
     def substituted(self, parameters: Sequence[Tensor], values: Tensors) -> Iterator[None]:
-        """Run a block with `values` in the places of `parameters`, and copies in the places of all buffers."""
+        """Run a block with `values` in the places of `parameters`, and copies in the places of all
+        buffers.
+        """
         undo = []
         try:
             for parameter, value in zip(parameters, values, strict=True):
@@ -109,7 +114,9 @@ class ModuleObjective:
             yield self.evaluate
 
     def evaluate(self) -> Tensor:
-        """Return the loss at the parameters that the modules hold now, with the recorded random draws."""
+        """Return the loss at the parameters that the modules hold now, with the recorded random
+        draws.
+        """
         device = self.lower[0].device
         with self.random_state.replay(), fresh_autocast(device, self.precision):
-            return scalar(self.loss(self.batch), f"loss of problem {self.name!r}")
+            return scalar(self.loss(own_copy(self.batch)), f"loss of problem {self.name!r}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from blo.batches import BatchStream, to_device
+from blo.batches import BatchStream, own_copy, to_device
 from blo.evaluation import ParameterSpace
 from blo.methods.alternating import Alternating
 from blo.methods.objective import RandomState, scalar
@@ -16,9 +16,11 @@ from blo.problem import Problem
 
 
 class Update(NamedTuple):
-    """One update in a round: `problem` takes its step number `step` (1-based) since the problems above it took theirs.
+    """One update in a round: `problem` takes its step number `step` (1-based) since the problems
+    above it took theirs.
 
-    `last` says that the problems above come next, so that this step's batch and point are kept for their hypergradients.
+    `last` says that the problems above come next, so that this step's batch and point are kept for
+    their hypergradients.
     """
 
     problem: str
@@ -29,15 +31,17 @@ class Update(NamedTuple):
 class ProblemGraph:
     """Problems from top to bottom.
 
-    A problem that reads one above it responds to it by its `method`; the problem above receives the hypergradient. A problem may read
-    problems above and below it. Problems that stand side by side (in a tuple) have no order and must not read each other.
+    A problem that reads one above it responds to it by its `method`; the problem above receives the
+    hypergradient. A problem may read problems above and below it. Problems that stand side by side
+    (in a tuple) have no order and must not read each other.
 
     Args:
         problems: top to bottom; a tuple or list inside the sequence holds problems side by side.
 
     Raises:
-        ValueError: if the problems cannot be solved together, naming the problem and the remedy: names or parameters used twice,
-            parameters outside the modules, declared reads that are not there, a hypergradient that reaches nobody.
+        ValueError: if the problems cannot be solved together, naming the problem and the remedy:
+            names or parameters used twice, parameters outside the modules, declared reads that are
+            not there, a hypergradient that reaches nobody.
 
     Example:
         >>> graph = ProblemGraph([upper, lower])  # doctest: +SKIP
@@ -54,8 +58,8 @@ class ProblemGraph:
                 raise TypeError(f"problems must hold Problem objects, got {p!r}")
         if len(levels[0]) > 1 or self.top.steps != 1:
             raise ValueError(
-                "the first level must be one problem with steps=1, since its update ends a round; got "
-                + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
+                "the first level must be one problem with steps=1, since its update ends a round; "
+                "got " + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
             )
         self._by_name = {p.name: p for p in self.problems}
         self._level = {p.name: i for i, level in enumerate(levels) for p in level}
@@ -88,7 +92,9 @@ class ProblemGraph:
         return tuple(q for q in self.problems if q.name in read and self._is_above(problem, q))
 
     def felt(self, problem: Problem) -> tuple[Problem, ...]:
-        """Return the problems below whose solutions the loss of `problem` depends on, itself or through other solutions."""
+        """Return the problems below whose solutions the loss of `problem` depends on, itself or
+        through other solutions.
+        """
         names = {q.name for q in self.below(problem)}
         for q in reversed(self.underneath(problem)):
             if q.name in names:
@@ -96,9 +102,11 @@ class ProblemGraph:
         return tuple(q for q in self.underneath(problem) if q.name in names)
 
     def inputs(self, problem: Problem) -> tuple[Problem, ...]:
-        """Return the problems above that the solution of `problem` depends on directly, top to bottom.
+        """Return the problems above that the solution of `problem` depends on directly, top to
+        bottom.
 
-        These are the ones its loss reads, and those that reach it through the solutions below that it sees responding.
+        These are the ones its loss reads, and those that reach it through the solutions below that
+        it sees responding.
         """
         names = {q.name for q in self.above(problem)}
         if problem.through_response:
@@ -108,9 +116,11 @@ class ProblemGraph:
     def responding(
         self, problem: Problem, sources: Sequence[Problem] | None = None
     ) -> tuple[Problem, ...]:
-        """Return the problems below that `problem` feels and that move with the `sources`, top to bottom.
+        """Return the problems below that `problem` feels and that move with the `sources`, top to
+        bottom.
 
-        With the problem itself as the only source (the default) these carry its hypergradient: one response is taken of each.
+        With the problem itself as the only source (the default) these carry its hypergradient: one
+        response is taken of each.
         """
         moved = {p.name for p in (sources or (problem,))}
         for q in self.underneath(problem):
@@ -121,8 +131,8 @@ class ProblemGraph:
     def schedule(self) -> tuple[Update, ...]:
         """Return the updates of one round, in order.
 
-        Problems of the same depth (the longest chain of reads down to them) advance together; between two of their updates the
-        next depth runs through all its steps.
+        Problems of the same depth (the longest chain of reads down to them) advance together;
+        between two of their updates the next depth runs through all its steps.
         """
         return tuple(self._block(0))
 
@@ -162,7 +172,8 @@ class ProblemGraph:
             for name in p.reads or ():
                 if name not in self._by_name:
                     raise ValueError(
-                        f"reads of problem {p.name!r} names {name!r}, which is not in the graph; it has {list(self._by_name)}"
+                        f"reads of problem {p.name!r} names {name!r}, which is not in the graph; "
+                        f"it has {list(self._by_name)}"
                     )
                 if name == p.name:
                     raise ValueError(
@@ -175,12 +186,15 @@ class ProblemGraph:
             for parameter in p.parameters:
                 if parameter not in self.space:
                     raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} in the optimizer of problem {p.name!r} is in none of the "
-                        "graph's modules; parameters live in modules: put it in an nn.Module that the loss uses and pass that as module"
+                        f"a parameter of shape {tuple(parameter.shape)} in the optimizer of "
+                        f"problem {p.name!r} is in none of the "
+                        "graph's modules; parameters live in modules: put it in an nn.Module that "
+                        "the loss uses and pass that as module"
                     )
                 if id(parameter) in owner:
                     raise ValueError(
-                        f"parameter {self.space.names[id(parameter)]!r} is in the optimizers of problems {owner[id(parameter)]!r} "
+                        f"parameter {self.space.names[id(parameter)]!r} is in the optimizers of "
+                        f"problems {owner[id(parameter)]!r} "
                         f"and {p.name!r}; each parameter belongs to one problem"
                     )
                 owner[id(parameter)] = p.name
@@ -194,7 +208,7 @@ class ProblemGraph:
         owned = tuple(t for p in self.problems for t in p.parameters)
         state = RandomState.capture(dict.fromkeys(t.device for t in owned))
         with state.replay(), self.space.substituted((), ()):
-            loss = scalar(problem.loss(batch), f"loss of problem {problem.name!r}")
+            loss = scalar(problem.loss(own_copy(batch)), f"loss of problem {problem.name!r}")
             if not loss.requires_grad:
                 raise ValueError(
                     f"the loss of problem {problem.name!r} depends on no parameter of the graph; "
@@ -213,13 +227,15 @@ class ProblemGraph:
             others = tuple(n for n in self.reads[p.name] if n != p.name)
             if p.reads is not None and set(p.reads) != set(others):
                 raise ValueError(
-                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but on its first batch the loss depends on "
+                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but on its first batch the "
+                    "loss depends on "
                     f"{sorted(others)}; correct reads, or leave it out"
                 )
             for name in others:
                 if self._level[name] == self._level[p.name]:
                     raise ValueError(
-                        f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} reads {name!r}: without an order that "
+                        f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} "
+                        f"reads {name!r}: without an order that "
                         "is a Nash game, which is not supported; list them one above the other"
                     )
 
@@ -240,27 +256,33 @@ class ProblemGraph:
             below, responding = self.below(p), self.responding(p)
             if p.name not in self.reads[p.name] and not responding:
                 raise ValueError(
-                    f"no gradient reaches problem {p.name!r}: its loss depends neither on its own parameters nor on a problem below "
-                    f"that responds to them (it reads {list(self.reads[p.name])}); let a lower loss use the parameters of {p.name!r}"
+                    f"no gradient reaches problem {p.name!r}: its loss depends neither on its own "
+                    "parameters nor on a problem below "
+                    f"that responds to them (it reads {list(self.reads[p.name])}); let a lower "
+                    f"loss use the parameters of {p.name!r}"
                 )
             deaf = [
                 q for q in below if not self.inputs(q) and not isinstance(q.method, Alternating)
             ]
             if deaf and not responding:
                 raise ValueError(
-                    f"problem {p.name!r} reads {[q.name for q in deaf]} below it, but no problem below depends on {p.name!r}, so there "
-                    f"is no hypergradient: check for detach() or no_grad() on the parameters of {p.name!r} in the lower loss, or set "
+                    f"problem {p.name!r} reads {[q.name for q in deaf]} below it, but no problem "
+                    f"below depends on {p.name!r}, so there "
+                    "is no hypergradient: check for detach() or no_grad() on the parameters of "
+                    f"{p.name!r} in the lower loss, or set "
                     "method=alternating() on the lower problem to train them in turns on purpose"
                 )
             if p is self.top:
                 continue
             if not any(p.name in self.reads[q.name] for q in self.problems if q is not p):
                 raise ValueError(
-                    f"no other problem reads problem {p.name!r}; remove it from the graph or let a loss use its parameters"
+                    f"no other problem reads problem {p.name!r}; remove it from the graph or let a "
+                    "loss use its parameters"
                 )
             if responding and not p.through_response:
                 warnings.warn(
-                    f"problem {p.name!r} reads {[q.name for q in below]} below it with through_response=False: their response is "
+                    f"problem {p.name!r} reads {[q.name for q in below]} below it with "
+                    "through_response=False: their response is "
                     "left out of its Hessian, and the hypergradients above it are biased",
                     stacklevel=3,
                 )

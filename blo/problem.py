@@ -12,7 +12,8 @@ from blo.evaluation import Loss
 from blo.methods.context import Method
 from blo.methods.implicit import darts
 
-# Torch's optimizers that add ``weight_decay * parameter`` to the gradient, unless the group says that it is decoupled.
+# Torch's optimizers that add ``weight_decay * parameter`` to the gradient, unless the group says
+# that it is decoupled.
 COUPLED = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -31,18 +32,24 @@ class Problem:
 
     Args:
         name: unique in its graph.
-        loss: ``loss(batch)``, a closure over modules; returns a scalar tensor or a dict that holds one under "loss".
-        module: the module, or modules, that hold the parameters. Several problems may name the same module.
-        optimizer: any torch optimizer; the parameters in its groups are this problem's. Groups, state and hooks are kept.
-        batches: what `loss` is called with, one after the other: a DataLoader, a list, anything that can be iterated again.
+        loss: ``loss(batch)``, a closure over modules; returns a scalar tensor or a dict that holds
+            one under "loss".
+        module: the module, or modules, that hold the parameters. Several problems may name the same
+            module.
+        optimizer: any torch optimizer; the parameters in its groups are this problem's. Groups,
+            state and hooks are kept.
+        batches: what `loss` is called with, one after the other: a DataLoader, a list, anything
+            that can be iterated again.
         steps: updates of this problem for one update of the problems above it.
-        reads: names of the other problems whose parameters `loss` depends on. Found by probing one batch if None; a declaration that the
-            probe contradicts is an error.
+        reads: names of the other problems whose parameters `loss` depends on. Found by probing one
+            batch if None; a declaration that the probe contradicts is an error.
         method: how this problem's solution responds to the problems above it that it reads.
         scheduler: a learning-rate scheduler of `optimizer`, stepped after each update.
-        accumulate: number of batches whose gradients are averaged for one update, the hypergradient's included.
-        through_response: for a problem that reads one below it. True: its Hessian sees the response of the problems below (exact). False:
-            they are taken as constant, cheaper and biased; the graph warns.
+        accumulate: number of batches whose gradients are averaged for one update, the
+            hypergradient's included.
+        through_response: for a problem that reads one below it. True: its Hessian sees the response
+            of the problems below (exact). False: they are taken as constant, cheaper and biased;
+            the graph warns.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy.
@@ -70,7 +77,8 @@ class Problem:
         modules = (module,) if isinstance(module, nn.Module) else tuple(module)
         if not modules or not all(isinstance(m, nn.Module) for m in modules):
             raise TypeError(
-                f"module must be a torch.nn.Module or a sequence of them, got {module!r} for problem {name!r}"
+                f"module must be a torch.nn.Module or a sequence of them, got {module!r} for "
+                f"problem {name!r}"
             )
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
@@ -78,7 +86,8 @@ class Problem:
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(
-                f"optimizer of problem {name!r} must take step() without a closure, got LBFGS; use a first-order optimizer"
+                f"optimizer of problem {name!r} must take step() without a closure, got LBFGS; use "
+                "a first-order optimizer"
             )
         if not isinstance(batches, Iterable):
             raise TypeError(
@@ -88,12 +97,14 @@ class Problem:
         for argument, value in (("steps", steps), ("accumulate", accumulate)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(
-                    f"{argument} must be an integer of at least 1, got {value!r} for problem {name!r}"
+                    f"{argument} must be an integer of at least 1, got {value!r} for problem "
+                    f"{name!r}"
                 )
         method = darts() if method is None else method
         if not callable(getattr(method, "response", None)):
             raise TypeError(
-                f"method must be a hypergradient method such as darts() or cg(10), got {method!r} for problem {name!r}"
+                f"method must be a hypergradient method such as darts() or cg(10), got {method!r} "
+                f"for problem {name!r}"
             )
         self.name = name
         self.loss = loss
@@ -111,7 +122,8 @@ class Problem:
         )
         if not self.parameters:
             raise ValueError(
-                f"optimizer of problem {name!r} must hold at least one parameter with requires_grad=True, got none"
+                f"optimizer of problem {name!r} must hold at least one parameter with "
+                "requires_grad=True, got none"
             )
 
     @property
@@ -123,10 +135,26 @@ class Problem:
         """Return the optimizer's current learning rate of each parameter."""
         return tuple(float(group["lr"]) for group in self._groups())
 
-    def coupled_weight_decay(self) -> tuple[float, ...] | None:
-        """Return the factor ``w`` of the penalty ``w/2 |p|^2`` that the optimizer adds to the loss, for each parameter.
+    def options(self) -> tuple[dict[str, Any], ...]:
+        """Return the options of each parameter's group, without the parameters."""
+        return tuple({k: v for k, v in g.items() if k != "params"} for g in self._groups())
 
-        None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer that torch does not ship.
+    def optimizer_states(self) -> tuple[dict[str, Any], ...]:
+        """Return a copy of the optimizer's state of each parameter; empty before its first step."""
+        return tuple(
+            {
+                k: v.detach().clone() if isinstance(v, Tensor) else v
+                for k, v in self.optimizer.state.get(p, {}).items()
+            }
+            for p in self.parameters
+        )
+
+    def coupled_weight_decay(self) -> tuple[float, ...] | None:
+        """Return the factor ``w`` of the penalty ``w/2 |p|^2`` that the optimizer adds to the loss,
+        for each parameter.
+
+        None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer that torch
+            does not ship.
         """
         if not isinstance(self.optimizer, COUPLED):
             return None
@@ -148,7 +176,8 @@ class Problem:
     def __repr__(self) -> str:
         """Return the name, the size and the settings."""
         size = sum(p.numel() for p in self.parameters)
-        return f"Problem({self.name!r}, {size:,} parameters, steps={self.steps}, method={self.method!r})"
+        settings = f"{size:,} parameters, steps={self.steps}, method={self.method!r}"
+        return f"Problem({self.name!r}, {settings})"
 
 
 def _name(problem: str | Problem) -> str:

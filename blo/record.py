@@ -12,27 +12,66 @@ from blo.methods.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class Step:
-    """The last update of a problem before the problems above it move: all that its response is computed from.
+class Draw:
+    """What a loss was evaluated on in one update: enough to evaluate it again.
 
     Attributes:
-        batches: the batches of the update, one for each accumulated gradient.
-        random_states: the generators' states when the loss was evaluated on each.
+        batches: one for each accumulated gradient.
+        random_states: the generators' states before the evaluation on each.
         first_batch: number of the first batch in the problem's stream, counted from 0.
-        learning_rates: of each parameter, during the update.
-        lower: the problem's parameters before the update, where a method asked for them.
-        upper: the parameters of the problems above that it depends on, before the update, by name; the top problem's are left out, since
-            they do not move within a round.
-        upper_gradient: gradient of the loss with respect to the problems above, by name, where a method asked for it.
     """
 
     batches: tuple[Any, ...]
     random_states: tuple[RandomState, ...]
     first_batch: int
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the batches in the problem's stream."""
+        return range(self.first_batch, self.first_batch + len(self.batches))
+
+
+@dataclass
+class Past:
+    """A problem's last updates, oldest first, where its method asked for them.
+
+    Attributes:
+        lower: the problem's parameters before the first of them.
+        states: the optimizer's state of each parameter before the first.
+        draws: what the loss was evaluated on in each.
+        options: the group options of each parameter in each.
+    """
+
+    lower: Tensors
+    states: tuple[dict[str, Any], ...]
+    draws: list[Draw] = field(default_factory=list)
+    options: list[tuple[dict[str, Any], ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The last update of a problem before the problems above it move: all that its response is
+    computed from.
+
+    Attributes:
+        draw: what the loss was evaluated on.
+        learning_rates: of each parameter, during the update.
+        lower: the problem's parameters before the update, where its method asked for them.
+        upper: the parameters of the problems above that it depends on, before the update, by name;
+            the top problem's are left out, since they do not move within a round.
+        upper_gradient: gradient of the loss with respect to the problems above, by name, where the
+            method asked for it.
+        lower_gradient: gradient that the optimizer received, where the method asked for it.
+        past: the updates up to this one, where the method asked for them.
+    """
+
+    draw: Draw
     learning_rates: tuple[float, ...]
     lower: Tensors | None = None
     upper: Mapping[str, Tensors] = field(default_factory=dict)
-    upper_gradient: Mapping[str, Tensors] | None = None
+    upper_gradient: Mapping[str, Tensors] = field(default_factory=dict)
+    lower_gradient: Tensors | None = None
+    past: Past | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +82,11 @@ class Record:
         round: number of the round, from 1.
         losses: the last loss of each problem in the round, by name.
         metrics: other scalars in the dictionaries that the losses returned, by problem.
-        responses: for each pair "problem <- lower problem", how the response in its last update was computed.
+        responses: for each pair "problem <- lower problem", how the response in its last update was
+            computed.
         learning_rates: the first learning rate of each problem's optimizer, by name.
-        num_gradients: gradient evaluations so far (a forward and a backward pass on one update's batches).
+        num_gradients: gradient evaluations so far (a forward and a backward pass on one update's
+            batches).
         num_products: Hessian and mixed products on kept graphs so far.
     """
 

@@ -51,11 +51,13 @@ def hypergradient(
         lower_loss: ``g(upper, lower)``, a scalar, whose minimiser over `lower` is ``y*``.
         upper: the upper tensors ``x``.
         lower: the lower tensors ``y``, at (or near) the minimiser for the implicit methods.
-        method: how the lower solution responds: ``cg(10)``, ``dense()``, ``neumann(20)``, ``t1t2()``, ``darts()`` ...
+        method: how the lower solution responds: ``cg(10)``, ``dense()``, ``neumann(20)``,
+            ``t1t2()``, ``darts()`` ...
         state: `Hypergradient.state` of the call before, for methods that start warm.
 
     Raises:
-        TypeError: if `upper` or `lower` is not a sequence of floating-point tensors, or a loss is not a tensor.
+        TypeError: if `upper` or `lower` is not a sequence of floating-point tensors, or a loss is
+            not a tensor.
         ValueError: if a loss is not a finite scalar.
         RuntimeError: if no gradient reaches the upper tensors.
 
@@ -78,7 +80,8 @@ def hypergradient(
     point = Point(detach(x), detach(y))
     devices = devices_of(x + y)
     objective = FunctionObjective(lower_loss, RandomState.draw(devices), y[0].device)
-    context = Context(objectives=(objective,), after=point, before=point)
+    reader = FunctionObjective(upper_loss, RandomState.draw(devices), y[0].device, "upper_loss")
+    context = Context(objectives=(objective,), after=point, before=point, readers=(reader,))
     response = method.response(context, detach(cotangent), state)
     return Hypergradient(
         grads=add(detach(direct), response.value),

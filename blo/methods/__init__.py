@@ -1,1 +1,3 @@
-"""The mathematics: pure functions and frozen dataclasses over tuples of tensors, usable without the engine."""
+"""The mathematics: pure functions and frozen dataclasses over tuples of tensors, usable without the
+engine.
+"""

@@ -10,7 +10,8 @@ from blo.methods.tensors import Tensors, zeros_like
 
 @dataclass(frozen=True)
 class Alternating:
-    """The lower solution taken as a constant: ``(dy*/dx)^T c = 0``. Both levels train in turns, by first derivatives.
+    """The lower solution taken as a constant: ``(dy*/dx)^T c = 0``. Both levels train in turns, by
+    first derivatives.
 
     A control, not a hypergradient: what is left of bi-level optimisation without its indirect term.
     """

@@ -1,13 +1,16 @@
-"""Lower solutions attached to the graph: ``y*(x)`` as a tensor that autograd can differentiate, to any order.
+"""Lower solutions attached to the graph: ``y*(x)`` as a tensor that autograd can differentiate, to
+any order.
 
-A middle problem that reads one below it minimises ``G(x, y) = g(x, y, z*(x, y))``. With ``z*`` attached, `G` is an ordinary loss whose
-first and second derivatives see the response of `z`, so any rule for products can be used on it.
+A middle problem that reads one below it minimises ``G(x, y) = g(x, y, z*(x, y))``. With ``z*``
+attached, `G` is an ordinary loss whose first and second derivatives see the response of `z`, so any
+rule for products can be used on it.
 
-The first derivative is the implicit function theorem. Its ingredients are written in differentiable operations, the linear solve
-among them, so that autograd differentiates them again:
+The first derivative is the implicit function theorem. Its ingredients are written in differentiable
+operations, the linear solve among them, so that autograd differentiates them again:
 
     z* (x)        backward:  x_bar = -g_xz v,  v = solve(z_bar)
-    v = H^{-1} b  backward:  b_bar = w = solve(v_bar),  x_bar = -d/dx <w, H v>,  z_bar = -d/dz <w, H v>
+    v = H^{-1} b  backward:  b_bar = w = solve(v_bar),  x_bar = -d/dx <w, H v>,  z_bar = -d/dz <w, H
+    v>
 """
 
 from __future__ import annotations
@@ -36,16 +39,23 @@ class Solved:
     method: Implicit | OneStep
 
     def attach(self, upper: Tensors) -> Tensors:
-        """Return the lower solution, equal to the values in the context and differentiable with respect to `upper`.
+        """Return the lower solution, equal to the values in the context and differentiable with
+        respect to `upper`.
 
-        Implicit methods differentiate the stationarity at the solution, one-step methods the last step.
+        Implicit methods differentiate the stationarity at the solution, one-step methods the last
+        step.
         """
         if isinstance(self.method, OneStep):
             return self._stepped(upper)
-        return _Solution.apply(self, len(upper), *upper, *self.context.after.lower)
+        values: Tensors = _Solution.apply(  # type: ignore[no-untyped-call]
+            self, len(upper), *upper, *self.context.after.lower
+        )
+        return values
 
     def _stepped(self, upper: Tensors) -> Tensors:
-        """Return ``y - s g_y(x, y)`` shifted to the present solution: its derivative is that of the step."""
+        """Return ``y - s g_y(x, y)`` shifted to the present solution: its derivative is that of the
+        step.
+        """
         assert isinstance(self.method, OneStep)
         before = tuple(t.detach().requires_grad_() for t in self.context.before.lower)
         gradient = self.gradient(upper, before)
@@ -69,7 +79,9 @@ class Solved:
         return gradient if decay is None else add(gradient, scale(decay, lower))
 
     def pulled_back(self, upper: Tensors, lower: Tensors, v: Tensors) -> tuple[Tensors, Tensors]:
-        """Return ``(g_xy v, g_yy v)`` in the graph of `upper`, `lower` and `v`: partial derivatives, as if y were free of x."""
+        """Return ``(g_xy v, g_yy v)`` in the graph of `upper`, `lower` and `v`: partial
+        derivatives, as if y were free of x.
+        """
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             x, y = _alias(upper), _alias(lower)
@@ -77,7 +89,10 @@ class Solved:
 
     def solve(self, upper: Tensors, lower: Tensors, rhs: Tensors) -> Tensors:
         """Return ``v`` with ``g_yy v = rhs``, differentiable with respect to all three."""
-        return _Solve.apply(self, len(upper), len(lower), *upper, *lower, *rhs)
+        v: Tensors = _Solve.apply(  # type: ignore[no-untyped-call]
+            self, len(upper), len(lower), *upper, *lower, *rhs
+        )
+        return v
 
     def solve_value(self, upper: Tensors, lower: Tensors, rhs: Tensors) -> Tensors:
         """Return ``v`` with ``g_yy v = rhs`` by the method's solver, without graph."""
@@ -107,7 +122,9 @@ class _Solution(torch.autograd.Function):
 
 
 class _Solve(torch.autograd.Function):
-    """``H(x, y)^{-1} b`` for symmetric ``H = g_yy``: a solve forward, a solve and a derivative of ``<w, H v>`` backward."""
+    """``H(x, y)^{-1} b`` for symmetric ``H = g_yy``: a solve forward, a solve and a derivative of
+    ``<w, H v>`` backward.
+    """
 
     @staticmethod
     def forward(
@@ -164,7 +181,8 @@ def _alias(tensors: Tensors) -> Tensors:
 class third_order_norms(TorchFunctionMode):  # noqa: N801 - used as a context manager
     """Within the block, layer and batch normalisation are composed of elementary operations.
 
-    Torch's fused kernels have wrong third derivatives (silently; pytorch issues 175754 and 186256), which an attached solution needs.
+    Torch's fused kernels have wrong third derivatives (silently; pytorch issues 175754 and 186256),
+    which an attached solution needs.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -207,7 +225,8 @@ def _batch_norm(
         mean = input.mean(dims)
         variance = (input - mean.view(shape)).square().mean(dims)
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean, variance = running_mean, running_var
     output = (input - mean.view(shape)) * (variance.view(shape) + eps).rsqrt()
     output = output if weight is None else output * weight.view(shape)
@@ -220,8 +239,8 @@ class AttachedObjective:
 
     Args:
         base: the loss as an objective of ``(upper, lower + all attached)``.
-        attached: the solved problems top to bottom, each with the positions of its upper tensors in ``upper + lower + attached
-            before it``.
+        attached: the solved problems top to bottom, each with the positions of its upper tensors in
+            ``upper + lower + attached before it``.
     """
 
     base: Objective
@@ -234,7 +253,9 @@ class AttachedObjective:
 
     @contextmanager
     def scope(self, upper: Tensors, lower: Tensors) -> Iterator[Any]:
-        """Yield the evaluation of the loss with the solutions below attached to `upper` and `lower`."""
+        """Yield the evaluation of the loss with the solutions below attached to `upper` and
+        `lower`.
+        """
         known = tuple(upper) + tuple(lower)
         for solved, positions in self.attached:
             known += tuple(solved.attach(tuple(known[i] for i in positions)))

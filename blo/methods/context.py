@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from blo.methods.objective import Objective
 from blo.methods.tensors import Tensors
@@ -28,12 +28,46 @@ class Point:
     Args:
         upper: parameters of the problems above that the lower loss reads.
         lower: parameters of the lower problem.
-        upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided difference reuses it).
+        upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided
+            difference reuses it).
+        lower_gradient: ``dg/d(lower)`` here, where it was kept.
     """
 
     upper: Tensors
     lower: Tensors
     upper_gradient: Tensors | None = None
+    lower_gradient: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class LowerStep:
+    """One recorded lower step: what is needed to take it again.
+
+    Args:
+        objectives: the lower loss on each batch of the step.
+        options: for each lower tensor, the options of its parameter group during the step
+            (learning rate, momentum ...), without the parameters.
+    """
+
+    objectives: tuple[Objective, ...]
+    options: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """The last lower steps, oldest first, and where they started from.
+
+    Args:
+        optimizer: the class of the lower optimizer.
+        lower: the lower parameters before the first recorded step.
+        states: for each lower tensor, a copy of the optimizer's state before that step.
+        steps: the steps.
+    """
+
+    optimizer: type
+    lower: Tensors
+    states: tuple[Mapping[str, Any], ...]
+    steps: tuple[LowerStep, ...]
 
 
 @dataclass(frozen=True)
@@ -41,13 +75,20 @@ class Context:
     """One lower problem as a method sees it, at the moment a problem above it wants its response.
 
     Args:
-        objectives: the lower loss on each batch of the last lower step; their mean is the lower objective ``g``.
+        objectives: the lower loss on each batch of the last lower step; their mean is the lower
+            objective ``g``.
         after: the point ``y+`` that the upper loss was evaluated at.
-        before: the point ``y`` that the last lower step started from; `after` itself when no step is known.
-        learning_rates: the lower optimizer's current learning rate for each lower tensor, if there is an optimizer.
-        weight_decay: for each lower tensor, the factor of the quadratic penalty that the optimizer adds to the gradient
-            (coupled weight decay); it is part of the lower objective and enters the Hessian.
+        before: the point ``y`` that the last lower step started from; `after` itself when no step
+            is known.
+        learning_rates: the lower optimizer's current learning rate for each lower tensor, if there
+            is an optimizer.
+        weight_decay: for each lower tensor, the factor of the quadratic penalty that the optimizer
+            adds to the gradient (coupled weight decay); it is part of the lower objective and
+            enters the Hessian.
         sign: -1 if the lower optimizer maximises, else 1.
+        history: the last lower steps, where the method asked for them.
+        readers: the loss of the problem that wants the response, on each of its batches, as a
+            function of the same upper and lower parameters, where the method asked for it.
     """
 
     objectives: tuple[Objective, ...]
@@ -56,6 +97,8 @@ class Context:
     learning_rates: tuple[float, ...] | None = None
     weight_decay: tuple[float, ...] | None = None
     sign: float = 1.0
+    history: History | None = None
+    readers: tuple[Objective, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,13 +108,17 @@ class Info:
     Args:
         method: the method with its settings.
         point: "before" or "after" the last lower step.
-        scale: factor in place of the inverse Hessian, or of the Neumann series; None where there is none.
-        radius: length of the finite-difference step along the normalised direction; None for exact products.
+        scale: factor in place of the inverse Hessian, or of the Neumann series; None where there is
+            none.
+        radius: length of the finite-difference step along the normalised direction; None for exact
+            products.
         status: how the linear solve ended.
         residual: relative residual of the linear solve; NaN where it is not known.
-        num_gradients: gradient evaluations spent (a forward and a backward pass on the lower batch).
+        num_gradients: gradient evaluations spent (a forward and a backward pass on the lower
+            batch).
         num_products: Hessian and mixed products taken on graphs that were kept.
-        batches: numbers of the lower batches, in the lower problem's stream; empty for plain functions.
+        batches: numbers of the lower batches, in the lower problem's stream; empty for plain
+            functions.
     """
 
     method: str
@@ -90,7 +137,9 @@ class Info:
 
 
 class Response(NamedTuple):
-    """The contribution ``+(d lower*/d upper)^T cotangent`` in the shapes of the upper parameters."""
+    """The contribution ``+(d lower*/d upper)^T cotangent`` in the shapes of the upper
+    parameters.
+    """
 
     value: Tensors
     state: Tensors | None
@@ -99,10 +148,23 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a method needs recorded at the last lower step."""
+    """What a method needs recorded.
+
+    Attributes:
+        before: the lower parameters before the last step (`Context.before`).
+        upper_gradient: ``dg/d(upper)`` of the last step (`Point.upper_gradient`).
+        lower_gradient: ``dg/d(lower)`` of the last step (`Point.lower_gradient`), as the optimizer
+            received it.
+        history: number of lower steps to record (`Context.history`); None for all since the
+            problems above moved.
+        readers: the loss above (`Context.readers`).
+    """
 
     before: bool = False
     upper_gradient: bool = False
+    lower_gradient: bool = False
+    history: int | None = 0
+    readers: bool = False
 
 
 class Method(Protocol):

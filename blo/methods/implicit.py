@@ -1,8 +1,9 @@
 """Hypergradients from a linear solver and second-order products.
 
-With ``c = df/dy``, a lower solution responds by ``(dy*/dx)^T c = -g_xy v`` where ``g_yy v = c``. `Implicit` solves that system at the
-point ``y+`` that the upper loss saw. `OneStep` differentiates through the last lower step ``y+ = y - s g_y(x, y)``, so that ``v = s c``
-and the mixed product is taken at ``y``, on the same batch and masks.
+With ``c = df/dy``, a lower solution responds by ``(dy*/dx)^T c = -g_xy v`` where ``g_yy v = c``.
+`Implicit` solves that system at the point ``y+`` that the upper loss saw. `OneStep` differentiates
+through the last lower step ``y+ = y - s g_y(x, y)``, so that ``v = s c`` and the mixed product is
+taken at ``y``, on the same batch and masks.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class OneStep:
     ``y+ = y - s g_y(x, y)`` gives ``(dy+/dx)^T c = -s g_xy(x, y) c``, where `c` is taken at ``y+``.
 
     Args:
-        scale: the step `s`. None takes the lower optimizer's current learning rate of each parameter group, which is the exact
-            derivative for plain SGD (for other optimizers it replaces their update by a gradient step); where no optimizer is known, 1.
-            1.0 stands for an inverse Hessian equal to the identity.
+        scale: the step `s`. None takes the lower optimizer's current learning rate of each
+            parameter group, which is the exact derivative for plain SGD (for other optimizers it
+            replaces their update by a gradient step); where no optimizer is known, 1. 1.0 stands
+            for an inverse Hessian equal to the identity.
         products: a way to take the mixed product.
     """
 
@@ -66,7 +68,9 @@ class OneStep:
 
     @property
     def requirements(self) -> Requirements:
-        """The lower parameters before the last step, and the upper gradient there if the difference can reuse it."""
+        """The lower parameters before the last step, and the upper gradient there if the difference
+        can reuse it.
+        """
         return Requirements(before=True, upper_gradient=self.products.needs_upper_gradient)
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
@@ -91,11 +95,12 @@ def darts(
 ) -> OneStep:
     """Return DARTS: the derivative of one lower step, its mixed product by a finite difference.
 
-    ``-s [g_x(y + e c) - g_x(y - e c)] / 2e``. Costs two gradients of the lower loss, or one with ``one_sided=True`` inside an
-    `Engine`, and needs first derivatives only.
+    ``-s [g_x(y + e c) - g_x(y - e c)] / 2e``. Costs two gradients of the lower loss, or one with
+    ``one_sided=True`` inside an `Engine`, and needs first derivatives only.
 
     Args:
-        scale: the step `s`; None takes the lower learning rates (the paper's choice, exact for SGD). Betty computes with 1.0.
+        scale: the step `s`; None takes the lower learning rates (the paper's choice, exact for
+            SGD). Betty computes with 1.0.
         radius: relative length of the difference; see `FiniteDifference`.
         one_sided: see `FiniteDifference`.
 
@@ -160,7 +165,8 @@ def cg(
 
 
 def dense(*, damping: float = 0.0, max_size: int = 4096) -> Implicit:
-    """Return implicit differentiation with the Hessian built and solved directly: the reference for small problems.
+    """Return implicit differentiation with the Hessian built and solved directly: the reference for
+    small problems.
 
     Args:
         damping: added to the diagonal of the Hessian.

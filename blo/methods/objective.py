@@ -1,8 +1,10 @@
-"""Scalar losses of given parameters, and the conditions under which they can be evaluated twice with one answer.
+"""Scalar losses of given parameters, and the conditions under which they can be evaluated twice
+with one answer.
 
-A hypergradient evaluates the same lower loss several times: at perturbed weights, under double differentiation. Each
-evaluation must see the same dropout masks (`RandomState`) and must not meet cached casts of other weights
-(`fresh_autocast`). An `Objective` owns both, and the scope in which its gradients have to be taken.
+A hypergradient evaluates the same lower loss several times: at perturbed weights, under double
+differentiation. Each evaluation must see the same dropout masks (`RandomState`) and must not meet
+cached casts of other weights (`fresh_autocast`). An `Objective` owns both, and the scope in which
+its gradients have to be taken.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ class Objective(Protocol):
     def scope(self, upper: Tensors, lower: Tensors) -> AbstractContextManager[Callable[[], Tensor]]:
         """Return a context that yields ``evaluate() -> g(upper, lower)``.
 
-        Gradients are taken inside the context: activation checkpointing runs the forward pass again during the
-        backward pass and must find the same parameters. The context can be entered again later, to differentiate
-        a graph that was kept.
+        Gradients are taken inside the context: activation checkpointing runs the forward pass again
+            during the
+        backward pass and must find the same parameters. The context can be entered again later, to
+        differentiate a graph that was kept.
         """
 
 
@@ -46,9 +49,11 @@ class RandomState:
     def capture(devices: Iterable[torch.device] = ()) -> RandomState:
         """Return the present state of the CPU's generator and of the generators of `devices`."""
         states = [(torch.device("cpu"), torch.get_rng_state())]
-        for device in devices:
-            if device.type not in ("cpu", "meta"):
-                states.append((device, torch.get_device_module(device).get_rng_state(device)))
+        states += [
+            (device, torch.get_device_module(device).get_rng_state(device))
+            for device in devices
+            if device.type not in ("cpu", "meta")
+        ]
         return RandomState(tuple(states))
 
     @staticmethod
@@ -90,9 +95,10 @@ def devices_of(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
 def fresh_autocast(device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Run a block under autocast to `dtype` without casts that were cached for other weights.
 
-    With ``dtype=None`` the autocast context around the block, if there is one, is entered afresh. Autocast keeps its
-    low-precision copies of the weights until the outermost context ends; a finite difference inside one such context
-    would compare a weight with itself and be exactly zero.
+    With ``dtype=None`` the autocast context around the block, if there is one, is entered afresh.
+    Autocast keeps its low-precision copies of the weights until the outermost context ends; a
+    finite difference inside one such context would compare a weight with itself and be exactly
+    zero.
     """
     around = torch.is_autocast_enabled(device.type)
     if dtype is None and not around:

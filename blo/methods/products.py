@@ -1,7 +1,8 @@
 """Second-order products of a lower loss at a point: ``g_yy v`` and ``g_xy v = d/dx <g_y, v>``.
 
-A rule (`Exact`, `FiniteDifference`) is a setting; ``rule.at(context, point)`` gives the products at that point, which count what they
-cost. All of them average over the batches of the lower step, and carry the quadratic penalty of coupled weight decay.
+A rule (`Exact`, `FiniteDifference`) is a setting; ``rule.at(context, point)`` gives the products at
+that point, which count what they cost. All of them average over the batches of the lower step, and
+carry the quadratic penalty of coupled weight decay.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from blo.methods.tensors import (
     axpy,
     detach,
     leaves,
-    multiply,
     norm,
     numel,
     scale,
@@ -34,14 +34,18 @@ from blo.methods.tensors import (
 )
 
 NO_PATH = (
-    "the gradient of the lower loss with respect to the lower parameters does not depend on any upper parameter, so no "
-    "hypergradient can reach them; check that the lower loss uses the upper parameters, without detach() or no_grad(), "
+    "the gradient of the lower loss with respect to the lower parameters does not depend on any "
+    "upper parameter, so no "
+    "hypergradient can reach them; check that the lower loss uses the upper parameters, without "
+    "detach() or no_grad(), "
     "in a term that also holds lower parameters"
 )
 
 
 class Products(Protocol):
-    """Products of the lower objective's second derivatives with a vector `v` in the shapes of `lower`."""
+    """Products of the lower objective's second derivatives with a vector `v` in the shapes of
+    `lower`.
+    """
 
     num_gradients: int
     num_products: int
@@ -72,8 +76,9 @@ class ProductRule(Protocol):
 class Exact:
     """Reverse mode twice, on one graph of ``g_y`` that is kept for all products.
 
-    Never reverse over forward mode, which is silently wrong for LayerNorm and BatchNorm in torch. The graph is built with
-    attention on the math kernel, since no fused attention kernel can be differentiated twice.
+    Never reverse over forward mode, which is silently wrong for LayerNorm and BatchNorm in torch.
+    The graph is built with attention on the math kernel, since no fused attention kernel can be
+    differentiated twice.
     """
 
     needs_upper_gradient = False
@@ -149,12 +154,15 @@ class ExactProducts:
 class FiniteDifference:
     """Products from first derivatives at perturbed copies of the lower parameters.
 
-    Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``; one-sided: ``[g_x(y + e v) - g_x(y)] / e + O(e)``, where
-    ``g_x(y)`` is taken over from the lower step if it is known. ``e = radius * max(|y|, sqrt(numel) 1e-3) / |v|``, so that the step
-    is a fixed fraction of the weights. Fused attention, compiled modules and sharded modules stay as they are.
+    Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``; one-sided: ``[g_x(y + e v) -
+        g_x(y)] / e + O(e)``, where
+    ``g_x(y)`` is taken over from the lower step if it is known. ``e = radius * max(|y|, sqrt(numel)
+    1e-3) / |v|``, so that the step is a fixed fraction of the weights. Fused attention, compiled
+    modules and sharded modules stay as they are.
 
     Args:
-        radius: relative step; None takes the value measured best for the type that the loss is computed in (`DEFAULT_RADIUS`).
+        radius: relative step; None takes the value measured best for the type that the loss is
+            computed in (`DEFAULT_RADIUS`).
         one_sided: half the cost, less accurate.
 
     Reference: Liu, Simonyan and Yang (2019), arXiv:1806.09055, equation 8.
@@ -190,7 +198,9 @@ DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
 
 
 class FiniteDifferenceProducts:
-    """Products by differences of gradients: two gradients each, or one where one-sided and the gradient is known."""
+    """Products by differences of gradients: two gradients each, or one where one-sided and the
+    gradient is known.
+    """
 
     def __init__(self, rule: FiniteDifference, context: Context, point: Point) -> None:
         self.num_gradients = 0
@@ -237,7 +247,9 @@ class FiniteDifferenceProducts:
         return scale(self._context.sign, difference)
 
     def _gradient(self, level: str, y: Tensors) -> Tensors:
-        """Return ``g_x`` or ``g_y`` at `y`, averaged over the batches; only the level asked for requires gradients."""
+        """Return ``g_x`` or ``g_y`` at `y`, averaged over the batches; only the level asked for
+        requires gradients.
+        """
         self.num_gradients += 1
         pieces = []
         for objective in self._context.objectives:
@@ -275,7 +287,8 @@ def perturbed(y: Tensors, v: Tensors, e: float) -> Tensors:
 def twice_differentiable(
     objective: Objective, upper: Tensors, lower: Tensors
 ) -> Iterator[Callable[[], Tensor]]:
-    """Enter the objective's scope with attention on the math kernel, for the forward pass and every backward pass.
+    """Enter the objective's scope with attention on the math kernel, for the forward pass and every
+    backward pass.
 
     Raises:
         RuntimeError: naming the remedy, where an operation in the loss has no second derivative.
@@ -287,8 +300,10 @@ def twice_differentiable(
         text = str(error)
         if "is not implemented" in text or "double backward" in text:
             raise RuntimeError(
-                f"the lower loss has an operation without a second derivative ({text.splitlines()[0]}). "
-                "Use attn_implementation='eager' or 'sdpa' and no torch.compile around the module, or a method that needs "
+                "the lower loss has an operation without a second derivative "
+                f"({text.splitlines()[0]}). "
+                "Use attn_implementation='eager' or 'sdpa' and no torch.compile around the module, "
+                "or a method that needs "
                 "first derivatives only, such as darts()"
             ) from error
         raise

@@ -1,7 +1,7 @@
 """Linear solvers for ``H v = rhs``, where the symmetric matrix `H` is known by its products only.
 
-A solver is called as ``solver(matvec, rhs, init)`` and returns a `Solution`. Truncation, negative curvature and divergence are
-outcomes that the `Solution` reports; none of them raises.
+A solver is called as ``solver(matvec, rhs, init)`` and returns a `Solution`. Truncation, negative
+curvature and divergence are outcomes that the `Solution` reports; none of them raises.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Solution(NamedTuple):
         status: how the solve ended.
         num_products: products with `H` used, those for an unknown scale included.
         residual: ``|rhs - H v| / |rhs|``; NaN where the solver does not know it.
-        scale: the factor that the solver used in place of, or beside, the inverse; None where there is none.
+        scale: the factor that the solver used in place of, or beside, the inverse; None where there
+            is none.
     """
 
     value: Tensors
@@ -58,7 +59,9 @@ class LinearSolver(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """``v = scale * rhs``: the inverse Hessian replaced by a number, or by one number a tensor. No products."""
+    """``v = scale * rhs``: the inverse Hessian replaced by a number, or by one number a tensor. No
+    products.
+    """
 
     scale: float | tuple[float, ...] = 1.0
 
@@ -76,16 +79,19 @@ class Identity:
 class Neumann:
     """Truncated Neumann series.
 
-    ``v = scale * sum_{k=0}^{max_products} (I - scale H)^k rhs``, which converges iff every eigenvalue of `H` that `rhs` excites lies
-    in ``(0, 2 / scale)``. For symmetric `H` the ratio of successive terms never falls, so a term larger than the one before it
+    ``v = scale * sum_{k=0}^{max_products} (I - scale H)^k rhs``, which converges iff every
+    eigenvalue of `H` that `rhs` excites lies in ``(0, 2 / scale)``. For symmetric `H` the ratio of
+    successive terms never falls, so a term larger than the one before it
     proves divergence: the sum up to the term before is returned, with status DIVERGED.
 
     Args:
         max_products: number of products, at least 0.
-        scale: None takes ``1 / L`` with `L` the largest curvature seen by `num_power_iterations` power iterations started at `rhs`
-            (which cost a product each, beyond `max_products`). They see the eigenvectors that the series sees.
+        scale: None takes ``1 / L`` with `L` the largest curvature seen by `num_power_iterations`
+            power iterations started at `rhs` (which cost a product each, beyond `max_products`).
+            They see the eigenvectors that the series sees.
         damping: solves ``(H + damping I) v = rhs``.
-        rtol: stop when a term is this small relative to `rhs`; a term is the residual of the sum before it.
+        rtol: stop when a term is this small relative to `rhs`; a term is the residual of the sum
+            before it.
 
     Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590, algorithm 3.
     """
@@ -140,13 +146,16 @@ class Neumann:
 class CG:
     """Conjugate gradients for a positive definite `H`.
 
-    Exact after as many products as `H` has distinct eigenvalues, in exact arithmetic. Where a direction of non-positive
-    curvature ``p^T H p <= 0`` is met, the iterate before it is returned with status INDEFINITE; if there is none, the right-hand side
-    scaled by ``|rhs| / |H rhs|`` (by 1 if ``H rhs = 0``).
+    Exact after as many products as `H` has distinct eigenvalues, in exact arithmetic. Where a
+    direction of non-positive curvature ``p^T H p <= 0`` is met, the iterate before it is returned
+    with status INDEFINITE; if there is none, the right-hand side scaled by ``|rhs| / |H rhs|`` (by
+    1 if ``H rhs = 0``).
 
     Args:
-        max_products: at most this many products (one more for the residual of a warm start counts among them).
-        rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon of the vectors.
+        max_products: at most this many products (one more for the residual of a warm start counts
+            among them).
+        rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon of the
+            vectors.
         damping: solves ``(H + damping I) v = rhs``.
 
     Reference: Hestenes and Stiefel (1952); for hypergradients Pedregosa (2016), arXiv:1602.02355.
@@ -196,10 +205,11 @@ class CG:
 
 @dataclass(frozen=True)
 class Dense:
-    """The direct solve, for tests and small problems: `H` is built column by column, one product an unknown.
+    """The direct solve, for tests and small problems: `H` is built column by column, one product an
+    unknown.
 
-    A singular but consistent system gives the solution of least norm. An inconsistent one gives the least-squares solution, with its
-    residual and status TRUNCATED.
+    A singular but consistent system gives the solution of least norm. An inconsistent one gives the
+    least-squares solution, with its residual and status TRUNCATED.
 
     Args:
         max_size: refuse more unknowns than this.
@@ -248,9 +258,11 @@ def dense_matrix(matvec: MatVec, like: Tensors) -> torch.Tensor:
 
 
 def curvature_bound(matvec: MatVec, start: Tensors, num_iterations: int) -> float:
-    """Return ``max_k |H u_k|`` over power iterations from `start`, a lower bound of the spectral norm of `H`.
+    """Return ``max_k |H u_k|`` over power iterations from `start`, a lower bound of the spectral
+    norm of `H`.
 
-    A `start` that lies in an invariant subspace gives the norm of `H` on that subspace. NaN products give NaN.
+    A `start` that lies in an invariant subspace gives the norm of `H` on that subspace. NaN
+    products give NaN.
     """
     u, bound = start, 0.0
     for _ in range(num_iterations):

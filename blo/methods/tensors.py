@@ -64,9 +64,8 @@ def norm(x: Tensors) -> Tensor:
     if not x:
         return torch.zeros(())
     norms = torch._foreach_norm(x, dtype=_accumulator(x[0]))
-    if len(norms) == 1:
-        return norms[0]
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    gathered = torch.stack([n.to(norms[0].device) for n in norms])
+    return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
 
 
 def numel(x: Tensors) -> int:
