@@ -93,8 +93,13 @@ def _check_foldable(model: PeftModel, adapter: str) -> None:
 def _folded(model: PeftModel, adapter: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     folded = dict(saved)
     for name, _, layer, variant in adapted_layers(model, DiagonalVariant, adapter):
-        del folded[f"{name}.{variant.upper}"]
         key = f"{name}.lora_B.weight"
+        if key not in saved:
+            raise ValueError(
+                f"module {name!r} of adapter {adapter!r} is not in the checkpoint that PEFT wrote: "
+                "it leaves out modules that are called as another adapter; rename that adapter"
+            )
+        del folded[f"{name}.{variant.upper}"]
         B = saved[key]
         values = variant.singular_values(layer, adapter).detach().to(B.device, widen(B.dtype))
         folded[key] = (B * values).to(B.dtype).contiguous()

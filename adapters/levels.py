@@ -8,6 +8,8 @@ from adapters.peft_glue import BiLevelVariant, LoraLayer, adapted_layers
 
 __all__ = ["Levels", "levels"]
 
+CONTAINERS = ("modules_to_save", "trainable_tokens_delta")
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -55,7 +57,7 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
     named = [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and others.isdisjoint(name.split("."))
+        if parameter.requires_grad and _owner(name) not in others
     ]
     above = [(name, p) for name, p in named if name in upper or name.rpartition(".")[0] in upper]
     below = [(name, p) for name, p in named if name not in {key for key, _ in above}]
@@ -90,6 +92,15 @@ def _active(model: nn.Module, adapter_name: str | None) -> str:
         "a DoRA checkpoint: to train it further, load it with "
         "config=BiDoraConfig.from_pretrained(path)"
     )
+
+
+def _owner(name: str) -> str | None:
+    """The adapter a parameter belongs to: what follows the container PEFT keeps adapters in."""
+    parts = name.split(".")
+    for container, adapter in zip(parts[:-1], parts[1:], strict=True):
+        if container.startswith("lora_") or container in CONTAINERS:
+            return adapter
+    return None
 
 
 def _adapters(model: nn.Module) -> set[str]:

@@ -21,8 +21,9 @@ Objective = Callable[[Tensors], Tensor]
 
 
 def names(model: PeftModel) -> tuple[list[str], list[str]]:
-    """The names of both levels; for PEFT's DoRA, which `levels` refuses, magnitudes and the rest."""
-    if isinstance(model.peft_config["default"], BiDoraConfig) or "dora" not in str(model):
+    """The names of both levels; PEFT's DoRA, which `levels` refuses, has magnitudes above."""
+    settings = model.peft_config["default"]
+    if isinstance(settings, BiDoraConfig) or not settings.use_dora:
         split = levels(model)
         return split.upper_names, split.lower_names
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
