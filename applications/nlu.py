@@ -16,6 +16,7 @@ from applications.common.command_line import parse_options
 from applications.common.demo import PRESETS, is_demo, run_demo
 from applications.common.errors import UsageError
 from applications.common.experiment import finetune
+from applications.common.report import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             summary = finetune(options, say=console.print)
             name = summary["metric_name"]
-            console.print(
-                f"{name}: train {summary['train_metric']:.4f}, test {summary['test_metric']:.4f}"
-            )
+            train, test = shown(summary["train_metric"]), shown(summary["test_metric"])
+            console.print(f"{name}: train {train}, test {test}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

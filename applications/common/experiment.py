@@ -90,7 +90,7 @@ def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
         "train_loss": on_train.loss,
         "test_loss": on_test.loss,
         "ece": on_test.metrics.get("ece"),
-        "generalisation_gap": on_train.metrics[name] - on_test.metrics[name],
+        "generalisation_gap": difference(on_train.metrics[name], on_test.metrics[name]),
         "trainable_params": trainable,
         "upper_params": upper,
         "num_lower_steps": updates.num_lower_steps,
@@ -205,6 +205,11 @@ def counts(model: PeftModel, method: str) -> tuple[int, int]:
     if method not in BI_LEVEL_METHODS:
         return trainable, 0
     return trainable, sum(p.numel() for p in levels(model).upper)
+
+
+def difference(first: float | None, second: float | None) -> float | None:
+    """First minus second, None where one of them is."""
+    return None if first is None or second is None else first - second
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,14 +1,14 @@
 """How good predictions are: torchmetrics on the outputs for a whole split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchmetrics.classification as tc
+import torchmetrics.functional.classification as tc
 from torch import Tensor, nn
-from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from applications.common.batches import Batch
 from applications.common.examples import Kind
@@ -25,26 +25,14 @@ class Evaluation:
     """
 
     loss: float
-    metrics: dict[str, float]
-
-
-def collection(num_classes: int) -> MetricCollection:
-    """The classification metrics; F1 is that of class 1 for two classes, else the macro mean."""
-    f1: tc.BinaryF1Score | tc.MulticlassF1Score = tc.MulticlassF1Score(num_classes)
-    if num_classes == 2:
-        f1 = tc.MulticlassF1Score(2, average="none")
-    return MetricCollection(
-        {
-            "accuracy": tc.MulticlassAccuracy(num_classes, average="micro"),
-            "f1": f1,
-            "matthews": tc.MulticlassMatthewsCorrCoef(num_classes),
-            "ece": tc.MulticlassCalibrationError(num_classes, n_bins=ECE_BINS, norm="l1"),
-        }
-    )
+    metrics: dict[str, float | None]
 
 
 def evaluation(outputs: Tensor, labels: Tensor, kind: Kind) -> Evaluation:
     """Loss and metrics of a split's predictions.
+
+    F1 is that of class 1 for two classes, else the mean over the classes; ``ece`` is the expected
+    calibration error of the most probable class, in 15 bins of equal width, l1.
 
     Args:
         outputs: ``(examples, classes)`` logits, or ``(examples, 1)`` predictions for regression.
@@ -54,16 +42,32 @@ def evaluation(outputs: Tensor, labels: Tensor, kind: Kind) -> Evaluation:
     outputs = outputs.double()
     if kind == "regression":
         predictions, targets = outputs.squeeze(-1), labels.double()
-        pearson, spearman = PearsonCorrCoef(), SpearmanCorrCoef()
-        metrics = {
-            "pearson": float(pearson(predictions, targets)),
-            "spearman": float(spearman(predictions, targets)),
+        found = {
+            "pearson": pearson_corrcoef(predictions, targets),
+            "spearman": spearman_corrcoef(predictions, targets),
         }
-        return Evaluation(float(F.mse_loss(predictions, targets)), metrics)
-    probabilities = outputs.softmax(-1)
-    found = collection(outputs.shape[-1])(probabilities, labels)
-    metrics = {name: float(value[1] if value.ndim else value) for name, value in found.items()}
-    return Evaluation(float(F.cross_entropy(outputs, labels)), metrics)
+        return Evaluation(float(F.mse_loss(predictions, targets)), numbers(found))
+    classes = outputs.shape[-1]
+    probabilities, predictions = outputs.softmax(-1), outputs.argmax(-1)
+    f1 = (
+        tc.binary_f1_score(predictions, labels)
+        if classes == 2
+        else tc.multiclass_f1_score(predictions, labels, classes, average="macro")
+    )
+    found = {
+        "accuracy": tc.multiclass_accuracy(predictions, labels, classes, average="micro"),
+        "f1": f1,
+        "matthews": tc.multiclass_matthews_corrcoef(predictions, labels, classes),
+        "ece": tc.multiclass_calibration_error(probabilities, labels, classes, ECE_BINS, "l1"),
+    }
+    return Evaluation(float(F.cross_entropy(outputs, labels)), numbers(found))
+
+
+def numbers(found: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """The metrics as numbers; None where one is not defined (equal predictions correlate with
+    nothing).
+    """
+    return {name: float(value) if torch.isfinite(value) else None for name, value in found.items()}
 
 
 @torch.no_grad()

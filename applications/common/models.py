@@ -75,6 +75,8 @@ def load_base(
             problem_type=(
                 "regression" if task.kind == "regression" else "single_label_classification"
             ),
+            # A checkpoint with a head of another size gets a new one, as one without a head does.
+            ignore_mismatched_sizes=True,
             **extra,
         )
     except OSError as error:
