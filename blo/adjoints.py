@@ -24,7 +24,7 @@ from blo.methods.attached import AttachedObjective, Solved
 from blo.methods.context import Context, History, Info, LowerStep, Point
 from blo.methods.implicit import Implicit, OneStep
 from blo.methods.objective import Objective
-from blo.methods.tensors import Tensors, add, detach
+from blo.methods.tensors import Tensors, add, detach, zeros_like
 from blo.problem import Problem
 from blo.record import Draw, Step
 
@@ -55,13 +55,17 @@ def total_gradient(
     responding = graph.responding(problem)
     movable = {problem.name, *(q.name for q in responding)}
     infos = {}
+    entry = graph.entry(problem)
     for q in reversed(responding):
         cotangent = adjoints.get(q.name)
+        sources = tuple(a for a in graph.inputs(q) if a.name in movable)
+        if q is entry:
+            cotangent = zeros_like(q.parameters)
+            sources = sources if problem in sources else (problem, *sources)
         if cotangent is None:
             continue
-        sources = tuple(a for a in graph.inputs(q) if a.name in movable)
         context = _context(graph, q, sources, steps, precision)
-        if q.method.requirements.readers:
+        if q.method.requirements.readers and entry in (None, q):
             readers = _losses(graph, problem, sources, q.parameters, draw, precision)
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"

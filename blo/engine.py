@@ -200,8 +200,10 @@ class Engine:
     ) -> _Evaluation:
         """Return the loss and its partial derivatives for the parameters of `wanted`.
 
-        One forward and one backward pass a batch, whatever is wanted.
+        One forward and one backward pass a batch, whatever is wanted; no backward pass for a loss
+        without gradient.
         """
+        differentiable = self.graph.entry(problem) is None
         parameters = tuple(t for p in wanted for t in p.parameters)
         devices = dict.fromkeys(t.device for t in parameters)
         losses: list[float] = []
@@ -211,13 +213,20 @@ class Engine:
         for batch in batches:
             if keep:
                 states.append(RandomState.capture(devices))
-            with fresh_autocast(problem.device, self.precision):
+            with (
+                fresh_autocast(problem.device, self.precision),
+                torch.set_grad_enabled(differentiable),
+            ):
                 output = problem.loss(own_copy(batch))
             loss = scalar(output, f"loss of problem {problem.name!r}")
             losses.append(self._finite(loss, problem))
             metrics = _scalars(output)
-            pieces.append(torch.autograd.grad(loss, parameters, allow_unused=True))
-        self.num_gradients += 1
+            pieces.append(
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+                if differentiable
+                else (None,) * len(parameters)
+            )
+        self.num_gradients += int(differentiable)
         grads = pieces[0] if len(pieces) == 1 else _average(pieces, parameters)
         split: dict[str, Gradient] = {}
         for p in wanted:

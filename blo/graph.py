@@ -66,9 +66,11 @@ class ProblemGraph:
         self.space = ParameterSpace(dict.fromkeys(m for p in self.problems for m in p.modules))
         self._check_names()
         self._check_parameters()
+        self._entries: dict[str, Problem] = {}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
         self.reads: dict[str, tuple[str, ...]] = {p.name: self._probe(p) for p in self.problems}
         self._check_reads()
+        self._check_entries()
         self._depth = self._depths()
         self._check_reach()
 
@@ -127,6 +129,12 @@ class ProblemGraph:
             if any(a.name in moved for a in self.inputs(q)):
                 moved.add(q.name)
         return tuple(q for q in self.felt(problem) if q.name in moved)
+
+    def entry(self, problem: Problem) -> Problem | None:
+        """Return the problem below by whose zeroth-order method the loss of `problem`, which has no
+        gradient, is differentiated; None if it has a gradient.
+        """
+        return self._entries.get(problem.name)
 
     def schedule(self) -> tuple[Update, ...]:
         """Return the updates of one round, in order.
@@ -210,10 +218,7 @@ class ProblemGraph:
         with state.replay(), self.space.substituted((), ()):
             loss = scalar(problem.loss(own_copy(batch)), f"loss of problem {problem.name!r}")
             if not loss.requires_grad:
-                raise ValueError(
-                    f"the loss of problem {problem.name!r} depends on no parameter of the graph; "
-                    "check for no_grad(), detach() or .item() in it"
-                )
+                return self._declared(problem)
             grads = torch.autograd.grad(loss, owned, allow_unused=True)
         found = []
         for p in self.problems:
@@ -221,6 +226,47 @@ class ProblemGraph:
             if any(g is not None for g in mine):
                 found.append(p.name)
         return tuple(found)
+
+    def _declared(self, problem: Problem) -> tuple[str, ...]:
+        """Return the reads of a problem whose loss has no gradient, and keep the problem that it is
+        differentiated by: the lowest of them, which must have a zeroth-order method.
+        """
+        declared = [p for p in self.underneath(problem) if p.name in (problem.reads or ())]
+        if not declared or not declared[-1].method.requirements.zeroth_order:
+            raise ValueError(
+                f"the loss of problem {problem.name!r} depends on no parameter of the graph; "
+                "check for no_grad(), detach() or .item() in it. A loss that has no gradient, such "
+                "as an accuracy, needs reads=[...] and method=evolution() on the lowest problem "
+                "in it"
+            )
+        self._entries[problem.name] = declared[-1]
+        return tuple(p.name for p in self.problems if p.name in (problem.reads or ()))
+
+    def _check_entries(self) -> None:
+        for name, q in self._entries.items():
+            p = self[name]
+            if self.inputs(p):
+                raise ValueError(
+                    f"the loss of problem {name!r} has no gradient, so its solution cannot respond "
+                    f"to {[a.name for a in self.inputs(p)]}; only the top of a chain of reads may "
+                    "have such a loss"
+                )
+            responding = self.responding(p)
+            if q not in responding:
+                raise ValueError(
+                    f"the loss of problem {name!r} has no gradient, and problem {q.name!r}, by "
+                    f"which it would be differentiated, does not depend on {name!r}; let the loss "
+                    f"of {q.name!r} use the parameters of {name!r}"
+                )
+            seen = (q, *self.inputs(q))
+            apart = [r.name for r in self.below(p) if r in responding and r not in seen]
+            if apart:
+                raise ValueError(
+                    f"the loss of problem {name!r} has no gradient and reads {apart}, on which "
+                    f"problem {q.name!r} does not depend; it can be differentiated through one "
+                    f"chain of problems only: leave them out of its loss, or let {q.name!r} read "
+                    "them"
+                )
 
     def _check_reads(self) -> None:
         for p in self.problems:

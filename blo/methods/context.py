@@ -158,6 +158,9 @@ class Requirements:
         history: number of lower steps to record (`Context.history`); None for all since the
             problems above moved.
         readers: the loss above (`Context.readers`).
+        zeroth_order: the method evaluates the loss above itself, by its readers, so that this may
+            have no gradient (an accuracy). Where it has none, the cotangent is zero and the
+            response is the whole derivative of the loss above, its direct part included.
     """
 
     before: bool = False
@@ -165,6 +168,7 @@ class Requirements:
     lower_gradient: bool = False
     history: int | None = 0
     readers: bool = False
+    zeroth_order: bool = False
 
 
 class Method(Protocol):
