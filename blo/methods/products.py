@@ -141,13 +141,15 @@ class ExactProducts:
     def _build(self, objective: Objective) -> Tensors:
         self.num_gradients += 1
         with twice_differentiable(objective, self._upper, self._lower) as evaluate:
-            return torch.autograd.grad(
+            gradient = torch.autograd.grad(
                 evaluate(),
                 self._lower,
                 create_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
+            refuse_cut_graph(gradient)
+        return gradient
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ class FiniteDifferenceProducts:
         return self._difference("upper", v)
 
     def _difference(self, level: str, v: Tensors) -> Tensors:
+        v, y = detach(v), detach(self._point.lower)
         length = float(norm(v))
-        y = self._point.lower
         if length == 0.0:
             self.radius = 0.0
             return zeros_like(self._point.upper if level == "upper" else y)
@@ -276,6 +278,27 @@ class FiniteDifferenceProducts:
 
 
 NO_LOWER = "the lower loss does not depend on any lower parameter; check that it uses them"
+
+
+def refuse_cut_graph(outputs: Tensors) -> None:
+    """Raise if the graph of `outputs` was cut by an operation that can be differentiated only once.
+
+    Torch marks such a place by a node that raises when it runs, but `torch.autograd.grad` with
+    inputs passes over it, and the second derivative comes out silently wrong.
+
+    Raises:
+        RuntimeError: naming the remedy (through `twice_differentiable`).
+    """
+    waiting = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name().endswith("::Error"):
+            raise RuntimeError("double backward through a once_differentiable function")
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
 
 
 def perturbed(y: Tensors, v: Tensors, e: float) -> Tensors:
