@@ -33,6 +33,26 @@ class _Evaluation(NamedTuple):
     random_states: tuple[RandomState, ...]
 
 
+class Total(NamedTuple):
+    """A problem's total gradient for one update, and what it was computed from.
+
+    Attributes:
+        value: what the optimizer receives.
+        loss: the mean loss on the batches.
+        metrics: other scalars in the dictionary that the loss returned.
+        direct: partial derivatives of the loss, by problem, where problems below respond.
+        draw: what the loss was evaluated on.
+        infos: how each response was computed.
+    """
+
+    value: Gradient
+    loss: float
+    metrics: dict[str, float]
+    direct: dict[str, Tensors]
+    draw: Draw
+    infos: dict[str, Info]
+
+
 class Engine:
     """Trains a problem graph by rounds: every problem takes its steps, bottom-up, and the top
     problem takes one.
@@ -125,6 +145,16 @@ class Engine:
         self, problem: Problem, update: Update
     ) -> tuple[float, dict[str, float], dict[str, Info]]:
         """Take one step of `problem` along its total gradient."""
+        total = self.gradient(problem, update)
+        _step(problem, total.value, total.loss)
+        return total.loss, total.metrics, total.infos
+
+    def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
+        """Return the total gradient of `problem` on its next batches, and remember what the
+        response of `problem` will be computed from.
+
+        The first half of an update. `keep` records the random states of the evaluation in any case.
+        """
         stream = self.graph.streams[problem.name]
         first = stream.count
         batches = tuple(to_device(stream.next(), problem.device) for _ in range(problem.accumulate))
@@ -132,13 +162,15 @@ class Engine:
         below = self._responding[problem.name]
         above = self._reused_gradients(problem) if answers and update.last else ()
         past = self._past_of(problem, update) if answers else None
-        keep = (answers and update.last) or past is not None or problem.name in self._read_again
+        keep = keep or (answers and update.last) or past is not None
+        keep = keep or problem.name in self._read_again
         taken = self._evaluate(problem, (problem, *below, *above), batches, keep)
         draw = Draw(batches, taken.random_states, first)
         if past is not None:
             past.draws.append(draw)
             past.options.append(problem.options())
         infos: dict[str, Info] = {}
+        direct: dict[str, Tensors] = {}
         gradient = taken.grads[problem.name]
         if below:
             direct = {
@@ -154,8 +186,7 @@ class Engine:
         if answers and update.last:
             reused = {a.name: _filled(taken.grads[a.name], a.parameters) for a in above}
             self._steps[problem.name] = self._step_kept(problem, draw, gradient, reused, past)
-        _step(problem, gradient, taken.loss)
-        return taken.loss, taken.metrics, infos
+        return Total(gradient, taken.loss, taken.metrics, direct, draw, infos)
 
     def _reused_gradients(self, problem: Problem) -> tuple[Problem, ...]:
         """Return the problems above whose gradients the method takes over from the lower step."""
