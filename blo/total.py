@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo.methods.context import Context, Info, Method, Point
 from blo.methods.implicit import cg
-from blo.methods.objective import FunctionObjective, LossFn, RandomState, devices_of, scalar
+from blo.methods.objective import FunctionObjective, LossFn, Objective, RandomState, devices_of
 from blo.methods.tensors import Tensors, add, detach, leaves
 
 
@@ -68,26 +68,45 @@ def hypergradient(
         >>> hypergradient(f, g, x, y).grads  # 1.1 x - 1
         (tensor(-0.4500),)
     """
-    x = leaves(_tensors(upper, "upper"))
-    y = leaves(_tensors(lower, "lower"))
-    loss = scalar(upper_loss(x, y), "upper_loss")
-    if not bool(torch.isfinite(loss)):
-        raise ValueError(f"upper_loss must be finite, got {float(loss.detach())}")
-    if not loss.requires_grad:
-        raise RuntimeError("upper_loss depends neither on upper nor on lower; no gradient exists")
-    grads = torch.autograd.grad(loss, x + y, allow_unused=True, materialize_grads=True)
-    direct, cotangent = grads[: len(x)], grads[len(x) :]
+    x = detach(_tensors(upper, "upper"))
+    y = detach(_tensors(lower, "lower"))
+    device, devices = y[0].device, devices_of(x + y)
+    lower_objective = FunctionObjective(lower_loss, RandomState.draw(devices), device)
+    upper_objective = FunctionObjective(upper_loss, RandomState.draw(devices), device, "upper_loss")
+    return total_derivative(upper_objective, lower_objective, x, y, method=method, state=state)
+
+
+def total_derivative(
+    upper_loss: Objective,
+    lower_loss: Objective,
+    upper: Tensors,
+    lower: Tensors,
+    *,
+    method: Method,
+    state: Tensors | None = None,
+) -> Hypergradient:
+    """Return the hypergradient of two objectives, whose random draws are fixed; see
+    `hypergradient`.
+    """
+    x, y = leaves(upper), leaves(lower)
+    with upper_loss.scope(x, y) as evaluate:
+        loss = evaluate()
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"upper_loss must be finite, got {float(loss.detach())}")
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "upper_loss depends neither on upper nor on lower; no gradient exists"
+            )
+        grads = torch.autograd.grad(loss, x + y, allow_unused=True, materialize_grads=True)
+    direct, cotangent = detach(grads[: len(x)]), detach(grads[len(x) :])
     point = Point(detach(x), detach(y))
-    devices = devices_of(x + y)
-    objective = FunctionObjective(lower_loss, RandomState.draw(devices), y[0].device)
-    reader = FunctionObjective(upper_loss, RandomState.draw(devices), y[0].device, "upper_loss")
-    context = Context(objectives=(objective,), after=point, before=point, readers=(reader,))
-    response = method.response(context, detach(cotangent), state)
+    context = Context(objectives=(lower_loss,), after=point, before=point, readers=(upper_loss,))
+    response = method.response(context, cotangent, state)
     return Hypergradient(
-        grads=add(detach(direct), response.value),
+        grads=add(direct, response.value),
         upper_loss=loss.detach(),
         info=response.info,
-        direct=detach(direct),
+        direct=direct,
         state=response.state,
     )
 
