@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -89,13 +90,14 @@ def _context(
     sources: tuple[Problem, ...],
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
+    held: Mapping[str, Tensors] = MappingProxyType({}),
 ) -> Context:
     """Return problem `q` as its method sees it, a function of the parameters of `sources` and its
-    own.
+    own. Problems in `held` stand at other values than those of now.
     """
     step = steps[q.name]
     upper = tuple(t for a in sources for t in a.parameters)
-    after = Point(detach(upper), detach(q.parameters))
+    after = Point(detach(upper), held.get(q.name, detach(q.parameters)))
     before = after
     if step.lower is not None:
         pieces = [step.upper.get(a.name, detach(a.parameters)) for a in sources]
@@ -108,7 +110,7 @@ def _context(
         flat = tuple(t for piece in pieces for t in piece)
         before = Point(flat, step.lower, gradient, step.lower_gradient)
     return Context(
-        objectives=_objectives(graph, q, sources, step.draw, steps, precision),
+        objectives=_objectives(graph, q, sources, step.draw, steps, precision, held),
         after=after,
         before=before,
         learning_rates=step.learning_rates,
@@ -128,10 +130,15 @@ def _history(
     past = steps[q.name].past
     if past is None:
         return None
-    taken = [
-        LowerStep(_objectives(graph, q, sources, draw, steps, precision), options)
-        for draw, options in zip(past.draws, past.options, strict=True)
-    ]
+    moving = {a.name for a in sources}
+    above = {name: v for name, v in steps[q.name].upper.items() if name not in moving}
+    taken = []
+    for update in past.updates:
+        then, held = {**steps, **update.below_steps}, {**above, **update.below}
+        objectives = _objectives(graph, q, sources, update.draw, then, precision, held)
+        taken.append(
+            LowerStep(objectives, update.options, update.received, update.lower, update.states)
+        )
     return History(type(q.optimizer), past.lower, past.states, tuple(taken))
 
 
@@ -142,9 +149,10 @@ def _objectives(
     draw: Draw,
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
+    held: Mapping[str, Tensors],
 ) -> tuple[Objective, ...]:
     """Return the loss of `q` on each batch of `draw`, the solutions below it attached if it sees
-    them responding.
+    them responding, problems in `held` at those values.
     """
     below = graph.responding(q, (*sources, q)) if q.through_response else ()
     known = [*sources, q]
@@ -158,11 +166,12 @@ def _objectives(
                 f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
                 f"through_response=False on {q.name!r}"
             )
-        solved = Solved(_context(graph, r, inputs, steps, precision), r.method)
+        solved = Solved(_context(graph, r, inputs, steps, precision, held), r.method)
         attached.append((solved, _positions(known, inputs)))
         known.append(r)
     lower = q.parameters + tuple(t for r in below for t in r.parameters)
-    bases = _losses(graph, q, sources, lower, draw, precision)
+    fixed = {graph[name]: v for name, v in held.items() if graph[name] not in known}
+    bases = _losses(graph, q, sources, lower, draw, precision, fixed)
     if not attached:
         return bases
     return tuple(AttachedObjective(base, tuple(attached)) for base in bases)
@@ -175,14 +184,26 @@ def _losses(
     lower: tuple[Tensor, ...],
     draw: Draw,
     precision: torch.dtype | None,
+    held: Mapping[Problem, Tensors] = MappingProxyType({}),
 ) -> tuple[Objective, ...]:
     """Return the plain loss of `problem` on each batch of `draw`, a function of the parameters of
-    `sources` and of `lower`.
+    `sources` and of `lower`, problems in `held` at those values.
     """
     upper = tuple(t for a in sources for t in a.parameters)
+    fixed = tuple(t for p in held for t in p.parameters)
+    values = tuple(t for v in held.values() for t in v)
     return tuple(
         ModuleObjective(
-            graph.space, upper, lower, problem.loss, batch, random_state, precision, problem.name
+            graph.space,
+            upper,
+            lower,
+            problem.loss,
+            batch,
+            random_state,
+            precision,
+            problem.name,
+            fixed,
+            values,
         )
         for batch, random_state in zip(draw.batches, draw.random_states, strict=True)
     )

@@ -17,7 +17,7 @@ from blo.methods.context import Info
 from blo.methods.objective import RandomState, fresh_autocast, scalar
 from blo.methods.tensors import Tensors, average
 from blo.problem import Problem
-from blo.record import Draw, Past, Record, Step
+from blo.record import Draw, Past, PastUpdate, Record, Step
 
 logger = logging.getLogger("blo")
 
@@ -94,6 +94,7 @@ class Engine:
         self._schedule = graph.schedule()
         self._responding = {p.name: graph.responding(p) for p in graph.problems}
         self._inputs = {p.name: graph.inputs(p) for p in graph.problems}
+        self._felt = {p.name: graph.felt(p) for p in graph.problems}
         self._answers = {p.name for p in graph.problems if graph.inputs(p)}
         self._read_again = {
             p.name
@@ -162,13 +163,11 @@ class Engine:
         below = self._responding[problem.name]
         above = self._reused_gradients(problem) if answers and update.last else ()
         past = self._past_of(problem, update) if answers else None
+        kept = (None, None) if past is None else self._iterate_kept(problem, update, past)
         keep = keep or (answers and update.last) or past is not None
         keep = keep or problem.name in self._read_again
         taken = self._evaluate(problem, (problem, *below, *above), batches, keep)
         draw = Draw(batches, taken.random_states, first)
-        if past is not None:
-            past.draws.append(draw)
-            past.options.append(problem.options())
         infos: dict[str, Info] = {}
         direct: dict[str, Tensors] = {}
         gradient = taken.grads[problem.name]
@@ -183,6 +182,8 @@ class Engine:
             )
             self.num_gradients += sum(i.num_gradients for i in infos.values())
             self.num_products += sum(i.num_products for i in infos.values())
+        if past is not None:
+            past.updates.append(self._past_update(problem, draw, gradient, *kept))
         if answers and update.last:
             reused = {a.name: _filled(taken.grads[a.name], a.parameters) for a in above}
             self._steps[problem.name] = self._step_kept(problem, draw, gradient, reused, past)
@@ -200,9 +201,41 @@ class Engine:
         if length == 0 or update.step < first:
             return None
         if update.step == first:
+            self._steps.pop(problem.name, None)  # else two records would be held at a time
             lower = _copies(problem.parameters)
             self._past[problem.name] = Past(lower, problem.optimizer_states())
         return self._past[problem.name]
+
+    def _iterate_kept(
+        self, problem: Problem, update: Update, past: Past
+    ) -> tuple[Tensors | None, tuple[dict[str, Any], ...] | None]:
+        """Return what `problem` stands at before this update, if it is one of those to be kept."""
+        needs = problem.method.requirements
+        length = problem.steps if needs.history is None else min(needs.history, problem.steps)
+        stride = math.isqrt(length - 1) + 1 if needs.stride is None else needs.stride
+        position = len(past.updates)
+        if position == 0 or stride == 0 or position % stride:
+            return None, None
+        return _copies(problem.parameters), problem.optimizer_states()
+
+    def _past_update(
+        self,
+        problem: Problem,
+        draw: Draw,
+        gradient: Gradient,
+        lower: Tensors | None,
+        states: tuple[dict[str, Any], ...] | None,
+    ) -> PastUpdate:
+        felt = self._felt[problem.name]
+        return PastUpdate(
+            draw=draw,
+            options=problem.options(),
+            received=tuple(g is not None for g in gradient),
+            lower=lower,
+            states=states,
+            below={q.name: _copies(q.parameters) for q in felt},
+            below_steps={q.name: self._steps[q.name] for q in felt if q.name in self._steps},
+        )
 
     def _step_kept(
         self,

@@ -96,6 +96,8 @@ class ModuleObjective:
         random_state: the generators' state when the loss was first evaluated.
         precision: autocast type, or None.
         name: of the problem, for messages.
+        held: other parameters whose values are not those of now.
+        values: of these.
     """
 
     space: ParameterSpace
@@ -106,11 +108,14 @@ class ModuleObjective:
     random_state: RandomState
     precision: torch.dtype | None
     name: str
+    held: tuple[Tensor, ...] = ()
+    values: Tensors = ()
 
     @contextmanager
     def scope(self, upper: Tensors, lower: Tensors) -> Iterator[Callable[[], Tensor]]:
         """Yield the evaluation of the loss with `upper` and `lower` in the modules."""
-        with self.space.substituted(self.upper + self.lower, tuple(upper) + tuple(lower)):
+        parameters = self.upper + self.lower + self.held
+        with self.space.substituted(parameters, (*upper, *lower, *self.values)):
             yield self.evaluate
 
     def evaluate(self) -> Tensor:

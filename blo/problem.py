@@ -136,8 +136,18 @@ class Problem:
         return tuple(float(group["lr"]) for group in self._groups())
 
     def options(self) -> tuple[dict[str, Any], ...]:
-        """Return the options of each parameter's group, without the parameters."""
-        return tuple({k: v for k, v in g.items() if k != "params"} for g in self._groups())
+        """Return the options of each parameter's group, without the parameters.
+
+        Tensors among them are copied, since schedulers change them in place.
+        """
+        return tuple(
+            {
+                k: v.detach().clone() if isinstance(v, Tensor) else v
+                for k, v in g.items()
+                if k != "params"
+            }
+            for g in self._groups()
+        )
 
     def optimizer_states(self) -> tuple[dict[str, Any], ...]:
         """Return a copy of the optimizer's state of each parameter; empty before its first step."""

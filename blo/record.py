@@ -31,6 +31,29 @@ class Draw:
         return range(self.first_batch, self.first_batch + len(self.batches))
 
 
+@dataclass(frozen=True)
+class PastUpdate:
+    """One update of a problem, for methods that take it again.
+
+    Attributes:
+        draw: what the loss was evaluated on.
+        options: the group options of each parameter.
+        received: whether the optimizer received a gradient, for each parameter.
+        lower: the problem's parameters before the update, where they were kept.
+        states: the optimizer's state of each parameter then.
+        below: the parameters, at the time, of the problems below that the loss depends on, by name.
+        below_steps: the last updates, at the time, of those that respond, by name.
+    """
+
+    draw: Draw
+    options: tuple[dict[str, Any], ...]
+    received: tuple[bool, ...]
+    lower: Tensors | None
+    states: tuple[dict[str, Any], ...] | None
+    below: Mapping[str, Tensors]
+    below_steps: Mapping[str, Step]
+
+
 @dataclass
 class Past:
     """A problem's last updates, oldest first, where its method asked for them.
@@ -38,14 +61,12 @@ class Past:
     Attributes:
         lower: the problem's parameters before the first of them.
         states: the optimizer's state of each parameter before the first.
-        draws: what the loss was evaluated on in each.
-        options: the group options of each parameter in each.
+        updates: the updates.
     """
 
     lower: Tensors
     states: tuple[dict[str, Any], ...]
-    draws: list[Draw] = field(default_factory=list)
-    options: list[tuple[dict[str, Any], ...]] = field(default_factory=list)
+    updates: list[PastUpdate] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

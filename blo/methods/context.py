@@ -47,10 +47,18 @@ class LowerStep:
         objectives: the lower loss on each batch of the step.
         options: for each lower tensor, the options of its parameter group during the step
             (learning rate, momentum ...), without the parameters.
+        received: for each lower tensor, whether the optimizer received a gradient (it passes over
+            the others); None where that is not known.
+        lower: the lower parameters before the step, where they were kept.
+        states: for each lower tensor, a copy of the optimizer's state before the step, where
+            `lower` was kept.
     """
 
     objectives: tuple[Objective, ...]
     options: tuple[Mapping[str, Any], ...]
+    received: tuple[bool, ...] | None = None
+    lower: Tensors | None = None
+    states: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,9 @@ class Requirements:
             received it.
         history: number of lower steps to record (`Context.history`); None for all since the
             problems above moved.
+        stride: keep the parameters and the optimizer's state before every so many of those steps
+            (`LowerStep.lower`); None for about the square root of their number, 0 for none but
+            the first.
         readers: the loss above (`Context.readers`).
         zeroth_order: the method evaluates the loss above itself, by its readers, so that this may
             have no gradient (an accuracy). Where it has none, the cotangent is zero and the
@@ -167,6 +178,7 @@ class Requirements:
     upper_gradient: bool = False
     lower_gradient: bool = False
     history: int | None = 0
+    stride: int | None = 0
     readers: bool = False
     zeroth_order: bool = False
 
