@@ -2,6 +2,8 @@
 
 import ast
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
@@ -27,6 +29,12 @@ def imported(package: str) -> set[str]:
     return found - OURS - OPTIONAL - set(sys.stdlib_module_names)
 
 
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """The distributions that provide each top-level name."""
+    return packages_distributions()
+
+
 def declared(extras: tuple[str, ...]) -> set[str]:
     """The distributions that an installation with these extras asks for by name."""
     found = set()
@@ -44,7 +52,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
     [("blo", ()), ("adapters", ("peft",)), ("applications", ("peft", "apps"))],
 )
 def test_every_import_is_declared(package, extras):
-    names = packages_distributions()
+    names = distributions()
     missing = {
         name
         for name in imported(package)
