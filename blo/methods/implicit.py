@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blo.methods.context import Context, Info, Requirements, Response
+from blo.methods.linear_system import Preconditioner, check_warm_start
 from blo.methods.products import Exact, FiniteDifference, ProductRule, Products
 from blo.methods.solvers import CG, Dense, Identity, LinearSolver, Neumann, Solution
 from blo.methods.tensors import Tensors, scale
@@ -125,19 +126,26 @@ def neumann(
     *,
     scale: float | None = None,
     damping: float = 0.0,
+    rtol: float | None = None,
+    warm_start: bool = False,
     products: ProductRule = Exact(),
 ) -> Implicit:
     """Return implicit differentiation with a truncated Neumann series of `max_products` products.
 
     Args:
         max_products: the series' last power of ``I - scale H``.
-        scale: None estimates one over the largest curvature, at five products more.
+        scale: None takes one over the largest curvature that five power iterations see, which cost
+            nothing beyond the series.
         damping: added to the diagonal of the Hessian.
+        rtol: relative residual to stop at; None stops near the rounding error.
+        warm_start: start each series from the solution before it, at one product.
         products: a way to take products.
 
     Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590.
     """
-    return Implicit(Neumann(max_products, scale=scale, damping=damping), products)
+    check_warm_start(warm_start, max_products)
+    solver = Neumann(max_products, scale=scale, damping=damping, rtol=rtol)
+    return Implicit(solver, products, warm_start)
 
 
 def cg(
@@ -145,6 +153,7 @@ def cg(
     *,
     rtol: float | None = None,
     damping: float = 0.0,
+    preconditioner: Preconditioner | None = None,
     warm_start: bool = False,
     products: ProductRule = Exact(),
 ) -> Implicit:
@@ -156,12 +165,15 @@ def cg(
         max_products: at most this many Hessian products.
         rtol: relative residual to stop at; None stops near the rounding error.
         damping: added to the diagonal of the Hessian.
-        warm_start: start each solve from the solution before it.
+        preconditioner: an approximate inverse such as ``Nystrom(10)``, built from products that
+            count among `max_products`.
+        warm_start: start each solve from the solution before it, at one product.
         products: a way to take products.
 
     Reference: Pedregosa (2016), arXiv:1602.02355; Rajeswaran et al. (2019), arXiv:1909.04630.
     """
-    return Implicit(CG(max_products, rtol=rtol, damping=damping), products, warm_start)
+    check_warm_start(warm_start, max_products)
+    return Implicit(CG(max_products, rtol, damping, preconditioner), products, warm_start)
 
 
 def dense(*, damping: float = 0.0, max_size: int = 4096) -> Implicit:

@@ -2,18 +2,34 @@
 
 A solver is called as ``solver(matvec, rhs, init)`` and returns a `Solution`. Truncation, negative
 curvature and divergence are outcomes that the `Solution` reports; none of them raises.
+`max_products` bounds all products of a solve, those for the residual of a warm start, for an
+unknown scale and for a preconditioner included.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 
 from blo.methods.context import Status
+from blo.methods.linear_system import (
+    Basis,
+    LinearSystem,
+    MatVec,
+    Preconditioner,
+    check_count,
+    check_finite,
+    check_not_negative,
+    check_positive,
+    check_preconditioner,
+    check_rtol,
+    numbers,
+)
+from blo.methods.linear_system import LinearSolver as LinearSolver
+from blo.methods.linear_system import Solution as Solution
 from blo.methods.tensors import (
     Tensors,
     add,
@@ -23,44 +39,16 @@ from blo.methods.tensors import (
     norm,
     numel,
     scale,
-    subtract,
     unflatten,
     zeros_like,
 )
 
-MatVec: TypeAlias = Callable[[Tensors], Tensors]
-
-
-class Solution(NamedTuple):
-    """An approximate solution of ``H v = rhs``.
-
-    Attributes:
-        value: `v`, in the shapes of the right-hand side.
-        status: how the solve ended.
-        num_products: products with `H` used, those for an unknown scale included.
-        residual: ``|rhs - H v| / |rhs|``; NaN where the solver does not know it.
-        scale: the factor that the solver used in place of, or beside, the inverse; None where there
-            is none.
-    """
-
-    value: Tensors
-    status: Status
-    num_products: int
-    residual: float
-    scale: float | tuple[float, ...] | None = None
-
-
-class LinearSolver(Protocol):
-    """Anything that solves ``H v = rhs`` approximately."""
-
-    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
-        """Return an approximate solution, started from `init` where the solver iterates."""
-
 
 @dataclass(frozen=True)
 class Identity:
-    """``v = scale * rhs``: the inverse Hessian replaced by a number, or by one number a tensor. No
-    products.
+    """``v = scale * rhs``: the inverse Hessian replaced by a number, or by one number a tensor.
+
+    No products.
     """
 
     scale: float | tuple[float, ...] = 1.0
@@ -68,7 +56,7 @@ class Identity:
     def __post_init__(self) -> None:
         """Check the scale."""
         for value in self.scale if isinstance(self.scale, tuple) else (self.scale,):
-            _check_finite("scale", value)
+            check_finite("scale", value)
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return ``scale * rhs``; `matvec` and `init` are not used."""
@@ -79,19 +67,21 @@ class Identity:
 class Neumann:
     """Truncated Neumann series.
 
-    ``v = scale * sum_{k=0}^{max_products} (I - scale H)^k rhs``, which converges iff every
-    eigenvalue of `H` that `rhs` excites lies in ``(0, 2 / scale)``. For symmetric `H` the ratio of
-    successive terms never falls, so a term larger than the one before it
-    proves divergence: the sum up to the term before is returned, with status DIVERGED.
+    ``v = init + scale * sum_{k=0}^{K} (I - scale H)^k r`` with ``r = rhs - H init`` after `K`
+    products, which converges iff every eigenvalue of `H` that `r` excites lies in
+    ``(0, 2 / scale)``. A term is the residual of the sum before it. For symmetric `H` the ratio of
+    successive terms never falls, so a term larger than the one before it proves divergence: the sum
+    without it is returned, with status DIVERGED. Otherwise the residual reported is that of the sum
+    without its last term, an upper bound.
 
     Args:
-        max_products: number of products, at least 0.
+        max_products: at most this many products, at least 1 unless `scale` is given.
         scale: None takes ``1 / L`` with `L` the largest curvature seen by `num_power_iterations`
-            power iterations started at `rhs` (which cost a product each, beyond `max_products`).
-            They see the eigenvectors that the series sees.
+            power iterations from `r`. They see the eigenvectors that the series sees, and cost
+            nothing: the first terms of the series are combinations of the same powers ``H^k r``.
         damping: solves ``(H + damping I) v = rhs``.
-        rtol: stop when a term is this small relative to `rhs`; a term is the residual of the sum
-            before it.
+        rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon.
+        num_power_iterations: at most; a vector of memory each.
 
     Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590, algorithm 3.
     """
@@ -104,42 +94,80 @@ class Neumann:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check_count("max_products", self.max_products, at_least=0)
-        _check_not_negative("damping", self.damping)
-        _check_count("num_power_iterations", self.num_power_iterations, at_least=1)
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(
-                f"scale must be positive and finite, or None to estimate it, got {self.scale}"
-            )
+        check_count("max_products", self.max_products, at_least=1 if self.scale is None else 0)
+        check_not_negative("damping", self.damping)
+        check_rtol(self.rtol)
+        check_count("num_power_iterations", self.num_power_iterations, at_least=1)
+        check_positive("scale", self.scale, "to estimate it")
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
-        """Return the truncated series; `init` is not used."""
-        size = float(norm(rhs))
-        if size == 0.0:
-            return Solution(zeros_like(rhs), Status.CONVERGED, 0, 0.0, self.scale)
-        matvec = _damped(matvec, self.damping)
-        used = 0
-        step = self.scale
-        if step is None:
-            bound = curvature_bound(matvec, rhs, self.num_power_iterations)
-            used += self.num_power_iterations
-            step = 1.0 / bound if bound > 0.0 else 1.0
-        rtol = _tolerance(self.rtol, rhs)
-        term = total = rhs
-        length, status = size, Status.TRUNCATED
-        for _ in range(self.max_products):
-            following = axpy(-step, matvec(term), term)
-            used += 1
+        """Return the truncated series."""
+        system = LinearSystem(matvec, rhs, damping=self.damping)
+        if system.trivial is not None:
+            return system.trivial
+        target = system.target(self.rtol)
+        x, term, length = system.start(init if self.max_products > 0 else None)
+        if length <= target:
+            return system.solution(x, Status.CONVERGED, length, self.scale)
+        num_powers = min(self.num_power_iterations, self.max_products - system.num_products)
+        if self.scale is None and num_powers == 0:
+            return system.solution(x, Status.TRUNCATED, length)
+        powers = Powers(system, term, 0 if self.scale is not None else num_powers)
+        step = powers.step if self.scale is None else self.scale
+        total, slack, status = term, 1.0 + 10 * system.eps, Status.TRUNCATED
+        for k in itertools.count(1):
+            if k <= powers.num_products:
+                following = powers.term(k)
+            elif system.num_products < self.max_products:
+                following = axpy(-step, system.product(term), term)
+            else:
+                break
             length_following = float(norm(following))
-            if not length_following <= length:
-                status = Status.DIVERGED
+            if not length_following <= slack * length:
+                length, status = length_following, Status.DIVERGED
                 break
             term, length = following, length_following
             total = add(total, term)
-            if length <= rtol * size:
+            if length <= target:
                 status = Status.CONVERGED
                 break
-        return Solution(scale(step, total), status, used, length / size, step)
+        return system.solution(axpy(step, total, x), status, length, step)
+
+
+class Powers:
+    """``H^k r`` by power iteration, the curvature bound that they give, and the first terms
+    ``(I - step H)^k r`` of the Neumann series as their combinations.
+    """
+
+    def __init__(self, system: LinearSystem, r: Tensors, num_products: int) -> None:
+        self.num_products = 0
+        self._lengths = [float(norm(r))]
+        self._directions = Basis(num_products + 1, r)
+        self._directions.append(scale(1.0 / self._lengths[0], r))
+        for _ in range(num_products):
+            following = system.product(self._directions.last())
+            length = float(norm(following))
+            self.num_products += 1
+            self._lengths.append(length)
+            if not (length > 0.0 and math.isfinite(length)):
+                self._directions.append(following)
+                break
+            self._directions.append(scale(1.0 / length, following))
+
+    @property
+    def step(self) -> float:
+        """``1 / max_k |H u_k|`` over the unit vectors ``u_k``; 1 where `H` maps them to zero."""
+        bound = max((a for a in self._lengths[1:] if math.isfinite(a)), default=0.0)
+        return 1.0 / bound if bound > 0.0 else 1.0
+
+    def term(self, k: int) -> Tensors:
+        """Return ``(I - step H)^k r = sum_j C(k, j) (-step)^j H^j r``."""
+        factors, power = [], self._lengths[0]
+        for j in range(k + 1):
+            if j > 0:
+                power *= -self.step * self._lengths[j]
+            factors.append(math.comb(k, j) * power)
+        return self._directions.combine(torch.tensor(factors, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -147,16 +175,17 @@ class CG:
     """Conjugate gradients for a positive definite `H`.
 
     Exact after as many products as `H` has distinct eigenvalues, in exact arithmetic. Where a
-    direction of non-positive curvature ``p^T H p <= 0`` is met, the iterate before it is returned
-    with status INDEFINITE; if there is none, the right-hand side scaled by ``|rhs| / |H rhs|`` (by
-    1 if ``H rhs = 0``).
+    direction of non-positive curvature ``p^T H p <= 0`` is met (to rounding), the iterate before it
+    is returned with status INDEFINITE; if there is none, the right-hand side scaled by
+    ``|rhs| / |H rhs|`` (by 1 if ``H rhs = 0``). Two waits for the device a product.
 
     Args:
-        max_products: at most this many products (one more for the residual of a warm start counts
-            among them).
+        max_products: at most this many products.
         rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon of the
             vectors.
         damping: solves ``(H + damping I) v = rhs``.
+        preconditioner: for example ``Nystrom(10)``, built anew in every solve; the scaled
+            right-hand side is then the preconditioned one.
 
     Reference: Hestenes and Stiefel (1952); for hypergradients Pedregosa (2016), arXiv:1602.02355.
     """
@@ -164,43 +193,49 @@ class CG:
     max_products: int = 10
     rtol: float | None = None
     damping: float = 0.0
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check_count("max_products", self.max_products, at_least=1)
-        _check_not_negative("damping", self.damping)
+        check_count("max_products", self.max_products, at_least=1)
+        check_rtol(self.rtol)
+        check_not_negative("damping", self.damping)
+        check_preconditioner(self.preconditioner, self.max_products)
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return the last iterate, started from `init` or from zero."""
-        size = float(norm(rhs))
-        if size == 0.0:
-            return Solution(zeros_like(rhs), Status.CONVERGED, 0, 0.0)
-        matvec = _damped(matvec, self.damping)
-        target = _tolerance(self.rtol, rhs) * size
-        x, r, used = zeros_like(rhs), rhs, 0
-        if init is not None:
-            x, r, used = init, subtract(rhs, matvec(init)), 1
-        p, rr = r, float(dot(r, r))
-        while math.sqrt(rr) > target:
-            if used >= self.max_products:
-                return Solution(x, Status.TRUNCATED, used, math.sqrt(rr) / size)
-            hp = matvec(p)
-            used += 1
-            curvature = float(dot(p, hp))
-            if not math.isfinite(curvature):
-                return Solution(x, Status.DIVERGED, used, math.sqrt(rr) / size)
-            if curvature <= 0.0:
-                if used == 1:
-                    x = _scaled_rhs(rhs, hp, size)
-                    return Solution(x, Status.INDEFINITE, used, math.nan)
-                return Solution(x, Status.INDEFINITE, used, math.sqrt(rr) / size)
-            alpha = rr / curvature
-            x = axpy(alpha, p, x)
-            r = axpy(-alpha, hp, r)
-            rr_following = float(dot(r, r))
-            p = axpy(rr_following / rr, p, r)
-            rr = rr_following
-        return Solution(x, Status.CONVERGED, used, math.sqrt(rr) / size)
+        system = LinearSystem(matvec, rhs, damping=self.damping)
+        if system.trivial is not None:
+            return system.trivial
+        target = system.target(self.rtol)
+        x, r, length = system.start(init)
+        if length <= target:
+            return system.solution(x, Status.CONVERGED, length)
+        moved = length < system.size
+        apply = system.preconditioner(self.preconditioner)
+        p = z = apply(r)
+        rz = float(dot(r, z))
+        while system.num_products < self.max_products:
+            if not rz > 0.0:
+                return system.solution(x, Status.INDEFINITE, length)
+            hp = system.product(p)
+            curvature, size_p, size_hp = numbers(dot(p, hp), norm(p), norm(hp))
+            if not math.isfinite(size_hp):
+                return system.solution(x, Status.DIVERGED, length)
+            if not curvature > 10 * system.eps * size_p * size_hp:
+                if not moved:
+                    factor = system.size / size_hp if size_hp > 0.0 else 1.0
+                    x, length = scale(factor, p), float(norm(axpy(-factor, hp, r)))
+                return system.solution(x, Status.INDEFINITE, length)
+            alpha = rz / curvature
+            x, r, moved = axpy(alpha, p, x), axpy(-alpha, hp, r), True
+            z = apply(r)
+            length, rz_following = numbers(norm(r), dot(r, z))
+            if length <= target:
+                return system.solution(x, Status.CONVERGED, length)
+            p = axpy(rz_following / rz, p, z)
+            rz = rz_following
+        return system.solution(x, Status.TRUNCATED, length)
 
 
 @dataclass(frozen=True)
@@ -208,8 +243,8 @@ class Dense:
     """The direct solve, for tests and small problems: `H` is built column by column, one product an
     unknown.
 
-    A singular but consistent system gives the solution of least norm. An inconsistent one gives the
-    least-squares solution, with its residual and status TRUNCATED.
+    A (numerically) singular system gives the least-squares solution of least norm, with status
+    TRUNCATED unless the right-hand side is in the range of `H`.
 
     Args:
         max_size: refuse more unknowns than this.
@@ -221,8 +256,8 @@ class Dense:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check_count("max_size", self.max_size, at_least=1)
-        _check_not_negative("damping", self.damping)
+        check_count("max_size", self.max_size, at_least=1)
+        check_not_negative("damping", self.damping)
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return the solution of the dense system; `init` is not used.
@@ -236,69 +271,36 @@ class Dense:
                 f"Dense builds a matrix of {n} x {n}, above max_size={self.max_size}; "
                 "use an iterative solver such as CG, or raise max_size"
             )
-        b = flatten(rhs)
-        size = float(torch.linalg.vector_norm(b))
-        if size == 0.0:
-            return Solution(zeros_like(rhs), Status.CONVERGED, 0, 0.0)
-        h = dense_matrix(_damped(matvec, self.damping), rhs)
-        x, failed = torch.linalg.solve_ex(h, b)
-        if int(failed) != 0 or not bool(torch.isfinite(x).all()):
-            x = torch.linalg.pinv(h, hermitian=False) @ b
-        residual = float(torch.linalg.vector_norm(b - h @ x)) / size
-        converged = residual <= math.sqrt(torch.finfo(b.dtype).eps)
+        system = LinearSystem(matvec, rhs, damping=self.damping)
+        if system.trivial is not None:
+            return system.trivial
+        h = dense_matrix(system.product, system.rhs)
+        if not bool(torch.isfinite(h).all()):
+            return system.solution(zeros_like(system.rhs), Status.DIVERGED, system.size)
+        b = _flatten(system.rhs)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(h)
+        diagonal = factors.diagonal().abs()
+        if bool(diagonal.min() > n * system.eps * diagonal.max()):
+            x = torch.linalg.lu_solve(factors, pivots, b[:, None])[:, 0]
+        else:
+            x = torch.linalg.pinv(h) @ b
+        length = float(torch.linalg.vector_norm(b - h @ x))
+        converged = length <= math.sqrt(system.eps) * system.size
         status = Status.CONVERGED if converged else Status.TRUNCATED
-        return Solution(unflatten(x, rhs), status, n, residual)
+        return system.solution(_unflatten(x, system.rhs), status, length)
 
 
 def dense_matrix(matvec: MatVec, like: Tensors) -> torch.Tensor:
     """Return the matrix of `matvec`, shape ``(numel, numel)``, column by column."""
-    n = numel(like)
-    eye = torch.eye(n, dtype=like[0].dtype, device=like[0].device)
-    return torch.stack([flatten(matvec(unflatten(e, like))) for e in eye], dim=1)
+    eye = torch.eye(numel(like), dtype=like[0].dtype, device=like[0].device)
+    return torch.stack([_flatten(matvec(_unflatten(e, like))) for e in eye], dim=1)
 
 
-def curvature_bound(matvec: MatVec, start: Tensors, num_iterations: int) -> float:
-    """Return ``max_k |H u_k|`` over power iterations from `start`, a lower bound of the spectral
-    norm of `H`.
-
-    A `start` that lies in an invariant subspace gives the norm of `H` on that subspace. NaN
-    products give NaN.
-    """
-    u, bound = start, 0.0
-    for _ in range(num_iterations):
-        length = float(norm(u))
-        if not length > 0.0:
-            break
-        u = matvec(scale(1.0 / length, u))
-        bound = max(bound, float(norm(u)))
-    return bound
+def _flatten(v: Tensors) -> torch.Tensor:
+    """Return `v` as one vector on the device of its first tensor."""
+    return flatten(tuple(t.to(v[0].device) for t in v))
 
 
-def _scaled_rhs(rhs: Tensors, h_rhs: Tensors, size: float) -> Tensors:
-    length = float(norm(h_rhs))
-    return scale(size / length, rhs) if length > 0.0 and math.isfinite(length) else rhs
-
-
-def _damped(matvec: MatVec, damping: float) -> MatVec:
-    if damping == 0.0:
-        return matvec
-    return lambda v: axpy(damping, v, matvec(v))
-
-
-def _tolerance(rtol: float | None, x: Tensors) -> float:
-    return 10 * torch.finfo(x[0].dtype).eps if rtol is None else rtol
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-
-
-def _check_count(name: str, value: int, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+def _unflatten(flat: torch.Tensor, like: Tensors) -> Tensors:
+    """Return one vector in the shapes, types and devices of `like`."""
+    return tuple(p.to(t) for p, t in zip(unflatten(flat, like), like, strict=True))

@@ -1,0 +1,310 @@
+"""Linear systems ``(H + damping I) v = rhs`` as solvers see them, and what they return.
+
+`H` is known by its products only. A `LinearSystem` holds its vectors packed, one flat tensor a
+device, so that vector operations cost one kernel however many parameters there are; it scales the
+right-hand side by a power of two, so that small cotangents do not underflow; and it counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from blo.methods.context import Status
+from blo.methods.tensors import Tensors, axpy, norm, scale, subtract, sum_all, zeros_like
+
+MatVec: TypeAlias = Callable[[Tensors], Tensors]
+
+
+class Solution(NamedTuple):
+    """An approximate solution of ``H v = rhs``.
+
+    Attributes:
+        value: `v`, in the shapes of the right-hand side. It is finite wherever the right-hand side
+            is.
+        status: how the solve ended.
+        num_products: products with `H` used, those for an unknown scale, for the residual of a warm
+            start and for a preconditioner included.
+        residual: ``|rhs - H v| / |rhs|`` as the recurrence of the solver knows it; NaN where the
+            solver does not know it.
+        scale: the factor that the solver used in place of, or beside, the inverse; None where there
+            is none.
+    """
+
+    value: Tensors
+    status: Status
+    num_products: int
+    residual: float
+    scale: float | tuple[float, ...] | None = None
+
+
+class LinearSolver(Protocol):
+    """Anything that solves ``H v = rhs`` approximately."""
+
+    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
+        """Return an approximate solution, started from `init` where the solver iterates."""
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse, built from products, symmetric and positive definite."""
+
+    @property
+    def num_products(self) -> int:
+        """Products that building it takes, at most; they count among the solver's."""
+
+    def inverse(self, matvec: MatVec, like: Tensors, damping: float) -> MatVec:
+        """Return ``r -> P^{-1} r`` with `P` near ``H + damping I``.
+
+        Args:
+            matvec: ``v -> H v``, without damping.
+            like: a vector of the shapes that `matvec` takes.
+            damping: the solver's.
+        """
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tuple of tensors is packed: one flat tensor a device, half precision as float32."""
+
+    like: Tensors
+    groups: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(like: Tensors) -> Layout:
+        """Return the layout for vectors in the shapes, types and devices of `like`."""
+        devices = dict.fromkeys(t.device for t in like)
+        groups = [tuple(i for i, t in enumerate(like) if t.device == d) for d in devices]
+        dtype = torch.float32
+        for t in like:
+            dtype = torch.promote_types(dtype, t.dtype)
+        return Layout(like, tuple(groups), dtype)
+
+    def pack(self, v: Tensors) -> Tensors:
+        """Return `v` as flat tensors."""
+        if len(v) != len(self.like):
+            raise ValueError(f"expected a vector of {len(self.like)} tensors, got {len(v)}")
+        return tuple(
+            torch.cat([v[i].detach().reshape(-1).to(self.dtype) for i in group])
+            for group in self.groups
+        )
+
+    def unpack(self, packed: Tensors) -> Tensors:
+        """Return flat tensors in the shapes and types they were packed from."""
+        found: dict[int, Tensor] = {}
+        for flat, group in zip(packed, self.groups, strict=True):
+            pieces = flat.split([self.like[i].numel() for i in group])
+            for i, piece in zip(group, pieces, strict=True):
+                found[i] = piece.view(self.like[i].shape).to(self.like[i].dtype)
+        return tuple(found[i] for i in range(len(self.like)))
+
+
+class Start(NamedTuple):
+    """Where an iteration starts: an iterate, its residual vector and the residual's norm."""
+
+    x: Tensors
+    r: Tensors
+    length: float
+
+
+class LinearSystem:
+    """``(H + damping I) v = rhs`` in packed vectors, and the count of its products.
+
+    Attributes:
+        layout: how vectors are packed.
+        rhs: the right-hand side, packed and divided by a power of two near its largest entry.
+        size: the norm of that.
+        eps: the machine epsilon of the packed vectors.
+        num_products: products taken so far.
+    """
+
+    def __init__(self, matvec: MatVec, rhs: Tensors, *, damping: float = 0.0) -> None:
+        self.num_products = 0
+        self._matvec = matvec
+        self._damping = damping
+        self._given = rhs
+        self.layout = Layout.of(rhs)
+        packed = self.layout.pack(rhs)
+        self._unit = _power_of_two(_largest(packed))
+        self.rhs = scale(1.0 / self._unit, packed)
+        self.size = float(norm(self.rhs))
+        self.eps = torch.finfo(self.layout.dtype).eps
+
+    @property
+    def num_unknowns(self) -> int:
+        """The dimension of the vectors."""
+        return sum(t.numel() for t in self.rhs)
+
+    @property
+    def trivial(self) -> Solution | None:
+        """The answer where no solve is needed or possible: a right-hand side of zeros, or one that
+        is not finite.
+        """
+        if self.size == 0.0:
+            return Solution(zeros_like(self._given), Status.CONVERGED, 0, 0.0)
+        if not math.isfinite(self.size):
+            return Solution(self._given, Status.DIVERGED, 0, math.nan)
+        return None
+
+    def target(self, rtol: float | None) -> float:
+        """Return the residual norm to stop at; None stands for ten times the machine epsilon of the
+        right-hand side's type.
+        """
+        if rtol is None:
+            rtol = 10 * max(torch.finfo(t.dtype).eps for t in self._given)
+        return rtol * self.size
+
+    def product(self, v: Tensors) -> Tensors:
+        """Return ``(H + damping I) v``."""
+        hv = self.undamped_product(v)
+        return hv if self._damping == 0.0 else axpy(self._damping, v, hv)
+
+    def undamped_product(self, v: Tensors) -> Tensors:
+        """Return ``H v``."""
+        self.num_products += 1
+        return self.layout.pack(self._matvec(self.layout.unpack(v)))
+
+    def preconditioner(self, preconditioner: Preconditioner | None) -> MatVec:
+        """Return ``r -> P^{-1} r`` on packed vectors; the products it takes are counted."""
+        if preconditioner is None:
+            return lambda r: r
+
+        def counted(v: Tensors) -> Tensors:
+            self.num_products += 1
+            return self._matvec(v)
+
+        pack, unpack = self.layout.pack, self.layout.unpack
+        inverse = preconditioner.inverse(counted, self._given, self._damping)
+        return lambda r: pack(inverse(unpack(r)))
+
+    def start(self, init: Tensors | None) -> Start:
+        """Return `init` with its residual, at one product; zero with the right-hand side where
+        `init` is None, or no nearer to a solution than zero is.
+        """
+        zero = Start(zeros_like(self.rhs), self.rhs, self.size)
+        if init is None:
+            return zero
+        x = scale(1.0 / self._unit, self.layout.pack(init))
+        r = subtract(self.rhs, self.product(x))
+        length = float(norm(r))
+        return Start(x, r, length) if length < self.size else zero
+
+    def solution(
+        self, x: Tensors, status: Status, length: float, factor: float | None = None
+    ) -> Solution:
+        """Return the packed iterate `x`, whose residual has the norm `length`, as a `Solution`."""
+        value = self.layout.unpack(scale(self._unit, x))
+        return Solution(value, status, self.num_products, length / self.size, factor)
+
+
+class Basis:
+    """Packed vectors, kept as the rows of one matrix a device."""
+
+    def __init__(self, capacity: int, like: Tensors) -> None:
+        self.count = 0
+        self._rows = [t.new_empty(capacity, t.numel()) for t in like]
+
+    def append(self, v: Tensors) -> None:
+        """Add a vector."""
+        for rows, t in zip(self._rows, v, strict=True):
+            rows[self.count] = t
+        self.count += 1
+
+    def last(self) -> Tensors:
+        """Return the vector added last."""
+        return tuple(rows[self.count - 1] for rows in self._rows)
+
+    def coefficients(self, v: Tensors) -> Tensor:
+        """Return ``<b_i, v>`` for all i, shape ``(count,)``, on the device of the first tensor."""
+        return sum_all(rows[: self.count] @ t for rows, t in zip(self._rows, v, strict=True))
+
+    def combine(self, coefficients: Tensor) -> Tensors:
+        """Return ``sum_i coefficients_i b_i``; `coefficients` may be shorter than the basis."""
+        n = coefficients.numel()
+        return tuple(coefficients.to(rows) @ rows[:n] for rows in self._rows)
+
+    def orthogonalise(self, v: Tensors) -> tuple[Tensors, Tensor]:
+        """Return the part of `v` orthogonal to an orthonormal basis, and the coefficients of the
+        rest.
+
+        Classical Gram-Schmidt, twice: as orthogonal as rounding allows (Giraud, Langou and
+        Rozloznik, 2005).
+        """
+        first = self.coefficients(v)
+        v = subtract(v, self.combine(first))
+        second = self.coefficients(v)
+        return subtract(v, self.combine(second)), first + second
+
+
+def numbers(*scalars: Tensor) -> list[float]:
+    """Return tensors of one element as numbers, with one wait for the device."""
+    values: list[float] = torch.stack([s.to(scalars[0]) for s in scalars]).tolist()
+    return values
+
+
+def check_count(name: str, value: int, *, at_least: int) -> None:
+    """Raise ValueError unless `value` is an integer of at least `at_least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is finite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is finite and at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def check_positive(name: str, value: float | None, unless: str) -> None:
+    """Raise ValueError unless `value` is finite and positive, or None; `unless` says what None
+    does.
+    """
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, or None {unless}, got {value}")
+
+
+def check_rtol(value: float | None) -> None:
+    """Raise ValueError unless `value` is None or in [0, 1): at 1, zero would be a solution."""
+    if value is not None and not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"rtol must be at least 0 and below 1, or None for ten times the machine epsilon, got "
+            f"{value}"
+        )
+
+
+def check_preconditioner(preconditioner: Preconditioner | None, max_products: int) -> None:
+    """Raise ValueError unless some products are left when the preconditioner is built."""
+    if preconditioner is not None and preconditioner.num_products >= max_products:
+        raise ValueError(
+            f"max_products must leave some for the solver after the preconditioner's "
+            f"{preconditioner.num_products}, got {max_products}"
+        )
+
+
+def check_warm_start(warm_start: bool, max_products: int) -> None:
+    """Raise ValueError where a warm start would take every product for its residual."""
+    if warm_start and max_products < 2:
+        raise ValueError(
+            f"max_products must be at least 2 with warm_start=True, whose residual takes one, got "
+            f"{max_products}"
+        )
+
+
+def _largest(v: Tensors) -> float:
+    return max((float(t.abs().max()) for t in v if t.numel()), default=0.0)
+
+
+def _power_of_two(value: float) -> float:
+    """Return the power of two next to `value`, where float32 holds it and its inverse."""
+    exponent = math.frexp(value)[1] if math.isfinite(value) else 0
+    return math.ldexp(1.0, min(max(exponent, -100), 100))

@@ -1,0 +1,158 @@
+"""MINRES: the symmetric indefinite case, which is that of neural networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from blo.methods.context import Status
+from blo.methods.implicit import Implicit
+from blo.methods.linear_system import (
+    LinearSystem,
+    MatVec,
+    Preconditioner,
+    Solution,
+    check_count,
+    check_not_negative,
+    check_preconditioner,
+    check_rtol,
+    check_warm_start,
+)
+from blo.methods.products import Exact, ProductRule
+from blo.methods.tensors import Tensors, axpy, dot, norm, scale, zeros_like
+
+
+@dataclass(frozen=True)
+class MINRES:
+    """Minimal residuals for a symmetric `H`, indefinite or singular ones included.
+
+    The iterate after `k` products minimises ``|rhs - (H + damping I) v|`` over the Krylov space of
+    dimension `k`, so that the residual never grows, whatever the signs of the eigenvalues. On a
+    singular system it stops at a least-squares solution, with its residual and status TRUNCATED.
+    Five vectors of memory, two waits for the device a product.
+
+    With a preconditioner `P` it is the residual's norm in ``P^{-1}`` that never grows; the residual
+    that is tested and reported is Euclidean all the same. A preconditioner that is not positive
+    definite ends the solve with status INDEFINITE.
+
+    Args:
+        max_products: at most this many products.
+        rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon.
+        damping: solves ``(H + damping I) v = rhs``: a shift of the spectrum, which helps an
+            indefinite `H` only where it moves no eigenvalue onto zero.
+        preconditioner: for example ``Nystrom(10)``, built anew in every solve.
+
+    Reference: Paige and Saunders (1975), SIAM J. Numer. Anal. 12, 617-629.
+
+    Example:
+        >>> import torch
+        >>> swap = lambda v: (v[0].flip(0),)  # eigenvalues 1 and -1
+        >>> solution = MINRES(5)(swap, (torch.tensor([1.0, 3.0]),))
+        >>> [round(x, 4) for x in solution.value[0].tolist()], solution.num_products
+        ([3.0, 1.0], 2)
+    """
+
+    max_products: int = 20
+    rtol: float | None = None
+    damping: float = 0.0
+    preconditioner: Preconditioner | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_count("max_products", self.max_products, at_least=1)
+        check_rtol(self.rtol)
+        check_not_negative("damping", self.damping)
+        check_preconditioner(self.preconditioner, self.max_products)
+
+    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
+        """Return the last iterate, started from `init` or from zero."""
+        system = LinearSystem(matvec, rhs, damping=self.damping)
+        if system.trivial is not None:
+            return system.trivial
+        target = system.target(self.rtol)
+        x, r, length = system.start(init)
+        if length <= target:
+            return system.solution(x, Status.CONVERGED, length)
+        apply = system.preconditioner(self.preconditioner)
+
+        # Lanczos: H v_k = beta_k z_{k-1} + alpha_k z_k + beta_{k+1} z_{k+1},  v_k = P^{-1} z_k.
+        z, v = r, apply(r)
+        square = float(dot(z, v))
+        if not square > 0.0:
+            return system.solution(x, Status.INDEFINITE, length)
+        phi_bar = math.sqrt(square)
+        z, v = scale(1.0 / phi_bar, z), scale(1.0 / phi_bar, v)
+        z_before = w = w_before = zeros_like(r)
+        c, s = -1.0, 0.0
+        beta = delta_bar = epsilon = largest = 0.0
+        while system.num_products < self.max_products:
+            y = axpy(-beta, z_before, system.product(v))
+            alpha = float(dot(v, y))
+            y = axpy(-alpha, z, y)
+            u = apply(y)
+            square = float(dot(y, u))
+            if not (math.isfinite(alpha) and math.isfinite(square)):
+                return system.solution(x, Status.DIVERGED, length)
+            largest = max(largest, abs(alpha), beta, math.sqrt(abs(square)))
+            if square < -system.eps * largest**2:
+                return system.solution(x, Status.INDEFINITE, length)
+            beta_following = math.sqrt(max(square, 0.0))
+
+            # One column of the QR factorisation of the tridiagonal matrix, by a plane reflection.
+            epsilon_before = epsilon
+            delta = c * delta_bar + s * alpha
+            gamma_bar = s * delta_bar - c * alpha
+            epsilon, delta_bar = s * beta_following, -c * beta_following
+            gamma = math.hypot(gamma_bar, beta_following)
+            if gamma <= 10 * system.eps * largest:
+                break  # H is singular on the Krylov space: x is a least-squares solution
+            c, s = gamma_bar / gamma, beta_following / gamma
+            phi, phi_bar = c * phi_bar, s * phi_bar
+
+            following = axpy(-delta, w, axpy(-epsilon_before, w_before, v))
+            w_before, w = w, scale(1.0 / gamma, following)
+            x = axpy(phi, w, x)
+            exhausted = beta_following <= system.eps * largest
+            z_before = z
+            if not exhausted:
+                z, v = scale(1.0 / beta_following, y), scale(1.0 / beta_following, u)
+            beta = beta_following
+            length = phi_bar
+            if self.preconditioner is not None:
+                r = axpy(-phi_bar * c, z, scale(s * s, r))
+                length = float(norm(r))
+            if length <= target:
+                return system.solution(x, Status.CONVERGED, length)
+            if exhausted:
+                break
+        return system.solution(x, Status.TRUNCATED, length)
+
+
+def minres(
+    max_products: int = 20,
+    *,
+    rtol: float | None = None,
+    damping: float = 0.0,
+    preconditioner: Preconditioner | None = None,
+    warm_start: bool = False,
+    products: ProductRule = Exact(),
+) -> Implicit:
+    """Return implicit differentiation with at most `max_products` products of MINRES.
+
+    For lower Hessians of any signature; where they are positive definite, its residual is at most
+    that of `cg` and its error a little larger. Costs one gradient, at most `max_products` Hessian
+    products and one mixed product.
+
+    Args:
+        max_products: at most this many Hessian products.
+        rtol: relative residual to stop at; None stops near the rounding error.
+        damping: added to the diagonal of the Hessian.
+        preconditioner: an approximate inverse, see `MINRES`.
+        warm_start: start each solve from the solution before it, at one product.
+        products: a way to take products.
+
+    Reference: Paige and Saunders (1975).
+    """
+    check_warm_start(warm_start, max_products)
+    solver = MINRES(max_products, rtol, damping, preconditioner)
+    return Implicit(solver, products, warm_start)
