@@ -1,0 +1,233 @@
+"""Lower steps taken again: from the record that the engine kept of them to iterates, gradients and
+graphs of gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.methods.context import Context, History, LowerStep
+from blo.methods.objective import Objective
+from blo.methods.optimizers import Gradient, Iterate, UpdateMap
+from blo.methods.products import refuse_cut_graph, twice_differentiable
+from blo.methods.tensors import Tensors, detach, leaves, norm, subtract
+
+# A step taken again may be off by this fraction of its length, or by so many rounding errors of the
+# type that the loss is computed in: kernels differ between the two evaluations.
+DRIFT = 1e-2
+ROUNDING = 32.0
+
+
+def recorded(context: Context, name: str) -> History:
+    """Return the record of the lower steps.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if context.history is None or not context.history.steps:
+        raise ValueError(
+            f"{name} differentiates the steps of the lower optimizer, and none were recorded: use "
+            "it as the method of a Problem in an Engine. For plain functions take a method that "
+            "needs no optimizer, such as cg(10), t1t2() or darts()"
+        )
+    return context.history
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps that follow each other, from one known iterate to the next.
+
+    Attributes:
+        first: position of the first of them in the history.
+        start: the iterate before them.
+        steps: the steps.
+        end: the lower parameters after them, as the optimizer left them.
+        last_gradient: gradient that the optimizer received in the last of them, where it was kept.
+    """
+
+    first: int
+    start: Iterate
+    steps: Sequence[LowerStep]
+    end: Tensors
+    last_gradient: Gradient | None
+
+
+def segments(context: Context, history: History, update: UpdateMap) -> Iterator[Segment]:
+    """Yield the recorded steps, newest first, cut where an iterate was kept."""
+    steps = history.steps
+    end, last = context.after.lower, len(steps)
+    gradient: Gradient | None = context.before.lower_gradient
+    for first in reversed(range(len(steps))):
+        step = steps[first]
+        lower, states = step.lower, step.states
+        if first == 0:
+            lower, states = history.lower, history.states
+        if lower is None or states is None:
+            continue
+        start = update.start(lower, states, step.options)
+        if gradient is not None:
+            gradient = received(steps[last - 1], gradient, lower)
+        yield Segment(first, start, steps[first:last], end, gradient)
+        end, last, gradient = lower, first, None
+
+
+def replayed(segment: Segment, upper: Tensors, update: UpdateMap) -> list[Iterate]:
+    """Return the iterates before each step of `segment`, at one gradient for each but the first.
+
+    Gradients are taken as they were in training, with the attention kernels of then.
+    """
+    iterates = [segment.start]
+    for step in segment.steps[:-1]:
+        gradient = lower_gradient(step, upper, iterates[-1].lower)
+        iterates.append(update.step(iterates[-1], gradient, step.options))
+    return iterates
+
+
+def lower_gradient(step: LowerStep, upper: Tensors, lower: Tensors) -> Gradient:
+    """Return ``g_y(upper, lower)`` on the batches of `step`, as the optimizer had it."""
+    x, y = detach(upper), leaves(lower)
+    pieces = []
+    for objective in step.objectives:
+        with objective.scope(x, y) as evaluate:
+            pieces.append(torch.autograd.grad(evaluate(), y, allow_unused=True))
+    return received(step, _mean(pieces), y)
+
+
+def received(step: LowerStep, gradient: Gradient, lower: Tensors) -> Gradient:
+    """Return `gradient` as the optimizer had it in `step`: None for the tensors that it passed
+    over, zeros for others that the loss does not reach.
+    """
+    if step.received is None:
+        return gradient
+    columns = zip(gradient, lower, step.received, strict=True)
+    return tuple(
+        None if not known else torch.zeros_like(y) if g is None else g for g, y, known in columns
+    )
+
+
+class GradientGraph:
+    """The gradient of the lower loss of one step, with the graph that products are taken on.
+
+    One gradient when built, one product each time it is differentiated. The graph is built with
+    attention on the math kernel, as for `Exact`.
+
+    Args:
+        step: whose batches the loss is evaluated on.
+        wanted: the leaves that the gradient is for, the lower ones last: all of `lower`, or all of
+            ``upper + lower``.
+        upper: leaves.
+        lower: leaves.
+
+    Attributes:
+        lower_gradient: as the optimizer had it, without graph.
+    """
+
+    def __init__(self, step: LowerStep, wanted: Tensors, upper: Tensors, lower: Tensors) -> None:
+        self._objectives = step.objectives
+        self._upper, self._lower = upper, lower
+        self._graphs = [self._build(objective, wanted) for objective in step.objectives]
+        mean = _mean([graph[-len(lower) :] for graph in self._graphs])
+        known = tuple(None if g is None else g.detach() for g in mean)
+        self.lower_gradient = received(step, known, lower)
+
+    def product(self, weights: Gradient, inputs: Tensors, *, keep: bool = False) -> Gradient:
+        """Return ``d<gradient, weights>/d(inputs)``, with None for inputs that are not reached.
+
+        Args:
+            weights: one for each tensor of `wanted`; None stands for zeros.
+            inputs: some of the leaves.
+            keep: keep the graph for another product.
+        """
+        graphs = self._graphs
+        self._graphs = graphs if keep else []
+        pieces: list[Gradient] = []
+        for objective, graph in zip(self._objectives, graphs, strict=True):
+            attached = [
+                (g, w)
+                for g, w in zip(graph, weights, strict=True)
+                if g is not None and g.requires_grad and w is not None
+            ]
+            if not attached:
+                pieces.append((None,) * len(inputs))
+                continue
+            outputs, factors = zip(*attached, strict=True)
+            with twice_differentiable(objective, self._upper, self._lower):
+                pieces.append(
+                    torch.autograd.grad(
+                        outputs, inputs, factors, retain_graph=keep, allow_unused=True
+                    )
+                )
+        return _mean(pieces)
+
+    def _build(self, objective: Objective, wanted: Tensors) -> Gradient:
+        with twice_differentiable(objective, self._upper, self._lower) as evaluate:
+            gradient = torch.autograd.grad(evaluate(), wanted, create_graph=True, allow_unused=True)
+            refuse_cut_graph(tuple(g for g in gradient if g is not None))
+        return gradient
+
+
+class Drift:
+    """How far steps taken again end from where the optimizer went, compared once for all segments.
+
+    The iterates between are the optimizer's own; what they can differ by is what the recorded
+    update does not know of, such as clipping by a hook.
+    """
+
+    def __init__(self, context: Context) -> None:
+        types = [t.dtype for t in context.after.lower]
+        types += [o.precision for o in context.objectives if o.precision is not None]
+        self._eps = max(torch.finfo(dtype).eps for dtype in types)
+        self._own_eps = max(torch.finfo(t.dtype).eps for t in context.after.lower)
+        self._found: list[tuple[str, Tensor]] = []
+
+    def add(self, segment: Segment, end: Tensors) -> None:
+        """Note the distance of `end`, where the steps of `segment` lead, from where they led."""
+        lengths = torch.stack(
+            [
+                norm(subtract(end, segment.end)),
+                norm(subtract(segment.end, segment.start.lower)),
+                norm(segment.end),
+            ]
+        )
+        first, last = segment.first + 1, segment.first + len(segment.steps)
+        self._found.append((f"{first}" if first == last else f"{first} to {last}", lengths))
+
+    def check(self) -> None:
+        """Compare all that were noted.
+
+        Raises:
+            RuntimeError: naming the steps that lead elsewhere.
+        """
+        lengths = torch.stack([found for _, found in self._found]).tolist()
+        for (steps, _), (off, length, size) in zip(self._found, lengths, strict=True):
+            allowed = max(DRIFT, ROUNDING * self._eps) * length + ROUNDING * self._own_eps * size
+            if not off <= allowed:
+                raise RuntimeError(
+                    f"recorded lower step {steps}, taken again, ends {off:.2g} away from where the "
+                    f"optimizer went, a way of {length:.2g}: something else changes gradients or "
+                    "parameters (clipping or projection by a hook of the optimizer), or the loss "
+                    "depends on more than parameters and batch (buffers that it changes). Put it "
+                    "in the loss, or use a method that does not take the steps again: darts(), "
+                    "cg(10)"
+                )
+
+
+def _mean(pieces: Sequence[Gradient]) -> tuple[Tensor | None, ...]:
+    """Return the mean of several gradients, with None where all have None."""
+    return tuple(
+        _mean_of([t for t in column if t is not None], len(pieces))
+        for column in zip(*pieces, strict=True)
+    )
+
+
+def _mean_of(parts: Sequence[Tensor], n: int) -> Tensor | None:
+    if not parts:
+        return None
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total if n == 1 else total / n

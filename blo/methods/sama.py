@@ -1,0 +1,102 @@
+"""SAMA: the derivative of the lower optimizer's last step, its mixed product by a difference.
+
+The step ``y+ = U(y, s, g)`` of the optimizer, with ``g = g_y(x, y)``, acts on each element by
+itself, so ``D = dU/dg`` is diagonal and the response is ``(dy+/dx)^T c = g_xy(x, y) D c``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from blo.methods.context import Context, Info, Requirements, Response
+from blo.methods.optimizers import Adjoint, UpdateMap
+from blo.methods.products import FiniteDifference, ProductRule
+from blo.methods.replay import Drift, recorded, segments
+from blo.methods.tensors import Tensors, scale
+
+
+@dataclass(frozen=True)
+class Sama:
+    """The derivative of the lower optimizer's last step.
+
+    Args:
+        products: a way to take the mixed product.
+    """
+
+    products: ProductRule = FiniteDifference()
+
+    @property
+    def requirements(self) -> Requirements:
+        """The last step, with the gradient that the optimizer received."""
+        reused = self.products.needs_upper_gradient
+        return Requirements(before=True, upper_gradient=reused, lower_gradient=True, history=1)
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return ``g_xy D cotangent`` with the product at ``context.before``.
+
+        Raises:
+            ValueError: without a record of the last lower step.
+            TypeError: if the lower optimizer's steps cannot be taken again.
+            RuntimeError: if the step taken again leads elsewhere than the optimizer went.
+        """
+        history = recorded(context, "sama()")
+        update = UpdateMap(history.optimizer)
+        (segment,) = segments(context, history, update)
+        (step,) = segment.steps
+        gradient = segment.last_gradient
+        assert gradient is not None
+        end = update.step(segment.start, gradient, step.options)
+        drift = Drift(context)
+        drift.add(segment, end.lower)
+        drift.check()
+        _, weights = update.pulled_back(segment.start, gradient, step.options, Adjoint(cotangent))
+        fresh = update.without_history(end)
+        direction = tuple(
+            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
+            for w, c, f in zip(weights, cotangent, fresh, strict=True)
+        )
+        here = replace(context, objectives=step.objectives)
+        products = self.products.at(here, context.before)
+        value = scale(context.sign, products.mixed(direction))
+        info = Info(
+            method=repr(self),
+            point="before",
+            radius=products.radius,
+            num_gradients=products.num_gradients,
+            num_products=products.num_products,
+        )
+        return Response(value, None, info)
+
+
+def sama(*, radius: float | None = None, one_sided: bool = False) -> Sama:
+    """Return SAMA: the derivative of the lower optimizer's last step, Adam's and AdamW's included,
+    its mixed product by a finite difference.
+
+    ``[g_x(y + e D c) - g_x(y - e D c)] / 2e`` with the diagonal ``D = dU/dg`` of the step ``y+ =
+    U(y, s, g)``: for SGD minus the learning rate, times ``1 - dampening`` with momentum, or times
+    ``1 + momentum (1 - dampening)`` with nesterov; for Adam and AdamW the derivative of the step
+    through both moments, their bias corrections included. Costs what `darts` costs: two gradients
+    of the lower loss, or one with ``one_sided=True``. It needs first derivatives only, and refuses
+    the optimizers and the hooks that `unrolled` refuses.
+
+    Where Adam has never seen a gradient (a second moment of zero) the derivative is taken as zero:
+    there it is ``lr / eps``, of an element that, but for chance, does not depend on `x` at all, and
+    would drown all others in the difference.
+
+    Differs from the implementation in Betty: without the bias corrections its response is too large
+    by ``(1 - beta1^t) / sqrt(1 - beta2^t)`` at step `t`; with Adam's defaults 4.2 at the second
+    step, 6.5 at the tenth, 1.3 at the thousandth.
+
+    Args:
+        radius: relative length of the difference; see `FiniteDifference`.
+        one_sided: see `FiniteDifference`.
+
+    Example:
+        >>> sama(one_sided=True).products
+        FiniteDifference(radius=None, one_sided=True)
+
+    Reference: Choe, Mehta, Ahn, Neiswanger, Xie, Strubell and Xing (2023), arXiv:2310.05674.
+    """
+    return Sama(FiniteDifference(radius, one_sided))

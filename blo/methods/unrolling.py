@@ -1,0 +1,137 @@
+"""Hypergradients in reverse mode through the steps that the lower optimizer took.
+
+With ``(y_t, s_t) = U(y_{t-1}, s_{t-1}, g_y(x, y_{t-1}))`` for t = 1 ... T, where `s` is the
+optimizer's state, and the cotangent ``c = df/dy_T``, the response ``(dy_T/dx)^T c`` is summed from
+the last step to the first. With adjoints `a` of ``y_t`` and `b` of ``s_t``, started at `c` and 0,
+
+    (a', b', w) = the pull-back of U at step t to y_{t-1}, s_{t-1} and the gradient,
+    value <- value + g_xy w,    a <- a' + g_yy w,    b <- b'.
+
+The graph of one gradient is built, differentiated and freed before the next: of all steps but that
+one only the iterates ``(y_t, s_t)`` are in memory, not what the loss computed from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from blo.methods.context import Context, Info, Requirements, Response
+from blo.methods.optimizers import Adjoint, Gradient, UpdateMap
+from blo.methods.products import NO_PATH
+from blo.methods.replay import Drift, GradientGraph, recorded, replayed, segments
+from blo.methods.tensors import Tensors, add, leaves, zeros_like
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The derivative of the last lower steps, in reverse mode.
+
+    Args:
+        steps: how many of the last steps are differentiated; None for all since the problems above
+            moved. The parameters and the optimizer's state before them are taken as constants.
+        checkpoint: keep about the square root of the number of iterates and take the steps between
+            them again, instead of keeping all.
+    """
+
+    steps: int | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the number of steps."""
+        check_steps(self.steps)
+
+    @property
+    def requirements(self) -> Requirements:
+        """The steps, and the iterates before all or some of them."""
+        stride = None if self.checkpoint else 1
+        return Requirements(before=True, lower_gradient=True, history=self.steps, stride=stride)
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return ``(dy_T/dx)^T cotangent``.
+
+        Raises:
+            ValueError: without a record of the lower steps.
+            TypeError: if the lower optimizer's steps cannot be taken again.
+            RuntimeError: if no step depends on the upper parameters, or if the steps taken again
+                lead elsewhere than the optimizer went.
+        """
+        history = recorded(context, "unrolled()")
+        update = UpdateMap(history.optimizer)
+        drift = Drift(context)
+        x = leaves(context.before.upper)
+        value, adjoint, reached, num_gradients = zeros_like(x), Adjoint(cotangent), False, 0
+        for segment in segments(context, history, update):
+            iterates = replayed(segment, x, update)
+            num_gradients += len(iterates) - 1 + len(segment.steps)
+            for t in reversed(range(len(segment.steps))):
+                step, iterate = segment.steps[t], iterates.pop()
+                y = leaves(iterate.lower)
+                graph = GradientGraph(step, y, x, y)
+                gradient = graph.lower_gradient
+                if t == len(segment.steps) - 1:
+                    known = gradient if segment.last_gradient is None else segment.last_gradient
+                    drift.add(segment, update.step(iterate, known, step.options).lower)
+                adjoint, weights = update.pulled_back(iterate, gradient, step.options, adjoint)
+                earliest = segment.first + t == 0
+                grads = graph.product(weights, x if earliest else x + y)
+                reached = reached or any(g is not None for g in grads[: len(x)])
+                value = _add(value, grads[: len(x)])
+                if not earliest:
+                    adjoint = Adjoint(_add(adjoint.lower, grads[len(x) :]), adjoint.slots)
+        drift.check()
+        if not reached:
+            raise RuntimeError(NO_PATH)
+        info = Info(
+            method=repr(self),
+            point="before",
+            num_gradients=num_gradients,
+            num_products=len(history.steps),
+        )
+        return Response(value, None, info)
+
+
+def unrolled(steps: int | None = None, *, checkpoint: bool = False) -> Unrolled:
+    """Return reverse mode through the last `steps` lower steps: the exact derivative of what the
+    lower optimizer did, for torch's SGD, Adam and AdamW.
+
+    Momentum, weight decay, parameter groups, schedulers and the state that the optimizer already
+    had are all accounted for. With T steps: T gradients and T products, and T copies of the lower
+    parameters and of the optimizer's state. With `checkpoint`: fewer than 2 T gradients, T
+    products, and fewer than 2 sqrt(T) + 2 copies.
+
+    It refuses other optimizers, and steps that something besides the optimizer had a hand in
+    (clipping by a hook). Truncation to `steps` leaves out what earlier steps owe to the upper
+    parameters, a part that falls geometrically with `steps` where the lower loss is strongly
+    convex.
+
+    Args:
+        steps: how many of the last steps; None for all since the problems above moved.
+        checkpoint: trade gradients for memory.
+
+    Example:
+        >>> unrolled(5, checkpoint=True)
+        Unrolled(steps=5, checkpoint=True)
+
+    Reference: Domke (2012); Maclaurin, Duvenaud and Adams (2015), arXiv:1502.03492; truncated:
+    Shaban, Cheng, Hatch and Boots (2019), arXiv:1810.10667.
+    """
+    return Unrolled(steps, checkpoint)
+
+
+def check_steps(steps: int | None) -> None:
+    """Raise unless `steps` is None or a positive integer."""
+    if steps is None:
+        return
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(
+            f"steps must be an integer of at least 1, or None for all steps since the problems "
+            f"above moved, got {steps!r}"
+        )
+
+
+def _add(x: Tensors, grads: Gradient) -> Tensors:
+    """Return ``x + grads``, where None stands for zeros."""
+    pairs = zip(x, grads, strict=True)
+    return add(x, tuple(torch.zeros_like(t) if g is None else g for t, g in pairs))
