@@ -1,0 +1,295 @@
+"""Hypergradients from a lower problem perturbed by the upper loss: first derivatives only.
+
+The solution ``y_d`` of ``min_y g(x, y) + d f(x, y)`` is ``y - d H^{-1} f_y`` to first order in `d`.
+The difference ``[g_x(x, y_d) - g_x(x, y)] / d`` therefore tends to the implicit hypergradient
+``-g_xy H^{-1} f_y``, at the rate `d`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from blo.methods.context import Context, Info, Requirements, Response, Status
+from blo.methods.gradients import difference_length, gradients
+from blo.methods.products import NO_PATH
+from blo.methods.tensors import Tensors, add, axpy, dot, norm, scale, subtract, zeros_like
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """The difference quotient of a perturbed lower problem; see `f2sa` for the arguments."""
+
+    num_steps: int = 10
+    delta: float | None = None
+    lr: float | None = None
+    symmetric: bool = False
+    linearised: bool = True
+    damping: float = 0.0
+    rtol: float = 1e-6
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        n = self.num_steps
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"num_steps must be an integer of at least 1, got {n!r}")
+        for name, given in (("delta", self.delta), ("lr", self.lr)):
+            if given is not None and not (math.isfinite(given) and given > 0):
+                raise ValueError(
+                    f"{name} must be positive and finite, or None to choose it, got {given}"
+                )
+        for name, value in (("damping", self.damping), ("rtol", self.rtol)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+    @property
+    def requirements(self) -> Requirements:
+        """The loss above, unless it is linearised."""
+        return Requirements(readers=not self.linearised)
+
+    def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
+        """Return the difference quotient at ``context.after``.
+
+        Raises:
+            ValueError: if the upper loss is needed and the context has none.
+            RuntimeError: if the lower loss depends on no upper parameter.
+        """
+        if not self.linearised and not context.readers:
+            raise ValueError(
+                "f2sa(linearised=False) needs the upper loss, and the context holds no readers; "
+                "use linearised=True"
+            )
+        size = float(norm(cotangent))
+        if size == 0.0:
+            info = Info(repr(self), "after", self.lr, 0.0, Status.CONVERGED, 0.0)
+            return Response(zeros_like(context.after.upper), state, info)
+        problem = _Perturbation(self, context, cotangent)
+        length = difference_length(context, one_sided=not self.symmetric)
+        warm = state if self.warm_start and state is not None and float(norm(state)) > 0 else None
+        lr, definite = self.lr, True
+        if lr is None and warm is None:
+            lr, definite = problem.first_step(length)
+        delta = self.delta
+        if delta is None and warm is not None:
+            delta = length / float(norm(warm))
+        elif delta is None:
+            assert lr is not None
+            delta = length / (lr * size)
+        sides = [
+            problem.solve(sign * delta, lr, warm, definite)
+            for sign in ((1.0, -1.0) if self.symmetric else (1.0,))
+        ]
+        v = scale(-1.0 / delta, sides[0].displacement)
+        worst = max(sides, key=lambda side: side.residual)
+        info = Info(
+            method=repr(self),
+            point="after",
+            scale=sides[0].lr,
+            radius=delta * float(norm(v)),
+            status=worst.status,
+            residual=worst.residual,
+            num_gradients=problem.num_gradients,
+        )
+        value = problem.quotient(delta, sides)
+        return Response(value, v if self.warm_start else None, info)
+
+
+class _Iterate(NamedTuple):
+    """A displacement `d` from `y`, with the gradient ``P(d)`` of the perturbed problem, its length,
+    and the upper gradient ``g_x + delta f_x`` there where it was asked for.
+    """
+
+    d: Tensors
+    gradient: Tensors
+    length: float
+    upper: Tensors | None
+
+
+class _Side(NamedTuple):
+    """The solution of the problem perturbed by +delta or by -delta."""
+
+    displacement: Tensors
+    upper: Tensors
+    status: Status
+    residual: float
+    lr: float
+
+
+class _Perturbation:
+    """The perturbed lower problem around one point, on the batches of one call.
+
+    Its gradient at the displacement `d` from `y` is
+
+        P(d) = g_y(y + d) - g_y(y) + damping d + delta [c + f_y(y + d) - f_y(y)]
+
+    with the brackets' differences left out where `f` is linearised. The loss is tilted by
+    ``-g_y(y)``, which makes `y` the solution without perturbation whether or not the lower problem
+    has converged.
+    """
+
+    def __init__(self, method: Perturbed, context: Context, cotangent: Tensors) -> None:
+        self.num_gradients = 1
+        self._method = method
+        self._context = context
+        self._cotangent = cotangent
+        self._base = gradients(
+            context.objectives,
+            context.after.upper,
+            context.after.lower,
+            with_upper=not method.symmetric,
+        )
+        self._above = None
+        if not method.linearised:
+            self.num_gradients += 1
+            self._above = gradients(
+                context.readers, context.after.upper, context.after.lower, with_upper=True
+            )
+
+    def at(self, d: Tensors, delta: float, *, with_upper: bool) -> _Iterate:
+        """Return the perturbed problem's gradient at `d`."""
+        context = self._context
+        y = add(context.after.lower, d)
+        here = gradients(context.objectives, context.after.upper, y, with_upper=with_upper)
+        self.num_gradients += 1
+        if with_upper and not here.reached:
+            raise RuntimeError(NO_PATH)
+        gradient = scale(context.sign, subtract(here.lower, self._base.lower))
+        if context.weight_decay is not None:
+            gradient = add(gradient, scale(context.weight_decay, d))
+        gradient = axpy(self._method.damping, d, gradient)
+        upper = scale(context.sign, here.upper)
+        push = self._cotangent
+        if self._above is not None and delta != 0.0:
+            above = gradients(context.readers, context.after.upper, y, with_upper=with_upper)
+            self.num_gradients += 1
+            push = add(push, subtract(above.lower, self._above.lower))
+            upper = axpy(delta, above.upper, upper)
+        gradient = axpy(delta, push, gradient)
+        return _Iterate(d, gradient, float(norm(gradient)), upper if with_upper else None)
+
+    def first_step(self, length: float) -> tuple[float, bool]:
+        """Return the step size that the lower loss has along the cotangent, and whether it curves
+        upwards there. One gradient.
+        """
+        d = scale(-length / float(norm(self._cotangent)), self._cotangent)
+        return _step(d, self.at(d, 0.0, with_upper=False).gradient)
+
+    def solve(self, delta: float, lr: float | None, warm: Tensors | None, definite: bool) -> _Side:
+        """Return the best of `num_steps` gradient steps on the perturbed problem.
+
+        A step size that is not given follows the curvature met: ``<s, r> / |r|^2`` for the last
+        step `s` and change `r` of the gradient (Barzilai and Borwein, 1988). Where that is not
+        positive, the steps end.
+        """
+        push = scale(delta, self._cotangent)
+        size = float(norm(push))
+        here = best = _Iterate(zeros_like(push), push, size, None)
+        if warm is not None:
+            here = best = self.at(scale(-delta, warm), delta, with_upper=False)
+            lr = _step(here.d, subtract(here.gradient, push))[0] if lr is None else lr
+        assert lr is not None
+        first, num_steps = lr, self._method.num_steps if definite else 1
+        status = Status.TRUNCATED if definite else Status.INDEFINITE
+        for k in range(1, num_steps + 1):
+            if here.length <= self._method.rtol * size:
+                status = Status.CONVERGED
+                break
+            d = axpy(-lr, here.gradient, here.d)
+            there = self.at(d, delta, with_upper=k == num_steps)
+            if not math.isfinite(there.length):
+                status = Status.DIVERGED
+                break
+            if there.length < best.length or (k == 1 and warm is None):
+                best = there
+            if self._method.lr is None:
+                lr, definite = _step(subtract(d, here.d), subtract(there.gradient, here.gradient))
+                if not definite:
+                    status = Status.INDEFINITE
+                    break
+            here = there
+        if best.length <= self._method.rtol * size:
+            status = Status.CONVERGED
+        elif best.length > size and status is Status.TRUNCATED:
+            status = Status.DIVERGED
+        if best.upper is None:
+            best = self.at(best.d, delta, with_upper=True)
+        assert best.upper is not None
+        return _Side(best.d, best.upper, status, best.length / size, first)
+
+    def quotient(self, delta: float, sides: Sequence[_Side]) -> Tensors:
+        """Return the difference of the upper gradients over the difference in delta, less the
+        direct part ``f_x(x, y)``.
+        """
+        first, *second = sides
+        if second:
+            value = scale(0.5 / delta, subtract(first.upper, second[0].upper))
+        else:
+            base = scale(self._context.sign, self._base.upper)
+            value = scale(1.0 / delta, subtract(first.upper, base))
+        return value if self._above is None else subtract(value, self._above.upper)
+
+
+def _step(s: Tensors, r: Tensors) -> tuple[float, bool]:
+    """Return the step size for a change `r` of the gradient over the displacement `s`, and whether
+    the curvature ``<s, r>`` is positive; its absolute value is taken where it is not.
+    """
+    curvature, square = float(dot(s, r)), float(dot(r, r))
+    if not (math.isfinite(square) and square > 0.0):
+        return 1.0, False
+    if curvature > 0.0:
+        return curvature / square, True
+    return float(norm(s)) / math.sqrt(square), False
+
+
+def f2sa(
+    num_steps: int = 10,
+    *,
+    delta: float | None = None,
+    lr: float | None = None,
+    symmetric: bool = False,
+    linearised: bool = True,
+    damping: float = 0.0,
+    rtol: float = 1e-6,
+    warm_start: bool = False,
+) -> Perturbed:
+    """Return F2SA: the response of the lower solution by first-order steps on the lower problem
+    perturbed by the upper loss.
+
+    ``y_d ~ argmin_y g(x, y) + d f(x, y)``; the response is
+    ``[g_x(x, y_d) - g_x(x, y)] / d + f_x(x, y_d) - f_x(x, y)``, which with the direct part
+    ``f_x(x, y)`` makes the paper's ``f_x(x, y_d) + lambda [g_x(x, y_d) - g_x(x, y)]`` for
+    ``lambda = 1/d``. Its error is O(d) where the perturbed problem is solved, plus what the steps
+    leave: the residual in the log.
+
+    Costs ``num_steps + 1`` gradients, one more where `lr` is not given (or for the start where it
+    is warm); twice the steps if symmetric; twice as many in all if not linearised. No second
+    derivative: fused attention, compiled, checkpointed and sharded modules stay as they are.
+
+    Differs from Kwon et al.: the lower loss is tilted by ``-<g_y(x, y), .>``, so that a lower
+    problem short of convergence does not enter the quotient multiplied by lambda; `f` is linearised
+    unless asked otherwise; lambda does not grow with the rounds.
+
+    Fails where the lower loss curves downwards along the steps (they end there: status
+    INDEFINITE; `damping` helps) and, as all differences, where the noise of the arithmetic exceeds
+    ``d |H^{-1} c|``.
+
+    Args:
+        num_steps: gradient steps on the perturbed problem.
+        delta: size `d` of the perturbation; None makes the first step as long as is best for a
+            difference of gradients in the type that the loss is computed in.
+        lr: size of the steps; None takes it from the curvature met (Barzilai-Borwein), which starts
+            with one more gradient.
+        symmetric: solve for ``+d`` and ``-d``; the bias is O(d^2).
+        linearised: perturb by ``<c, y>``, with `c` the total gradient of the upper loss, instead of
+            the upper loss itself. The same to first order in `d`, at half the cost.
+        damping: adds ``damping/2 |y_d - y|^2``: solves ``(H + damping I) v = c``.
+        rtol: stop where the gradient of the perturbed problem has fallen by this factor.
+        warm_start: start at ``y - d v`` with the `v` of the last call instead of at `y`.
+
+    Reference: Kwon, Kwon, Wright and Nowak (2023), arXiv:2301.10945; as a difference quotient, with
+    the symmetric one, Chen, Li, Chayti and Zhang (2025), arXiv:2509.02937 (F2SA-2).
+    """
+    return Perturbed(num_steps, delta, lr, symmetric, linearised, damping, rtol, warm_start)
