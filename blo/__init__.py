@@ -17,6 +17,8 @@ from blo.methods.context import Point as Point
 from blo.methods.context import Requirements as Requirements
 from blo.methods.context import Response as Response
 from blo.methods.context import Status as Status
+from blo.methods.forward_mode import ForwardMode as ForwardMode
+from blo.methods.forward_mode import forward_mode as forward_mode
 from blo.methods.gmres import GMRES as GMRES
 from blo.methods.gmres import gmres as gmres
 from blo.methods.implicit import Implicit as Implicit
@@ -39,10 +41,14 @@ from blo.methods.perturbed import Perturbed as Perturbed
 from blo.methods.perturbed import f2sa as f2sa
 from blo.methods.products import Exact as Exact
 from blo.methods.products import FiniteDifference as FiniteDifference
+from blo.methods.sama import Sama as Sama
+from blo.methods.sama import sama as sama
 from blo.methods.solvers import CG as CG
 from blo.methods.solvers import Dense as Dense
 from blo.methods.solvers import Identity as Identity
 from blo.methods.solvers import Neumann as Neumann
+from blo.methods.unrolling import Unrolled as Unrolled
+from blo.methods.unrolling import unrolled as unrolled
 from blo.problem import Problem as Problem
 from blo.record import Record as Record
 from blo.total import Hypergradient as Hypergradient
