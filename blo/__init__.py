@@ -8,6 +8,8 @@ from blo.engine import Engine as Engine
 from blo.graph import ProblemGraph as ProblemGraph
 from blo.methods.alternating import Alternating as Alternating
 from blo.methods.alternating import alternating as alternating
+from blo.methods.amortised import Amortised as Amortised
+from blo.methods.amortised import soba as soba
 from blo.methods.bicgstab import BiCGSTAB as BiCGSTAB
 from blo.methods.bicgstab import bicgstab as bicgstab
 from blo.methods.context import Context as Context
@@ -19,6 +21,8 @@ from blo.methods.context import Response as Response
 from blo.methods.context import Status as Status
 from blo.methods.forward_mode import ForwardMode as ForwardMode
 from blo.methods.forward_mode import forward_mode as forward_mode
+from blo.methods.gauss_newton import GaussNewton as GaussNewton
+from blo.methods.gauss_newton import SplitLoss as SplitLoss
 from blo.methods.gmres import GMRES as GMRES
 from blo.methods.gmres import gmres as gmres
 from blo.methods.implicit import Implicit as Implicit
@@ -37,6 +41,8 @@ from blo.methods.normal_cg import NormalCG as NormalCG
 from blo.methods.normal_cg import normal_cg as normal_cg
 from blo.methods.nystrom import Nystrom as Nystrom
 from blo.methods.nystrom import nystrom as nystrom
+from blo.methods.penalty import Penalty as Penalty
+from blo.methods.penalty import pbgd as pbgd
 from blo.methods.perturbed import Perturbed as Perturbed
 from blo.methods.perturbed import f2sa as f2sa
 from blo.methods.products import Exact as Exact

@@ -1,0 +1,255 @@
+"""Gauss-Newton products, for lower losses that are a loss of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from blo.methods.attached import AttachedObjective
+from blo.methods.context import Context, Point
+from blo.methods.objective import Objective
+from blo.methods.products import ExactProducts, refuse_cut_graph, twice_differentiable
+from blo.methods.tensors import Tensors, add, average, leaves, scale, zeros_like
+
+
+class SplitsIntoOutputs(Protocol):
+    """A loss ``l(z)`` of outputs ``z = outputs(...)``: `SplitLoss`, or any callable object with its
+    two functions.
+    """
+
+    def outputs(self, *args: Any) -> Tensor | Tensors:
+        """Return the outputs, one tensor or a tuple of them."""
+
+    def loss(self, outputs: Any, *args: Any) -> Any:
+        """Return the loss of the outputs: a scalar tensor, or a dict with one under "loss"."""
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """A lower loss that says what its outputs are: ``loss(outputs(...), ...)``.
+
+    It is called as any lower loss is, with ``(upper, lower)`` for plain functions and with a batch
+    in a `Problem`; both parts get the same arguments. Lower parameters may enter through the
+    outputs alone: a penalty on them is written with the parameters among the outputs.
+
+    Args:
+        outputs: ``outputs(upper, lower)`` or ``outputs(batch)``, a tensor or a tuple of tensors.
+        loss: ``loss(outputs, upper, lower)`` or ``loss(outputs, batch)``, a scalar.
+
+    Example:
+        >>> import torch
+        >>> from blo import SplitLoss, cg, hypergradient
+        >>> g = SplitLoss(  # |x y^2 - 4|^2 / 2, its residual zero at y = 2
+        ...     outputs=lambda x, y: x[0] * y[0] ** 2,
+        ...     loss=lambda z, x, y: 0.5 * (z - 4) ** 2,
+        ... )
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(2.0),)
+        >>> method = cg(1, products=GaussNewton())
+        >>> hypergradient(lambda x, y: y[0], g, x, y, method=method).grads  # dy/dx = -1/x^1.5
+        (tensor(-1.),)
+    """
+
+    outputs: Callable[..., Tensor | Tensors]
+    loss: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        """Check the parts."""
+        for name in ("outputs", "loss"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be callable, got {getattr(self, name)!r}")
+
+    def __call__(self, *args: Any) -> Any:
+        """Return the loss of the outputs."""
+        return self.loss(self.outputs(*args), *args)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """The Hessian of a loss of outputs ``g(y) = l(z(y))`` without the curvature of the outputs.
+
+    ``J^T l_zz J v`` in place of ``g_yy v``, with ``J = dz/dy``: positive semi-definite wherever `l`
+    is convex in its outputs (squared error, cross-entropy, for which it is the Fisher matrix), so
+    that `cg` and `nystrom` apply where the Hessian itself is indefinite, as LoRA's is. It equals
+    the Hessian where the outputs are linear in `y` or where ``l_z = 0`` (interpolation); elsewhere
+    the hypergradient carries the relative error of the term ``sum_i l_z_i d2z_i/dy2`` left out,
+    which does not vanish as training goes on. The mixed product stays exact.
+
+    The lower loss must be a `SplitLoss`, or a callable object with its two functions. `J v` comes
+    from reverse mode twice (differentiating ``J^T u`` in `u`), never from forward mode. Costs two
+    gradients once (its own graph and that of the mixed product); a product is about one Hessian
+    product.
+
+    Reference: Schraudolph (2002), Neural Computation 14, 1723-1738; Martens (2020),
+        arXiv:1412.1193.
+    """
+
+    needs_upper_gradient = False
+
+    def at(self, context: Context, point: Point) -> GaussNewtonProducts:
+        """Return Gauss-Newton products; the graphs are built at the first of them.
+
+        Raises:
+            TypeError: if the lower loss does not say what its outputs are.
+        """
+        return GaussNewtonProducts(context, point)
+
+
+@dataclass
+class Observed:
+    """A split loss that keeps its last outputs, and cuts the loss from them.
+
+    The loss is taken at leaves that hold the outputs' values, so that its derivatives stop there.
+    """
+
+    split: SplitsIntoOutputs
+    outputs: Tensors = ()
+    at_leaves: Tensors = ()
+
+    def __call__(self, *args: Any) -> Any:
+        """Return the loss at leaves."""
+        given = self.split.outputs(*args)
+        pieces = (given,) if isinstance(given, Tensor) else tuple(given)
+        if not all(isinstance(z, Tensor) for z in pieces):
+            raise TypeError(
+                f"outputs must return a tensor or a tuple of tensors, got {type(given).__name__}"
+            )
+        cut = tuple(z.detach().requires_grad_() if z.requires_grad else z for z in pieces)
+        self.outputs = tuple(z for z in pieces if z.requires_grad)
+        self.at_leaves = tuple(c for c, z in zip(cut, pieces, strict=True) if z.requires_grad)
+        return self.split.loss(cut[0] if isinstance(given, Tensor) else cut, *args)
+
+
+@dataclass(frozen=True)
+class OutputGraph:
+    """One batch: outputs `z` of the lower parameters, and ``l_z`` of leaves that hold `z`.
+
+    Attributes:
+        objective: what to enter for a backward pass.
+        outputs: `z`, in the graph of the lower parameters.
+        leaves: where the loss was taken.
+        slopes: ``l_z``, in the graph of the leaves.
+        weights: `u`, any values.
+        pulled: ``J^T u``, in the graph of `u`; None where no output depends on a parameter.
+    """
+
+    objective: Objective
+    outputs: Tensors
+    leaves: Tensors
+    slopes: Tensors
+    weights: Tensors
+    pulled: tuple[Tensor | None, ...]
+
+
+class GaussNewtonProducts:
+    """``J^T l_zz J v``, and exact mixed products."""
+
+    radius = None
+
+    def __init__(self, context: Context, point: Point) -> None:
+        self.num_gradients = 0
+        self.num_products = 0
+        self._context = context
+        self._upper = leaves(point.upper)
+        self._lower = leaves(point.lower)
+        self._exact = ExactProducts(context, point)
+        self._graphs: list[OutputGraph] | None = None
+        for objective in context.objectives:
+            _observed(objective)
+
+    def hvp(self, v: Tensors) -> Tensors:
+        """Return ``J^T l_zz J v``, with the penalty of coupled weight decay."""
+        if self._graphs is None:
+            self._graphs = [self._build(objective) for objective in self._context.objectives]
+        self.num_products += 1
+        product = average([self._product(graph, v) for graph in self._graphs])
+        product = scale(self._context.sign, product)
+        decay = self._context.weight_decay
+        return product if decay is None else add(product, scale(decay, v))
+
+    def mixed(self, v: Tensors) -> Tensors:
+        """Return ``g_xy v``, exact.
+
+        Raises:
+            RuntimeError: if ``g_y`` depends on no upper parameter.
+        """
+        value = self._exact.mixed(v)
+        self.num_gradients += self._exact.num_gradients
+        self.num_products += self._exact.num_products
+        self._exact.num_gradients = self._exact.num_products = 0
+        return value
+
+    def _product(self, graph: OutputGraph, v: Tensors) -> Tensors:
+        with twice_differentiable(graph.objective, self._upper, self._lower):
+            jv = _pull_back(graph.pulled, graph.weights, v)
+            curved = _pull_back(graph.slopes, graph.leaves, jv)
+            return _pull_back(graph.outputs, self._lower, curved)
+
+    def _build(self, objective: Objective) -> OutputGraph:
+        self.num_gradients += 1
+        observed, objective = _observed(objective)
+        with twice_differentiable(objective, self._upper, self._lower) as evaluate:
+            loss = evaluate()
+            z, at_leaves = observed.outputs, observed.at_leaves
+            direct = _gradients(loss, self._lower)
+            if any(g is not None for g in direct):
+                raise ValueError(
+                    "the lower loss must depend on the lower parameters through its outputs alone "
+                    "for GaussNewton(); return the parameters that it penalises among the outputs"
+                )
+            slopes = _gradients(loss, at_leaves)
+            weights = tuple(torch.zeros_like(o).requires_grad_() for o in z)
+            pulled = (
+                torch.autograd.grad(z, self._lower, weights, create_graph=True, allow_unused=True)
+                if z
+                else (None,) * len(self._lower)
+            )
+            if all(p is None for p in pulled):
+                raise RuntimeError(
+                    "the outputs of the lower loss depend on no lower parameter; check that they "
+                    "are computed from them, without detach() or no_grad()"
+                )
+            filled = tuple(
+                torch.zeros_like(o) if s is None else s
+                for s, o in zip(slopes, at_leaves, strict=True)
+            )
+            refuse_cut_graph(filled + tuple(p for p in pulled if p is not None))
+        return OutputGraph(objective, z, at_leaves, filled, weights, pulled)
+
+
+def _observed(objective: Objective) -> tuple[Observed, Objective]:
+    """Return the objective with an observer in the place of its loss, and the observer."""
+    if isinstance(objective, AttachedObjective):
+        observed, base = _observed(objective.base)
+        return observed, replace(objective, base=base)
+    whole: Any = objective
+    loss: Any = getattr(whole, "loss", None)
+    if not (callable(getattr(loss, "outputs", None)) and callable(getattr(loss, "loss", None))):
+        raise TypeError(
+            "GaussNewton() needs a lower loss that says what its outputs are, got "
+            f"{loss!r}; give SplitLoss(outputs=..., loss=...)"
+        )
+    observed = Observed(loss)
+    return observed, replace(whole, loss=observed)
+
+
+def _gradients(loss: Tensor, inputs: Tensors) -> tuple[Tensor | None, ...]:
+    if not loss.requires_grad or not inputs:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+
+
+def _pull_back(outputs: tuple[Tensor | None, ...], inputs: Tensors, weights: Tensors) -> Tensors:
+    """Return ``d<outputs, weights>/d(inputs)``, zeros where nothing depends on an input."""
+    attached = [
+        (o, w) for o, w in zip(outputs, weights, strict=True) if o is not None and o.requires_grad
+    ]
+    if not attached:
+        return zeros_like(inputs)
+    kept, factors = zip(*attached, strict=True)
+    return torch.autograd.grad(
+        kept, inputs, factors, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
