@@ -21,9 +21,8 @@ from torch import Tensor
 
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
-from blo.methods.attached import AttachedObjective, Solved
+from blo.methods.attached import Attachable, AttachedObjective, Solved
 from blo.methods.context import Context, History, Info, LowerStep, Point
-from blo.methods.implicit import Implicit, OneStep
 from blo.methods.objective import Objective
 from blo.methods.tensors import Tensors, add, detach, zeros_like
 from blo.problem import Problem
@@ -159,10 +158,10 @@ def _objectives(
     attached = []
     for r in below:
         inputs = tuple(a for a in graph.inputs(r) if a in known)
-        if not isinstance(r.method, (Implicit, OneStep)):
+        if not isinstance(r.method, Attachable):
             raise TypeError(
                 f"problem {q.name!r} reads {r.name!r} below it, and sees its response only by an "
-                "implicit or one-step method; "
+                "implicit, one-step or unrolling method; "
                 f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
                 f"through_response=False on {q.name!r}"
             )

@@ -18,17 +18,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from blo.methods.context import Context, Point
+from blo.methods.context import Context, LowerStep, Point
+from blo.methods.forward_mode import ForwardMode
 from blo.methods.implicit import Implicit, OneStep
 from blo.methods.objective import Objective
+from blo.methods.optimizers import UpdateMap
 from blo.methods.products import twice_differentiable
-from blo.methods.tensors import Tensors, add, average, detach, scale
+from blo.methods.replay import received, recorded
+from blo.methods.sama import Sama
+from blo.methods.tensors import Tensors, add, average, detach, scale, subtract
+from blo.methods.unrolling import Unrolled
+
+# Methods that an attached solution can respond by.
+Attachable: TypeAlias = Implicit | OneStep | Unrolled | ForwardMode | Sama
 
 
 @dataclass(frozen=True)
@@ -36,17 +44,19 @@ class Solved:
     """A lower problem that has been solved, and the method that says how its solution responds."""
 
     context: Context
-    method: Implicit | OneStep
+    method: Attachable
 
     def attach(self, upper: Tensors) -> Tensors:
         """Return the lower solution, equal to the values in the context and differentiable with
         respect to `upper`.
 
         Implicit methods differentiate the stationarity at the solution, one-step methods the last
-        step.
+        step, the others all recorded steps, whose graphs are held together.
         """
         if isinstance(self.method, OneStep):
             return self._stepped(upper)
+        if isinstance(self.method, Unrolled | ForwardMode | Sama):
+            return self._retaken(upper)
         values: Tensors = _Solution.apply(  # type: ignore[no-untyped-call]
             self, len(upper), *upper, *self.context.after.lower
         )
@@ -63,17 +73,26 @@ class Solved:
         shift = tuple(s.detach() - s for s in step)
         return add(self.context.after.lower, shift)
 
+    def _retaken(self, upper: Tensors) -> Tensors:
+        """Return the end of the recorded steps, taken again from `upper`, shifted to the present
+        solution.
+        """
+        history = recorded(self.context, repr(self.method))
+        update = UpdateMap(history.optimizer)
+        iterate = update.start(history.lower, history.states, history.steps[0].options)
+        for step in history.steps:
+            gradient = received(step, self._raw_gradient(step, upper, iterate.lower), iterate.lower)
+            iterate = update.step(iterate, gradient, step.options)
+        shift = subtract(iterate.lower, detach(iterate.lower))
+        return add(self.context.after.lower, shift)
+
+    def _raw_gradient(self, step: LowerStep, upper: Tensors, lower: Tensors) -> Tensors:
+        """Return the gradient of the loss on the batches of `step`, in the graph of both."""
+        return average([_gradient(objective, upper, lower) for objective in step.objectives])
+
     def gradient(self, upper: Tensors, lower: Tensors) -> Tensors:
         """Return ``g_y(upper, lower)`` in the graph of both, weight decay included."""
-        pieces = []
-        for objective in self.context.objectives:
-            x, y = _alias(upper), _alias(lower)
-            with third_order_norms(), twice_differentiable(objective, x, y) as evaluate:
-                pieces.append(
-                    torch.autograd.grad(
-                        evaluate(), y, create_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                )
+        pieces = [_gradient(objective, upper, lower) for objective in self.context.objectives]
         gradient = scale(self.context.sign, average(pieces))
         decay = self.context.weight_decay
         return gradient if decay is None else add(gradient, scale(decay, lower))
@@ -149,6 +168,15 @@ class _Solve(torch.autograd.Function):
             _, hv = ctx.solved.pulled_back(x, y, v)
             bars = scale(-1.0, _gradients(hv, x + y, w, create_graph=again))
         return (None, None, None, *bars, *w)
+
+
+def _gradient(objective: Objective, upper: Tensors, lower: Tensors) -> Tensors:
+    """Return ``g_y(upper, lower)`` on one batch, in the graph of both."""
+    x, y = _alias(upper), _alias(lower)
+    with third_order_norms(), twice_differentiable(objective, x, y) as evaluate:
+        return torch.autograd.grad(
+            evaluate(), y, create_graph=True, allow_unused=True, materialize_grads=True
+        )
 
 
 def _gradients(
