@@ -192,10 +192,10 @@ class FiniteDifference:
 
 # (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
 DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
-    torch.float64: (1e-4, 1e-7),
-    torch.float32: (1e-2, 1e-4),
+    torch.float64: (1e-5, 1e-7),
+    torch.float32: (1e-2, 1e-3),
     torch.bfloat16: (1e-1, 1e-1),
-    torch.float16: (1e-1, 1e-2),
+    torch.float16: (5e-2, 3e-2),
 }
 
 

@@ -62,15 +62,14 @@ class Encoder(nn.Module):
 def encoder_problem(
     method, *, dropout=0.0, checkpointed=False, dtype=torch.float64, steps=1, **engine
 ):
-    """Class weights above an encoder; the engine and the gradients that the weights receive."""
+    """Feature gains above an encoder; the engine and the gradients that the gains receive."""
     torch.manual_seed(0)
     net = Encoder(dropout, checkpointed=checkpointed).to(dtype)
-    weights = Vector(torch.tensor([0.5, -0.5, 0.1]).to(dtype))
+    weights = Vector((1 + 0.3 * torch.randn(8)).to(dtype))
     batches = [(torch.randn(6, 5, 8).to(dtype), torch.randint(3, (6,))) for _ in range(4)]
 
     def lower(batch):
-        each = nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
-        return (weights.value.exp()[batch[1]] * each).mean()
+        return nn.functional.cross_entropy(net(batch[0] * weights.value), batch[1])
 
     def upper(batch):
         return nn.functional.cross_entropy(net(batch[0]), batch[1])

@@ -1,0 +1,1 @@
+"""Hypergradient methods against each other: accuracy, speed, memory."""

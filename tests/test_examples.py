@@ -1,0 +1,71 @@
+"""Every file in examples/ runs as it is, and prints what it is meant to show."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(name, capsys):
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    return capsys.readouterr().out
+
+
+def test_learned_ridge_penalties_lower_the_test_error(capsys):
+    out = run("ridge_penalties", capsys)
+    before, after = (float(t) for t in re.findall(r"test (\d+\.\d+)", out))
+    assert after < 0.6 * before
+
+
+def test_methods_rank_by_their_error_on_plain_functions(capsys):
+    errors = [float(e) for e in re.findall(r"error (\S+)", run("plain_functions", capsys))]
+    dense, cg, neumann, t1t2, darts = errors
+    assert dense < 1e-12
+    assert cg < 1e-9
+    assert neumann < t1t2
+    assert t1t2 == pytest.approx(darts, rel=0.1)
+
+
+def test_wrong_labels_get_small_weights(capsys):
+    wrong, right = (float(w) for w in re.findall(r"labels (\d\.\d+)", run("data_cleaning", capsys)))
+    assert wrong < 0.2 < 0.6 < right
+
+
+def test_three_levels_are_each_solved_once_a_path(capsys):
+    out = run("three_levels", capsys)
+    assert len(re.findall(r"(.*) <- (.*): converged", out)) == 3
+
+
+def test_bilora_trains_and_exports_a_lora_checkpoint(capsys, monkeypatch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, num_labels=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+
+    def tokenizer(texts, **_):
+        return {"input_ids": torch.randint(50, (len(texts), 6))}
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
+    monkeypatch.setattr(
+        transformers.AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda name, num_labels: transformers.BertForSequenceClassification(config),
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bilora.py"])
+    out = run("bilora", capsys)
+    assert len(out.strip().splitlines()) == 10
+    assert (tmp_path / "bilora-as-lora" / "adapter_model.safetensors").exists()
+
+
+def test_every_example_has_a_test():
+    source = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f'run("{path.stem}", capsys)' in source
