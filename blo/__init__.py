@@ -41,7 +41,7 @@ from blo.methods.normal_cg import NormalCG as NormalCG
 from blo.methods.normal_cg import normal_cg as normal_cg
 from blo.methods.nystrom import Nystrom as Nystrom
 from blo.methods.nystrom import nystrom as nystrom
-from blo.methods.penalty import Penalty as Penalty
+from blo.methods.penalty import ValuePenalty as ValuePenalty
 from blo.methods.penalty import pbgd as pbgd
 from blo.methods.perturbed import Perturbed as Perturbed
 from blo.methods.perturbed import f2sa as f2sa
