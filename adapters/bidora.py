@@ -13,11 +13,12 @@ own release, not one for each input, so that a checkpoint can be loaded elsewher
 References: Qin, Zhang and Xie (2025), arXiv:2410.09758; Liu et al. (2024), arXiv:2402.09353.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from adapters.norms import frobenius, row_norms
@@ -145,9 +146,8 @@ class BiDoraConfig(BiLevelConfig):
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> "BiDoraConfig":
         """The config read from a DoRA checkpoint, whose type says LORA."""
-        kwargs.pop("peft_type", None)
-        config: BiDoraConfig = super().from_peft_type(**kwargs)  # type: ignore[no-untyped-call]
-        return config
+        plain = LoraConfig.from_peft_type(**kwargs)
+        return cls(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
 
 @dataclass(frozen=True)

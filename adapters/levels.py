@@ -1,6 +1,7 @@
 """Which parameter belongs to which level."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -97,7 +98,7 @@ def _active(model: nn.Module, adapter_name: str | None) -> str:
 def _owner(name: str) -> str | None:
     """The adapter a parameter belongs to: what follows the container PEFT keeps adapters in."""
     parts = name.split(".")
-    for container, adapter in zip(parts[:-1], parts[1:], strict=True):
+    for container, adapter in pairwise(parts):
         if container.startswith("lora_") or container in CONTAINERS:
             return adapter
     return None

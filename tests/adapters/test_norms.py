@@ -24,7 +24,7 @@ def test_row_norms_of_the_weight_alone_are_exact() -> None:
 def test_row_norms_differentiate_twice() -> None:
     W, A, B = draw()
     A, B = A.requires_grad_(), B.requires_grad_()
-    function = lambda A, B: row_norms(W, A, B, 0.7)  # noqa: E731
+    function = lambda A, B: row_norms(W, A, B, 0.7)
     assert torch.autograd.gradcheck(function, (A, B))
     assert torch.autograd.gradgradcheck(function, (A, B))
 

@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -117,6 +118,20 @@ def test_bidora_refuses_dropout_and_says_why() -> None:
 def test_bidora_without_dora_is_refused() -> None:
     with pytest.raises(ValueError, match="use_dora must be True"):
         BiDoraConfig(use_dora=False)
+
+
+def test_bidora_reads_the_config_of_a_newer_peft(tmp_path: Path) -> None:
+    settings = BiDoraConfig(r=4, target_modules=["a", "b"], use_rslora=True)
+    settings.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    assert BiDoraConfig.from_pretrained(tmp_path) == settings
+    path.write_text(json.dumps({**saved, "of_the_future": 1}))
+    with pytest.warns(UserWarning, match="of_the_future"):
+        assert BiDoraConfig.from_pretrained(tmp_path) == settings
+    path.write_text(json.dumps({**saved, "use_dora": False}))
+    with pytest.raises(ValueError, match="use_dora must be True"):
+        BiDoraConfig.from_pretrained(tmp_path)
 
 
 def test_bilora_with_dora_is_refused() -> None:
