@@ -1,8 +1,9 @@
-"""The examples in docstrings."""
+"""The examples in docstrings, and the public names."""
 
 import doctest
 import importlib
 import pkgutil
+from types import ModuleType
 
 import pytest
 
@@ -15,10 +16,23 @@ def module_names(package) -> list[str]:
     return [package.__name__, *(module.name for module in found)]
 
 
-MODULES = module_names(blo) + module_names(adapters)
+def public_names(package) -> set[str]:
+    """The names that a package offers, its modules left out."""
+    return {
+        name
+        for name, item in vars(package).items()
+        if not name.startswith("_")
+        and not isinstance(item, ModuleType)
+        and getattr(item, "__module__", "").partition(".")[0] == package.__name__
+    }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", module_names(blo) + module_names(adapters))
 def test_docstring_examples_print_what_they_say(name):
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.failed == 0, f"{results.failed} of {results.attempted} examples in {name} differ"
+
+
+def test_no_module_of_blo_shares_the_name_of_a_public_function():
+    modules = {name.rpartition(".")[2] for name in module_names(blo) if name.count(".") == 1}
+    assert modules.isdisjoint(public_names(blo))
