@@ -80,7 +80,9 @@ clean: ## remove what builds and checks leave behind; environments stay
 $(VENV)/constraints.txt: constraints.txt
 	@echo "Installing $(TORCH) into $(VENV)"
 	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	@sed '/^torch==/d' constraints.txt > $@.part
+	@$(bin)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		&& sed '/^torch==/d' constraints.txt > $@.part \
+		|| echo "# the pinned versions need Python 3.11 or later" > $@.part
 	@$(pip) install --constraint $@.part $(TORCH)
 	@$(bin)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' >> $@.part
 	@mv $@.part $@
