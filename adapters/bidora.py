@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from adapters.norms import frobenius, row_norms
+from adapters.norms import from_orthonormal, row_norms, widen
 from adapters.peft_glue import (
     BiLevelConfig,
     BiLevelVariant,
@@ -61,10 +61,10 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
                 "model.unmerge_adapter() first"
             )
         weight, _, A, B, scale = factors(module, adapter_name)
-        # On the meta device (low_cpu_mem_usage) the values come from the checkpoint.
-        weight = torch.empty_like(weight, device="meta") if A.is_meta else weight
-        with torch.no_grad():
-            norms = row_norms(weight, A, B, scale)
+        if A.is_meta:  # low_cpu_mem_usage: the values come from the checkpoint
+            norms = torch.empty(B.shape[0], dtype=widen(weight.dtype), device="meta")
+        else:
+            norms = row_norms(weight.detach(), A.detach(), B.detach(), scale)
         module.lora_magnitude_vector[adapter_name] = magnitude_layer(module, norms)
 
     @staticmethod
@@ -190,10 +190,9 @@ class DirectionOrthogonality:
         terms = []
         for _, adapter, layer, _ in adapted_layers(model, BiDoraVariant):
             weight, _, A, B, scale = factors(layer, adapter)
-            direction = F.normalize(weight + scale * (B @ A), dim=1)
-            gram = direction @ direction.T
-            eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-            terms.append(frobenius(gram - eye, squared=self.squared))
+            with torch.autocast(weight.device.type, enabled=False):
+                directions = F.normalize(weight + scale * (B @ A), dim=1)
+            terms.append(from_orthonormal(directions, squared=self.squared))
         if not terms:
             raise ValueError(
                 f"DirectionOrthogonality found no active BiDoRA adapter in model "

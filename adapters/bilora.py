@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.diagonal import DiagonalModel, DiagonalVariant
-from adapters.norms import frobenius, widen
+from adapters.norms import from_orthonormal, widen
 from adapters.peft_glue import BiLevelConfig, adapted_layers, factors, register
 
 __all__ = ["BiLoraConfig", "Binarisation", "Orthogonality"]
@@ -137,12 +137,10 @@ class Orthogonality:
         Raises:
             ValueError: The model has no active BiLoRA adapter.
         """
-        terms = []
+        terms: list[Tensor] = []
         for _, adapter, layer, _ in adapted_layers(model, DiagonalVariant):
             _, _, Q, P, _ = factors(layer, adapter)
-            for gram in (P.T @ P, Q @ Q.T):
-                eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-                terms.append(frobenius(gram - eye, squared=self.squared))
+            terms += [from_orthonormal(rows, squared=self.squared) for rows in (P.T, Q)]
         return self.weight * _total(terms, self, model)
 
 

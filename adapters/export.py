@@ -64,9 +64,9 @@ def export_lora(
         folded = _folded(model, adapter, load_file(weights))
         save_file(folded, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         (folder / CONFIG_NAME).write_text(_plain(model, adapter, config.read_text()))
+        path.mkdir(exist_ok=True)
         # The configuration comes last: a folder without it is not a checkpoint.
         for name in ("README.md", SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
-            path.mkdir(exist_ok=True)
             os.replace(folder / name, path / name)
     return path
 

@@ -60,8 +60,8 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and _owner(name) not in others
     ]
-    above = [(name, p) for name, p in named if name in upper or name.rpartition(".")[0] in upper]
-    below = [(name, p) for name, p in named if name not in {key for key, _ in above}]
+    above = [(name, p) for name, p in named if not upper.isdisjoint((name, _parent(name)))]
+    below = [(name, p) for name, p in named if upper.isdisjoint((name, _parent(name)))]
     if not above or not below:
         raise ValueError(
             f"adapter {adapter!r} has {len(above)} trainable upper and {len(below)} trainable "
@@ -93,6 +93,10 @@ def _active(model: nn.Module, adapter_name: str | None) -> str:
         "a DoRA checkpoint: to train it further, load it with "
         "config=BiDoraConfig.from_pretrained(path)"
     )
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _owner(name: str) -> str | None:

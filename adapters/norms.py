@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["frobenius", "row_norms", "widen"]
+__all__ = ["frobenius", "from_orthonormal", "row_norms", "widen"]
 
 
 def widen(dtype: torch.dtype) -> torch.dtype:
@@ -23,6 +23,17 @@ def frobenius(matrix: Tensor, *, squared: bool) -> Tensor:
     positive = total > torch.finfo(total.dtype).eps ** 2
     one = torch.ones_like(total)
     return torch.where(positive, torch.where(positive, total, one).sqrt(), torch.zeros_like(total))
+
+
+def from_orthonormal(rows: Tensor, *, squared: bool) -> Tensor:
+    """How far the rows of X are from orthonormal, ``|X X^T - I|_F`` or its square.
+
+    Taken in float32 or wider, outside autocast.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.to(widen(rows.dtype))
+        eye = torch.eye(rows.shape[0], dtype=rows.dtype, device=rows.device)
+        return frobenius(rows @ rows.T - eye, squared=squared)
 
 
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:

@@ -131,6 +131,15 @@ def test_a_penalty_is_frozen_and_not_negative(penalty: type) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_penalty_is_not_rounded_by_autocast(method: str) -> None:
+    model = adapted("mlp", method, moved=0.3)
+    penalty = DirectionOrthogonality(1.0) if method == "bidora" else Orthogonality(1.0)
+    before = penalty(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(penalty(model), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_penalty_counts_the_active_adapter_alone(method: str) -> None:
     model = adapted("mlp", method, moved=0.3)
     penalty = DirectionOrthogonality(1.0) if method == "bidora" else Orthogonality(1.0)
