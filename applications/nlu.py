@@ -20,22 +20,31 @@ from applications.common.report import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, or 2 where something cannot be done as asked."""
+    """Run the command.
+
+    Returns:
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
+        after an interruption.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     quiet()
-    console = Console()
     try:
         options = parse_options(given, description=__doc__, prog="python -m applications.nlu")
         if is_demo(options):
-            run_demo(parse_options(given, presets=PRESETS), console)
+            run_demo(parse_options(given, presets=PRESETS), Console())
         else:
-            summary = finetune(options, say=console.print)
-            name = summary["metric_name"]
+            summary = finetune(options)
             train, test = shown(summary["train_metric"]), shown(summary["test_metric"])
-            console.print(f"{name}: train {train}, test {test}")
+            print(f"{summary['metric_name']}: train {train}, test {test}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from applications.common.arguments import Method, Options
 from applications.common.experiment import finetune
+from applications.common.models import adapter_config
 from applications.common.tasks import CARRIED_TASK
 
 METHODS: Sequence[Method] = ("lora", "bilora")
@@ -41,13 +42,19 @@ def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
     """Train the methods one after the other, show a table, return the summaries."""
     chosen = options.adapter.method
     methods = METHODS if chosen is None else (chosen,)
-    console.print(
-        f"Demo: {options.data.max_train_samples} BBC headlines, five classes, all-MiniLM-L6-v2; "
-        f"methods: {', '.join(methods)}"
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(
+        f"Demo: {options.data.max_train_samples} BBC headlines, five classes, model "
+        f"{options.model.model_name_or_path}, methods {', '.join(methods)}"
     )
-    summaries = [finetune(of_method(options, name), say=console.print) for name in methods]
+    for name in methods:
+        adapter_config(options.adapter, name)  # refuses before the first method has trained
+    summaries = [finetune(of_method(options, name), say=say) for name in methods]
     console.print(table(summaries))
-    console.print(f"Results and a report.html for each method: {options.run.output_dir}")
+    say(f"results and a report.html for each method: {options.run.output_dir}")
     return summaries
 
 

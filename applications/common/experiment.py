@@ -1,11 +1,7 @@
 """One fine-tuning run, from options to a folder of results."""
 
-import platform
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from adapters import export_lora, levels
+from adapters import export_lora
 from applications.common import graphs, models
 from applications.common.arguments import BI_LEVEL_METHODS, Method, Options
 from applications.common.batches import encode, evaluation_batches, training_batches
@@ -24,12 +20,12 @@ from applications.common.metrics import Evaluation, evaluate
 from applications.common.outputs import RunFolder, write_whole
 from applications.common.report import run_report
 from applications.common.splits import Splits, at_most, sizes, split_task, two_levels
+from applications.common.summary import summarise
 from applications.common.tasks import load_task
 from applications.common.training import train
 from blo import Engine, ProblemGraph
 
 Say = Callable[[str], None]
-PACKAGES = ("torch", "peft", "transformers", "blo-torch")
 DEFAULT_METHOD: Method = "bilora"
 
 
@@ -55,64 +51,43 @@ def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
     score = scorer(model, tokenizer, task, options)
     updates, graph = problem_graph(model, tokenizer, task, splits, options)
     engine = Engine(graph, precision=models.precision(options.model))
-    folder = RunFolder(Path(str(run.output_dir)))
-    if not run.resume:
-        folder.clear()
-    folder.write_config(options.as_dict())
+    folder = prepared_folder(options)
     for note in splits.notes:
         say(f"{task.name}: {note}")
     say(f"{method}: {updates.num_lower_steps} updates, results in {folder.path}")
     held_out = splits.validation
-    done = train(
-        engine,
-        updates=updates,
-        folder=folder,
-        options=options,
-        validate=None if held_out is None else lambda: score(held_out),
-    )
-    on_train, on_test = score(splits.train), score(splits.test)
-    on_validation = None if held_out is None else score(held_out)
+    validate = None if held_out is None else lambda: score(held_out)
+    training = train(engine, updates=updates, folder=folder, options=options, validate=validate)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    evaluations = {name: score(part) for name, part in parts.items() if part is not None}
     folder.save_adapter(model)
     if options.adapter.export_lora:
         write_whole(folder.path / "lora", lambda draft: export_lora(model, str(draft)))
-    name = task.metric
-    trainable, upper = counts(model, method)
-    summary = {
-        "method": method,
-        "task": task.name,
-        "model": options.model.model_name_or_path,
-        "seed": run.seed,
-        "train_size": len(splits.train),
-        "metric_name": name,
-        "train_metric": on_train.metrics[name],
-        "validation_metric": None if on_validation is None else on_validation.metrics[name],
-        "test_metric": on_test.metrics[name],
-        "train_loss": on_train.loss,
-        "test_loss": on_test.loss,
-        "ece": on_test.metrics.get("ece"),
-        "generalisation_gap": difference(on_train.metrics[name], on_test.metrics[name]),
-        "trainable_params": trainable,
-        "upper_params": upper,
-        "num_lower_steps": updates.num_lower_steps,
-        "num_upper_steps": updates.num_upper_steps,
-        "num_gradients": engine.num_gradients,
-        "num_hvps": engine.num_products,
-        "wall_seconds": done.seconds,
-        "peak_memory_mb": peak_memory_mb(device),
-        "hypergradient": done.hypergradient,
-        "device": device_name(device),
-        "versions": versions(),
-    }
+    summary = summarise(
+        options,
+        task=task,
+        train_size=len(splits.train),
+        evaluations=evaluations,
+        model=model,
+        engine=engine,
+        updates=updates,
+        training=training,
+        device=device,
+    )
     folder.write_summary(summary)
-    every = {"train": on_train, "validation": on_validation, "test": on_test}
     run_report(
-        folder,
-        summary=summary,
-        evaluations={split: found for split, found in every.items() if found is not None},
-        sizes=sizes(splits),
-        notes=splits.notes,
+        folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
     )
     return summary
+
+
+def prepared_folder(options: Options) -> RunFolder:
+    """The run's folder with its config.json; empty of earlier results unless they are resumed."""
+    folder = RunFolder(Path(str(options.run.output_dir)))
+    if not (options.run.resume and folder.checkpoints()):
+        folder.clear()
+    folder.write_config(options.as_dict())
+    return folder
 
 
 def completed(options: Options) -> Options:
@@ -197,42 +172,3 @@ def scorer(
         )
 
     return score
-
-
-def counts(model: PeftModel, method: str) -> tuple[int, int]:
-    """The numbers of trainable parameters and of those in the upper level."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if method not in BI_LEVEL_METHODS:
-        return trainable, 0
-    return trainable, sum(p.numel() for p in levels(model).upper)
-
-
-def difference(first: float | None, second: float | None) -> float | None:
-    """First minus second, None where one of them is."""
-    return None if first is None or second is None else first - second
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """On CUDA the most memory tensors held; on a CPU the most the process has held so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that made the numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

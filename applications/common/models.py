@@ -103,6 +103,11 @@ def adapter_config(options: AdapterOptions, method: str) -> PeftConfig:
     }
     if options.lora_target_modules == ["all-linear"]:
         common["target_modules"] = "all-linear"
+    if method == "bilora" and options.lora_r == 1 and options.singular_values == "softmax":
+        raise UsageError(
+            "argument --lora_r: one softmax value is always 1, got 1; use a rank of at least 2, "
+            "or --singular_values real"
+        )
     try:
         if method == "bilora":
             return BiLoraConfig(
@@ -128,10 +133,12 @@ def adapted_model(
     The seed is set first: the new head and the adapter's factors are drawn from it.
     """
     set_seed(seed)
+    config = adapter_config(adapter_options, method)
     base, tokenizer = load_base(model_options, task)
     try:
-        model = get_peft_model(base, adapter_config(adapter_options, method))
+        model = get_peft_model(base, config)
     except ValueError as error:
-        raise UsageError(f"argument --lora_target_modules: {error}") from error
+        modules = adapter_options.lora_target_modules
+        raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
     assert isinstance(model, PeftModel)
     return model.to(device(model_options)), tokenizer

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -93,6 +94,12 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Picture]:
     return [Picture("Losses", svg(figure))]
 
 
+def ends(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """How often the solve behind a response ended in each way, over the logged rounds."""
+    responses = (info for line in lines for info in line.get("responses", {}).values())
+    return Counter(info["status"] for info in responses)
+
+
 def shown(value: Any) -> str:
     """A cell: numbers with four digits, thousands apart, a dash for nothing."""
     if value is None:
@@ -111,6 +118,7 @@ def run_report(
     notes: Sequence[str],
 ) -> None:
     """Write report.html into the folder of a run."""
+    lines = folder.metrics()
     names = list(evaluations["test"].metrics)
     quality = [
         [split, shown(sizes[split]), shown(found.loss), *(shown(found.metrics[n]) for n in names)]
@@ -123,6 +131,7 @@ def run_report(
     costs = [[name.replace("_", " "), shown(summary[name])] for name in cost_names]
     hypergradient = summary["hypergradient"] or {"method": "none: one level"}
     how = [[name, shown(value)] for name, value in hypergradient.items()]
+    how += [["logged rounds that ended " + name, shown(n)] for name, n in ends(lines).items()]
     text = page(
         title=f"{summary['method']} on {summary['task']}, seed {summary['seed']}",
         lead=f"{summary['model']}: {summary['metric_name']} {shown(summary['train_metric'])} on "
@@ -132,7 +141,7 @@ def run_report(
             Table("Cost", ["what", "value"], costs),
             Table("Hypergradient", ["what", "value"], how),
         ],
-        figures=curves(folder.metrics()),
+        figures=curves(lines),
         notes=notes,
         blocks=[
             Block("Options", (folder.path / "config.json").read_text(encoding="utf-8")),

@@ -16,6 +16,10 @@ from transformers import (
     set_seed,
 )
 
+from applications.common.arguments import Options
+from applications.common.command_line import parse_options
+from tests.applications.tiny_runs import Run
+
 TOPICS = {
     "animals": ["cat", "dog", "horse", "bird", "fish"],
     "food": ["bread", "cheese", "apple", "soup", "rice"],
@@ -78,3 +82,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [f"{sentence(t, draw)},{t}" for t in TOPICS for _ in range(count // len(TOPICS))]
         (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture
+def tiny(tiny_model: str, tiny_data: Path, tmp_path: Path) -> Run:
+    """A function from flags to the options of a tiny run."""
+
+    def options(method: str, *flags: str, folder: str = "run") -> Options:
+        return parse_options(
+            [
+                *("--model", tiny_model, "--data_dir", str(tiny_data), "--method", method),
+                *("--output_dir", str(tmp_path / folder), "--device", "cpu", "--disable_tqdm"),
+                *("--lora_r", "2", "--learning_rate", "1e-2", "--max_steps", "6"),
+                *("--per_device_train_batch_size", "8", "--logging_steps", "2", *flags),
+            ]
+        )
+
+    return options

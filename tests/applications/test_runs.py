@@ -1,29 +1,21 @@
 """Whole runs on a tiny random BERT: what they write, what they leave alone, how they go on."""
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import PeftModel
-from safetensors.torch import load_file
 
 from applications.common import experiment, models
-from applications.common.arguments import Options
 from applications.common.carried import HEADLINES_PACKAGE
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
-from applications.common.experiment import finetune, scorer
-from applications.common.outputs import SUMMARY_KEYS, RunFolder
-from applications.common.splits import split_task
-from applications.common.tasks import load_task
+from applications.common.outputs import SUMMARY_KEYS
 from applications.nlu import main
+from tests.applications.tiny_runs import METHODS, Run, run
 
-METHODS = ("lora", "dora", "bilora", "bidora")
 # The contract of docs/design.md, section 8.
 CONTRACT = [
     *("method", "task", "model", "seed", "train_size", "metric_name", "train_metric"),
@@ -31,33 +23,6 @@ CONTRACT = [
     *("trainable_params", "upper_params", "num_lower_steps", "num_upper_steps", "num_gradients"),
     *("num_hvps", "wall_seconds", "peak_memory_mb", "hypergradient", "device", "versions"),
 ]
-TIMED = ("wall_seconds", "peak_memory_mb")
-Run = Callable[..., Options]
-
-
-@pytest.fixture
-def tiny(tiny_model: str, tiny_data: Path, tmp_path: Path) -> Run:
-    """A function from flags to the options of a tiny run."""
-
-    def options(method: str, *flags: str, folder: str = "run") -> Options:
-        return parse_options(
-            [
-                *("--model", tiny_model, "--data_dir", str(tiny_data), "--method", method),
-                *("--output_dir", str(tmp_path / folder), "--device", "cpu", "--disable_tqdm"),
-                *("--lora_r", "2", "--learning_rate", "1e-2", "--max_steps", "6"),
-                *("--per_device_train_batch_size", "8", "--logging_steps", "2", *flags),
-            ]
-        )
-
-    return options
-
-
-def silent(_: str) -> None:
-    """Say nothing."""
-
-
-def run(options: Options) -> tuple[dict[str, Any], Path]:
-    return finetune(options, say=silent), Path(str(options.run.output_dir))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,119 +114,25 @@ def test_frozen_weights_are_bit_identical_after_a_run(
     assert moved == trainable
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_saved_adapter_reloads_to_the_same_test_numbers(method: str, tiny: Run) -> None:
-    options = tiny(method)
-    summary, folder = run(options)
-    metric, loss = reloaded(options, folder / "adapter")
-    # BiDoRA's checkpoint is PEFT's own DoRA, which sums in another order (float32).
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-6)
-    assert metric == summary["test_metric"]
-
-
-def reloaded(options: Options, adapter: Path) -> tuple[float | None, float]:
-    """Test metric and loss of the saved adapter on a base model with another random head."""
-    torch.manual_seed(12345)
-    task = load_task(options.data)
-    base, tokenizer = models.load_base(options.model, task)
-    model = PeftModel.from_pretrained(base, str(adapter))
-    found = scorer(model, tokenizer, task, options)(split_task(task, options.data).test)
-    return found.metrics[task.metric], found.loss
-
-
-def test_the_exported_lora_gives_the_same_test_loss(tiny: Run) -> None:
-    options = tiny("bilora", "--export_lora")
-    summary, folder = run(options)
-    assert json.loads((folder / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    # Folding the values into B changes the order of float32 products.
-    metric, loss = reloaded(options, folder / "lora")
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-5)
-    assert metric == summary["test_metric"]
-
-
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_is_the_straight_run_bit_for_bit(
-    method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("--max_steps", "8", "--save_steps", "3", "--eval_steps", "4")
-    straight, straight_folder = run(tiny(method, *flags, folder="straight"))
-    log = RunFolder.log
-
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
-        log(folder, line)
-        if line["round"] == 4:
-            raise PowerCutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(tiny(method, *flags, folder="cut"))
-    resumed, folder = run(tiny(method, *flags, "--resume", folder="cut"))
-    assert untimed(resumed) == untimed(straight)
-    assert logged(folder) == logged(straight_folder)
-    name = "adapter_model.safetensors"
-    ours, theirs = (load_file(f / "adapter" / name) for f in (folder, straight_folder))
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key])
-
-
-def untimed(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name not in TIMED}
-
-
-def logged(folder: Path) -> list[dict[str, Any]]:
-    lines = RunFolder(folder).metrics()
-    return [{name: v for name, v in line.items() if name != "seconds"} for line in lines]
-
-
-def test_resuming_with_other_options_is_refused(tiny: Run) -> None:
-    run(tiny("lora", "--save_steps", "2"))
-    with pytest.raises(UsageError, match=r"--resume.*learning_rate=0\.01, not 0\.5"):
-        run(tiny("lora", "--learning_rate", "0.5", "--resume"))
-
-
-def test_the_same_seed_gives_the_same_numbers_and_another_one_others(tiny: Run) -> None:
-    losses = [
-        run(tiny("bilora", "--seed", seed, folder=f"run{number}"))[0]["test_loss"]
-        for number, seed in enumerate(["0", "0", "1"])
-    ]
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
-
-
-def test_the_levels_data_depend_on_the_split_seed_and_not_on_the_seed(
-    tiny: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cuts: list[list[str]] = []
-    divide = experiment.two_levels
-
-    def remember(*args: Any, **options: Any) -> tuple[Dataset, Dataset]:
-        lower, upper = divide(*args, **options)
-        cuts.append(list(upper["text"]))
-        return lower, upper
-
-    monkeypatch.setattr(experiment, "two_levels", remember)
-    for seeds in (("0", "0"), ("1", "0"), ("0", "1")):
-        run(tiny("bilora", "--max_steps", "1", "--seed", seeds[0], "--split_seed", seeds[1]))
-    assert cuts[0] == cuts[1]
-    assert cuts[0] != cuts[2]
-
-
-def test_the_written_configuration_repeats_the_run(tiny: Run, tmp_path: Path) -> None:
-    first, folder = run(tiny("bidora", "--orthogonality", "1e-3"))
-    flags = [str(folder / "config.json"), "--output_dir", str(tmp_path / "again")]
-    again, _ = run(parse_options(flags))
-    assert untimed(again) == untimed(first)
-
-
 def test_baselines_have_no_orthogonality_penalty_to_ask_for(tiny: Run) -> None:
     with pytest.raises(UsageError, match=r"--orthogonality: method lora .*0\.1"):
         run(tiny("lora", "--orthogonality", "0.1"))
+
+
+@pytest.mark.parametrize(
+    "method, flags, message",
+    [
+        ("bilora", ["--lora_r", "1"], r"--lora_r: .*got 1; .*--singular_values real"),
+        ("bidora", ["--lora_dropout", "0.1"], "^method bidora: lora_dropout must be 0"),
+        ("lora", ["--lora_target_modules", "no"], r"^argument --lora_target_modules: .*\['no'\]"),
+        ("lora", ["--device", "quantum"], "--device: 'quantum' is no device"),
+    ],
+)
+def test_what_an_adapter_or_device_refuses_is_one_sentence(
+    method: str, flags: list[str], message: str, tiny: Run
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tiny(method, *flags))
 
 
 def test_regression_reports_correlation_and_no_calibration(tiny_model: str, tmp_path: Path) -> None:
@@ -297,3 +168,13 @@ def test_the_demo_ends_with_a_table_of_the_written_numbers(
             f"{summary['wall_seconds']:.0f}",
             f"{summary['trainable_params']:,}",
         ]
+
+
+def test_a_loss_that_is_not_finite_ends_the_command_in_one_line(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,0.5\nb,1e30\nc,1e30\nd,0.5\n")
+    flags = ["--model", tiny_model, "--data_dir", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--output_dir", str(tmp_path / "run"), "--max_steps", "3"]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-1].startswith("error: the loss of problem")
