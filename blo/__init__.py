@@ -19,6 +19,8 @@ from blo.methods.context import Point as Point
 from blo.methods.context import Requirements as Requirements
 from blo.methods.context import Response as Response
 from blo.methods.context import Status as Status
+from blo.methods.evolution import Evolution as Evolution
+from blo.methods.evolution import evolution as evolution
 from blo.methods.forward_mode import ForwardMode as ForwardMode
 from blo.methods.forward_mode import forward_mode as forward_mode
 from blo.methods.gauss_newton import GaussNewton as GaussNewton
