@@ -72,13 +72,14 @@ class BatchStream:
         may draw from.
         """
         self._start = {"random_state": RandomState.capture(), "generators": {}}
-        for key, generator in self._generators().items():
+        for key, generator in self.generators().items():
             self._start["generators"][key] = generator.get_state()
         self._iterator = iter(self._batches)
         self.epoch += 1
         self.position = 0
 
-    def _generators(self) -> dict[str, torch.Generator]:
+    def generators(self) -> dict[str, torch.Generator]:
+        """Return the generators of their own that the loader and its sampler draw from."""
         loader = self._batches
         found = {
             "loader": getattr(loader, "generator", None),
@@ -108,7 +109,7 @@ class BatchStream:
         if state["epoch"] < 0:
             return
         cpu = RandomState(((torch.device("cpu"), state["random_state"]),))
-        for key, generator in self._generators().items():
+        for key, generator in self.generators().items():
             generator.set_state(state["generators"][key])
         with cpu.replay():
             self._begin()

@@ -68,8 +68,8 @@ def hypergradient(
         >>> hypergradient(f, g, x, y).grads  # 1.1 x - 1
         (tensor(-0.4500),)
     """
-    x = detach(_tensors(upper, "upper"))
-    y = detach(_tensors(lower, "lower"))
+    x = detach(tensors_of(upper, "upper"))
+    y = detach(tensors_of(lower, "lower"))
     device, devices = y[0].device, devices_of(x + y)
     lower_objective = FunctionObjective(lower_loss, RandomState.draw(devices), device)
     upper_objective = FunctionObjective(upper_loss, RandomState.draw(devices), device, "upper_loss")
@@ -111,7 +111,8 @@ def total_derivative(
     )
 
 
-def _tensors(values: Sequence[Tensor], name: str) -> Tensors:
+def tensors_of(values: Sequence[Tensor], name: str) -> Tensors:
+    """Return the argument `name` as a tuple of floating-point tensors, or raise."""
     if isinstance(values, Tensor) or not all(isinstance(v, Tensor) for v in values):
         raise TypeError(
             f"{name} must be a sequence of tensors, got {type(values).__name__}; "

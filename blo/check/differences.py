@@ -1,0 +1,192 @@
+"""Directional derivatives by extrapolated central differences, and vectors compared with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from blo.methods.tensors import Tensors, axpy, dot, norm, numel, scale
+
+# (first step relative to the vector, step of the reference's own products), by type.
+STEPS: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-2, 1e-5),
+    torch.float32: (5e-2, 5e-3),
+}
+COARSE = (1e-1, 5e-2)  # half precision
+LEVELS = 7  # halvings of the first step, plus one
+
+
+class Slope(NamedTuple):
+    """A derivative, and how far two of its estimates lie apart."""
+
+    value: float
+    uncertainty: float
+
+
+class Basis(NamedTuple):
+    """Orthonormal directions: the span of the vectors in question, then random ones beside it."""
+
+    directions: tuple[Tensors, ...]
+    num_own: int
+    weight: float  # dimensions that a random direction stands for
+
+    @property
+    def complete(self) -> bool:
+        """Whether the directions span the whole space."""
+        return len(self.directions) == numel(self.directions[0])
+
+
+class Measure(NamedTuple):
+    """A vector compared with a reference that is known by its slopes along a basis.
+
+    Attributes:
+        relative_error: ``|v - reference| / |reference|``.
+        cosine: of the angle between the two; 0 where one vanishes.
+        scale_ratio: ``|v| / |reference|``.
+        uncertainty: of the reference, relative to its length.
+        length: ``|reference|``.
+    """
+
+    relative_error: float
+    cosine: float
+    scale_ratio: float
+    uncertainty: float
+    length: float
+
+
+def slopes(
+    f: Callable[[Tensors], Sequence[float]],
+    point: Tensors,
+    basis: Basis,
+    radius: float | None = None,
+) -> list[list[Slope]]:
+    """Return the derivatives at `point` of the numbers that `f` returns, along each direction.
+
+    Args:
+        f: a function of a vector.
+        point: the vector.
+        basis: the directions.
+        radius: first step relative to `point`; None takes that of its type in `STEPS`.
+    """
+    start = step_length(point, steps_of(point)[0] if radius is None else radius)
+    eps = max(torch.finfo(t.dtype).eps for t in point)
+    found = []
+    for d in basis.directions:
+
+        def along(t: float, d: Tensors = d) -> Sequence[float]:
+            return f(axpy(t, d, point))
+
+        found.append(_extrapolated(along, start, eps))
+    return found
+
+
+def basis(own: Sequence[Tensors], like: Tensors, *, num_random: int, seed: int) -> Basis:
+    """Return the span of the `own` vectors and `num_random` random directions orthogonal to it.
+
+    Where that many directions span the whole space, errors are exact; elsewhere the random ones
+    stand for all that are left out, which is right in the mean.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Tensors] = []
+    for vector in own:
+        _append(found, vector)
+    num_own, size = len(found), numel(like)
+    for _ in range(min(num_random, size - num_own)):
+        noise = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in like)
+        pairs = zip(noise, like, strict=True)
+        _append(found, tuple(n.to(t.device, t.dtype) for n, t in pairs))
+    num_random = len(found) - num_own
+    weight = (size - num_own) / num_random if num_random else 0.0
+    return Basis(tuple(found), num_own, weight)
+
+
+def measure(vector: Tensors, basis: Basis, reference: Sequence[Slope]) -> Measure:
+    """Return how `vector`, which lies in the span of the basis' own directions, compares with the
+    vector whose slopes along the basis are given.
+    """
+    weights = [1.0] * basis.num_own + [basis.weight] * (len(basis.directions) - basis.num_own)
+    mine = [float(dot(vector, d)) for d in basis.directions]
+    terms = list(zip(weights, mine, reference, strict=True))
+    length = math.sqrt(sum(w * s.value**2 for w, _, s in terms))
+    error = math.sqrt(sum(w * (a - s.value) ** 2 for w, a, s in terms))
+    unsure = math.sqrt(sum(w * s.uncertainty**2 for w, _, s in terms))
+    size = float(norm(vector))
+    inner = sum(w * a * s.value for w, a, s in terms)
+    if length <= unsure and size <= unsure:
+        return Measure(0.0, 1.0, 1.0, 0.0, 0.0)  # two zeros
+    return Measure(
+        relative_error=error / length if length else math.inf,
+        cosine=inner / (size * length) if size and length else 0.0,
+        scale_ratio=size / length if length else math.inf,
+        uncertainty=unsure / length if length else math.inf,
+        length=length,
+    )
+
+
+def step_length(point: Tensors, radius: float) -> float:
+    """Return `radius` times the length of the vector, or of a vector of tenths if longer."""
+    return radius * max(float(norm(point)), 0.1 * math.sqrt(numel(point)))
+
+
+def steps_of(point: Tensors) -> tuple[float, float]:
+    """Return the entry of `STEPS` for the coarsest type in `point`."""
+    coarsest = max((t.dtype for t in point), key=lambda dtype: torch.finfo(dtype).eps)
+    return STEPS.get(coarsest, COARSE)
+
+
+def unit(point: Tensors, seed: int) -> Tensors:
+    """Return a random direction of length 1."""
+    return basis((), point, num_random=1, seed=seed).directions[0]
+
+
+def _extrapolated(f: Callable[[float], Sequence[float]], start: float, eps: float) -> list[Slope]:
+    """Return the derivatives at 0 of the numbers that `f` returns, by Ridders' extrapolation.
+
+    Central differences with steps ``start / 2^i`` are extrapolated to step 0; each number takes the
+    entry of the table that its neighbours confirm best. Stops when halving makes all of them worse.
+    `eps` is the relative rounding error of the numbers.
+
+    Reference: Ridders (1982), Advances in Engineering Software 4(2), 75-76.
+    """
+    found: list[Slope] = []
+    older: list[list[float]] = []
+    for i in range(LEVELS):
+        h = start / 2**i
+        pairs = list(zip(f(h), f(-h), strict=True))
+        rows: list[list[float]] = []
+        for k, (plus, minus) in enumerate(pairs):
+            row = [(plus - minus) / (2 * h)]
+            rounding = eps * (abs(plus) + abs(minus)) / h
+            if i == 0:
+                found.append(Slope(row[0], math.inf))
+            for j, before in enumerate(older[k] if i else ()):
+                row.append(row[j] + (row[j] - before) / (4 ** (j + 1) - 1))
+                apart = max(abs(row[j + 1] - row[j]), abs(row[j + 1] - before)) + rounding
+                if apart < found[k].uncertainty:
+                    found[k] = Slope(row[j + 1], apart)
+            rows.append(row)
+        if i and all(
+            abs(row[i] - before[i - 1]) > 2 * best.uncertainty
+            or best.uncertainty <= 1e-8 * abs(best.value)
+            for row, before, best in zip(rows, older, found, strict=True)
+        ):
+            break
+        older = rows
+    return found
+
+
+def _append(found: list[Tensors], vector: Tensors) -> None:
+    """Append the part of `vector` that is orthogonal to those found, at length 1."""
+    size = float(norm(vector))
+    if not size > 0.0:
+        return
+    v = scale(1.0 / size, vector)
+    for _ in range(2):
+        for d in found:
+            v = axpy(-float(dot(d, v)), d, v)
+    left = float(norm(v))
+    if left > math.sqrt(max(torch.finfo(t.dtype).eps for t in v)):
+        found.append(scale(1.0 / left, v))

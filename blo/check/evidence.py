@@ -1,0 +1,294 @@
+"""What both forms of the check gather: comparisons, gradients against values, linear solves taken
+again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from blo.check.differences import Measure, basis, measure, slopes, step_length, unit
+from blo.check.landscape import Evaluate, Values
+from blo.check.report import Comparison, LinearSolve, Report, default_tolerance
+from blo.methods.context import Info, Method
+from blo.methods.implicit import Implicit
+from blo.methods.linear_system import LinearSolver, MatVec, Solution
+from blo.methods.objective import RandomState, scalar
+from blo.methods.tensors import Tensors, add, axpy, norm, subtract
+
+# The Newton step, relative to the parameters, at which a lower problem counts as solved.
+SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}
+COARSELY_SOLVED = 1e-2
+
+SOLVED_AGAIN = "differences through the lower problem solved again"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a check is made; see `check_hypergradient`."""
+
+    num_directions: int
+    radius: float | None
+    rtol: float | None
+    tol: float | None
+    warm_up: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, least in (("num_directions", 1), ("warm_up", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("radius", "rtol", "tol"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, or None, got {value!r}")
+
+    def solved(self, dtype: torch.dtype) -> float:
+        """Return the tolerance of lower solves for parameters of `dtype`."""
+        return SOLVED.get(dtype, COARSELY_SOLVED) if self.rtol is None else self.rtol
+
+    def random_state(self, number: int, devices: Iterable[torch.device]) -> RandomState:
+        """Return the random state that goes with a number and the seed."""
+        devices = tuple(devices)
+        before = RandomState.capture(devices)
+        torch.manual_seed(1000 * self.seed + number)
+        state = RandomState.capture(devices)
+        before.restore()
+        return state
+
+
+class Parts(NamedTuple):
+    """A hypergradient in its two parts, and how it was computed."""
+
+    direct: Tensors
+    response: Tensors
+    infos: dict[str, Info]
+
+
+@dataclass
+class Evidence:
+    """Collects what a check finds and makes the report of it.
+
+    Args:
+        problem: whose hypergradient is checked.
+        point: its parameters.
+        methods: how each problem below it responds.
+        precision: autocast type of the hypergradient.
+        settings: of the check.
+    """
+
+    problem: str
+    point: Tensors
+    methods: Mapping[str, Method]
+    precision: torch.dtype | None
+    settings: Settings
+    solves: list[LinearSolve] = field(default_factory=list)
+    gradient_errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    num_directions: int = 0
+    complete: bool = True
+
+    def compare(
+        self,
+        reference: str,
+        value: Parts,
+        differenced: Callable[[Tensors], tuple[float, float]],
+        residual: float,
+    ) -> Comparison:
+        """Return how `value` compares with differences.
+
+        Args:
+            reference: what is differenced, in words.
+            value: what is compared.
+            differenced: ``x -> (f(x, y(x)), f(x0, y(x)))``, whose derivatives are the whole
+                hypergradient and the response.
+            residual: how well the lower problems were solved.
+        """
+        whole = add(value.direct, value.response)
+        chosen = self.settings
+        directions = basis(
+            (value.response, whole), self.point, num_random=chosen.num_directions, seed=chosen.seed
+        )
+        rows = slopes(differenced, self.point, directions, chosen.radius)
+        self.num_directions = len(directions.directions)
+        self.complete = directions.complete
+        return Comparison.of(
+            reference,
+            response=measure(value.response, directions, [row[1] for row in rows]),
+            total=measure(whole, directions, [row[0] for row in rows]),
+            residual=residual,
+        )
+
+    def compare_gradient(
+        self, name: str, evaluate: Evaluate, values: Values, wanted: Sequence[str]
+    ) -> None:
+        """Compare autograd's gradient of the loss of problem `name` with differences of its values,
+        near `values`.
+        """
+        near = {
+            k: axpy(step_length(v, 1e-2), unit(v, self.settings.seed + i), v)
+            for i, (k, v) in enumerate(values.items())
+        }
+        _, partials = evaluate(name, near, wanted)
+        gradient = tuple(t for w in wanted for t in partials[w])
+        point = tuple(t for w in wanted for t in near[w])
+        fine = coarsest(point) == torch.float64
+        directions = basis((gradient,), point, num_random=2 * fine, seed=self.settings.seed)
+
+        def differenced(moved: Tensors) -> tuple[float]:
+            there = dict(near)
+            for w in wanted:
+                there[w], moved = moved[: len(near[w])], moved[len(near[w]) :]
+            return (evaluate(name, there, ())[0],)
+
+        rows = [row[0] for row in slopes(differenced, point, directions)]
+        found = measure(gradient, directions, rows) if rows else Measure(0.0, 1.0, 1.0, 0.0, 0.0)
+        error = found.relative_error - 3 * found.uncertainty
+        self.gradient_errors[name] = max(error, 0.0) if math.isfinite(error) else error
+
+    def observe(self, name: str, evaluate: Callable[[], object], device: torch.device) -> None:
+        """Note whether the loss that `evaluate` returns draws random numbers, and whether it calls
+        fused attention.
+        """
+        values = []
+        for number in (0, 1):
+            state = self.settings.random_state(number, (device,))
+            with state.replay(), AttentionWatch() as watch:
+                values.append(float(scalar(evaluate(), name).detach()))
+        if values[0] != values[1]:
+            self.notes.append(f"the loss of {name!r} draws random numbers; the check holds them")
+        if watch.called:
+            self.notes.append(
+                f"the loss of {name!r} calls scaled_dot_product_attention: exact products take it "
+                "on the math kernel, all else on the default one"
+            )
+
+    def report(
+        self, claimed: Comparison, solved: Comparison | None, first: Parts, second: Parts
+    ) -> Report:
+        """Return the report.
+
+        Args:
+            claimed: `first` compared with what the methods claim.
+            solved: a hypergradient at the solution compared with the problems solved again.
+            first: the hypergradient.
+            second: the same after the random generator has moved.
+        """
+        size, moved = float(norm(first.response)), subtract(second.response, first.response)
+        change = float(norm(moved))
+        dtype = coarsest(self.point)
+        tol = self.settings.tol or default_tolerance(dtype, self.precision)
+        vanished = not size > 1e-6 * claimed.response
+        return Report(
+            problem=self.problem,
+            methods={name: repr(method) for name, method in self.methods.items()},
+            claimed=claimed,
+            solved=solved,
+            mixed_vanished=vanished,
+            rng_sensitivity=change / size if size else (0.0 if change == 0.0 else math.inf),
+            gradient_errors=dict(self.gradient_errors),
+            solves=tuple(self.solves),
+            infos=first.infos,
+            num_directions=self.num_directions,
+            complete=self.complete,
+            dtype=dtype,
+            precision=self.precision,
+            tol=tol,
+            notes=(*self.notes, *self._limits(claimed, tol, dtype)),
+        )
+
+    def _limits(self, claimed: Comparison, tol: float, dtype: torch.dtype) -> list[str]:
+        """Return what limits the check."""
+        found = []
+        if not self.complete:
+            found.append(
+                f"errors are estimated from {self.settings.num_directions} random directions "
+                "beside the hypergradient's own"
+            )
+        if claimed.residual > 0.1 * tol:
+            found.append(
+                "a lower problem could not be solved: it may have no isolated minimum (no "
+                "regularisation, too few examples in the batches), or its gradient is not that of "
+                "its loss"
+            )
+        if dtype != torch.float64:
+            found.append(
+                f"parameters in {_short(dtype)} limit what differences can tell, to about "
+                f"{default_tolerance(dtype, None):g}; a float64 copy of the problem tells more"
+            )
+        if self.precision is not None:
+            found.append(f"autocast to {_short(self.precision)} is off in all references")
+        return found
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A solver whose solutions are held against the system that they are to solve."""
+
+    solver: LinearSolver
+    problem: str
+    log: list[LinearSolve]
+
+    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
+        """Return the solver's solution, and log its residual, at one product more."""
+        solution = self.solver(matvec, rhs, init)
+        size = float(norm(rhs))
+        left = float(norm(subtract(rhs, matvec(solution.value)))) / size if size else 0.0
+        damping = float(getattr(self.solver, "damping", 0.0))
+        self.log.append(LinearSolve(self.problem, solution.residual, left, damping))
+        return solution
+
+
+def witnessed(method: Method, problem: str, log: list[LinearSolve]) -> Method:
+    """Return the method with its solver watched, if it has one."""
+    if not isinstance(method, Implicit):
+        return method
+    return replace(method, solver=Witness(method.solver, problem, log))
+
+
+def worst(solves: Iterable[LinearSolve]) -> list[LinearSolve]:
+    """Return the solve of the largest measured residual of each problem."""
+    found: dict[str, LinearSolve] = {}
+    for s in solves:
+        if s.problem not in found or s.measured > found[s.problem].measured:
+            found[s.problem] = s
+    return list(found.values())
+
+
+class AttentionWatch(TorchFunctionMode):
+    """Sees whether ``scaled_dot_product_attention`` is called in a block."""
+
+    called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take note, and pass everything through."""
+        self.called = self.called or func is functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Run a block without the autocast that may be around it."""
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def coarsest(x: Tensors) -> torch.dtype:
+    """Return the type of least precision among the tensors."""
+    return max((t.dtype for t in x), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

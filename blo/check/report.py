@@ -1,0 +1,294 @@
+"""What a check of a hypergradient found, as data and as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from blo.check.differences import Measure
+from blo.methods.context import Info, Status
+
+# What passes unless told otherwise, by the coarsest type that a loss is computed in.
+TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-4, torch.float32: 2e-2}
+COARSE_TOLERANCE = 0.2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A hypergradient compared with finite differences.
+
+    Attributes:
+        reference: what was differenced.
+        relative_error: of the response ``(dy*/dx)^T f_y``, the part that the methods compute.
+        cosine: between the response and the reference's; 0 where one of them vanishes.
+        scale_ratio: length of the response over that of the reference's.
+        uncertainty: of the reference's response, relative to its length.
+        response: length of the reference's response.
+        total_error: relative error of the whole hypergradient ``f_x + (dy*/dx)^T f_y``.
+        total_uncertainty: of the whole reference, relative to its length.
+        residual: the next Newton step of the lower problem that was solved worst, relative to its
+            parameters; 0 where nothing had to be solved.
+    """
+
+    reference: str
+    relative_error: float
+    cosine: float
+    scale_ratio: float
+    uncertainty: float
+    response: float
+    total_error: float
+    total_uncertainty: float
+    residual: float
+
+    @staticmethod
+    def of(reference: str, response: Measure, total: Measure, residual: float) -> Comparison:
+        """Return the comparison from the measures of the response and the whole hypergradient."""
+        return Comparison(
+            reference,
+            response.relative_error,
+            response.cosine,
+            response.scale_ratio,
+            response.uncertainty,
+            response.length,
+            total.relative_error,
+            total.uncertainty,
+            residual,
+        )
+
+    def reliable(self, tol: float) -> bool:
+        """Whether the lower problems were solved and the differences agree with each other."""
+        return self.residual <= 0.1 * tol and self.total_uncertainty <= tol
+
+    def agrees(self, tol: float) -> bool:
+        """Whether the hypergradient is right within `tol`.
+
+        Its response too, or within the reference's uncertainty, where it is too small a part of the
+        whole to be known better.
+        """
+        return self.total_error <= tol and self.relative_error <= max(tol, 3 * self.uncertainty)
+
+
+@dataclass(frozen=True)
+class LinearSolve:
+    """A linear solve of a method, its residual taken again.
+
+    Attributes:
+        problem: the lower problem.
+        reported: ``|c - H v| / |c|`` as the solver reports it; NaN where it does not know.
+        measured: the same from one more product with the `v` that it returned.
+        damping: what the solver adds to the diagonal of `H`.
+    """
+
+    problem: str
+    reported: float
+    measured: float
+    damping: float
+
+    @property
+    def stale(self) -> bool:
+        """Whether the returned vector is much worse than the solver says."""
+        return self.damping == 0.0 and self.measured > 10 * self.reported + 1e-6
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `check_hypergradient`; ``print(report)`` tells it in words.
+
+    Attributes:
+        problem: whose hypergradient was checked.
+        methods: how each problem below it responds.
+        claimed: the hypergradient compared with what its methods claim to compute.
+        solved: compared with lower problems that are solved again, where the methods claim
+            something else (a derivative of lower steps); None where they claim that.
+        mixed_vanished: the response is zero, as if the mixed derivative vanished: the hypergradient
+            is of first order only.
+        rng_sensitivity: relative change of the response when nothing but the random generator
+            moves between two calls.
+        gradient_errors: by problem, how far autograd's gradient of its loss is from differences of
+            its values, relative, beyond what these leave open.
+        solves: the linear solves of implicit methods.
+        infos: what the methods say of themselves, by "problem <- lower problem".
+        num_directions: along which derivatives were taken.
+        complete: whether these span the whole space; else errors are estimates.
+        dtype: the coarsest type of the parameters.
+        precision: the autocast type of the hypergradient, None without.
+        tol: what passes.
+        notes: what limits the check, and what was seen on the way.
+    """
+
+    problem: str
+    methods: Mapping[str, str]
+    claimed: Comparison
+    solved: Comparison | None
+    mixed_vanished: bool
+    rng_sensitivity: float
+    gradient_errors: Mapping[str, float]
+    solves: tuple[LinearSolve, ...]
+    infos: Mapping[str, Info]
+    num_directions: int
+    complete: bool
+    dtype: torch.dtype
+    precision: torch.dtype | None
+    tol: float
+    notes: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        """What the hypergradient is held to."""
+        return self.claimed.reference
+
+    @property
+    def relative_error(self) -> float:
+        """The response's error against what its methods claim."""
+        return self.claimed.relative_error
+
+    @property
+    def cosine(self) -> float:
+        """The cosine between the response and what its methods claim."""
+        return self.claimed.cosine
+
+    @property
+    def scale_ratio(self) -> float:
+        """The response's length over that of what its methods claim."""
+        return self.claimed.scale_ratio
+
+    def passed(self, tol: float | None = None) -> bool:
+        """Return whether nothing is wrong beyond `tol` (the check's own unless given)."""
+        return not self.symptoms(tol)
+
+    def symptoms(self, tol: float | None = None) -> tuple[str, ...]:
+        """Return what is wrong beyond `tol`, the most telling first."""
+        tol = self.tol if tol is None else tol
+        found = [
+            f"autograd's gradient of the loss of {name!r} is {error:.2g} (relative) off the "
+            "differences of its values: part of the loss is detached, or has a wrong backward pass"
+            for name, error in self.gradient_errors.items()
+            if error > tol
+        ]
+        if not self.rng_sensitivity <= tol:
+            found.append(
+                f"the response changes by {self.rng_sensitivity:.2g} (relative) when nothing but "
+                "the random generator moves: its passes see different dropout masks, or the "
+                "method samples"
+            )
+        if self.mixed_vanished and self.claimed.response == 0.0:
+            found.append(
+                "nothing responds, neither the hypergradient nor what it is held to: the lower "
+                "loss has no mixed derivative here, and nothing was checked"
+            )
+        elif not self.claimed.agrees(tol):
+            found += [*self._error(), *self._solvers(tol)]
+        if not self.claimed.reliable(tol):
+            found.append(
+                "the reference is not good enough to judge by: it is known to "
+                f"{self.claimed.total_uncertainty:.1g} (relative), the lower problem solved to "
+                f"{self.claimed.residual:.1g}; see the notes"
+            )
+        return tuple(found)
+
+    def _error(self) -> list[str]:
+        """Return the error in words, as sign, scale or direction."""
+        c = self.claimed
+        if self.mixed_vanished:
+            text = (
+                "the response is zero: the mixed derivative vanished, the gradient is first-order"
+            )
+            if self.precision is not None:
+                text += (
+                    f"; the loss is computed under autocast to {_short(self.precision)}, where two "
+                    "passes inside one autocast context compare a cached cast of the weights with "
+                    "itself"
+                )
+            return [text]
+        sine = math.sqrt(max(0.0, 1.0 - c.cosine**2))
+        if sine > 0.1 * c.relative_error:
+            return [
+                f"the response points elsewhere (cosine {c.cosine:.4f}, scale ratio "
+                f"{c.scale_ratio:.4g}, relative error {c.relative_error:.2g})"
+            ]
+        found = []
+        if c.cosine < 0.0:
+            found.append(f"the response points the opposite way: a sign is flipped ({_both(c)})")
+        if abs(c.scale_ratio - 1.0) > 0.1 * c.relative_error:
+            found.append(f"the response is {c.scale_ratio:.4g} times as long as it should be")
+        return found
+
+    def _solvers(self, tol: float) -> list[str]:
+        """Return what the linear solves have to do with it."""
+        found = []
+        for s in self.solves:
+            if s.stale:
+                found.append(
+                    f"the solver of {s.problem!r} returns a vector of relative residual "
+                    f"{s.measured:.1g} and reports {s.reported:.1g}: not the iterate it stands at"
+                )
+            elif s.damping and s.measured > tol:
+                found.append(
+                    f"the damping of {s.damping:g} changes the solution for {s.problem!r} "
+                    f"(relative residual {s.measured:.1g} without it)"
+                )
+        stopped = {Status.TRUNCATED: "ran out of products", Status.DIVERGED: "diverged"}
+        stopped[Status.INDEFINITE] = "met negative curvature"
+        for key, info in self.infos.items():
+            if info.status in stopped and info.residual > tol:
+                found.append(
+                    f"the linear solve of {key!r} {stopped[info.status]} at a relative residual of "
+                    f"{info.residual:.1g}"
+                )
+        return found
+
+    def __str__(self) -> str:
+        """Return the report as a page."""
+        symptoms = self.symptoms()
+        verdict = "FAILED" if symptoms else "passed"
+        lines = [f"Hypergradient of {self.problem!r}: {verdict} at tolerance {self.tol:g}"]
+        lines += [_row(f"response of {name!r}", method) for name, method in self.methods.items()]
+        lines += _compared("held to", self.claimed)
+        if self.solved is not None:
+            lines += _compared("and to", self.solved)
+        lines.append(_row("mixed derivative", "vanished" if self.mixed_vanished else "present"))
+        lines.append(_row("change with the RNG", f"{self.rng_sensitivity:.1e}"))
+        for name, error in self.gradient_errors.items():
+            lines.append(_row(f"autograd on {name!r}", f"off the loss by {error:.1e}"))
+        for s in self.solves:
+            values = f"residual {s.measured:.1e}, reported {s.reported:.1e}"
+            lines.append(_row(f"solver of {s.problem!r}", values))
+        span = "all of them" if self.complete else "errors are estimates"
+        lines.append(_row("directions", f"{self.num_directions}, {span}"))
+        under = "" if self.precision is None else f", autocast to {_short(self.precision)}"
+        lines.append(_row("type", f"{_short(self.dtype)}{under}"))
+        lines += [f"  ! {symptom}" for symptom in symptoms]
+        lines += [f"  - {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def default_tolerance(dtype: torch.dtype, precision: torch.dtype | None) -> float:
+    """Return what passes for parameters of `dtype` and losses under autocast to `precision`."""
+    coarsest = max(
+        (t for t in (dtype, precision) if t is not None), key=lambda t: torch.finfo(t).eps
+    )
+    return TOLERANCE.get(coarsest, COARSE_TOLERANCE)
+
+
+def _compared(label: str, c: Comparison) -> list[str]:
+    known = f"known to {c.uncertainty:.0e}, lower solutions to {c.residual:.0e}"
+    return [
+        _row(label, f"{c.reference} ({known})"),
+        _row("  relative error", f"{c.relative_error:.2e}; of the whole {c.total_error:.2e}"),
+        _row("  cosine, scale", _both(c)),
+    ]
+
+
+def _both(c: Comparison) -> str:
+    return f"cosine {c.cosine:.6f}, scale ratio {c.scale_ratio:.6g}"
+
+
+def _row(label: str, value: str) -> str:
+    return f"  {label:<24}{value}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
