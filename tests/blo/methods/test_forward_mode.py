@@ -1,0 +1,121 @@
+"""Forward mode against reverse mode, and against differences of the trained result."""
+
+import gc
+
+import pytest
+import torch
+from oracles import relative_error
+from torch import nn
+from torch.nn.functional import layer_norm
+from torch.utils.checkpoint import checkpoint
+from trained import LOWER_BATCHES, OPTIMIZERS, Lower, Run, adam, adamw, lower_loss, sgd
+
+from blo import forward_mode, hypergradient, unrolled
+
+optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@optimizers
+def test_forward_mode_is_reverse_mode(name):
+    for steps in (None, 2):
+        forward = Run(forward_mode(steps), OPTIMIZERS[name], steps=5).rounds(2)
+        reverse = Run(unrolled(steps), OPTIMIZERS[name], steps=5).rounds(2)
+        for a, b in zip(forward.grads, reverse.grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("optimizer", [sgd(momentum=0.9), adamw()], ids=["sgd", "adamw"])
+def test_hypergradients_are_differences_of_the_trained_result(optimizer):
+    run = Run(forward_mode(), optimizer, steps=5, accumulate=2).rounds(2)
+    for k in range(2):
+        assert relative_error(run.grads[k], run.differences(k)) < 1e-8
+
+
+class Recomputed(Lower):
+    """Activation checkpointing and layer normalisation: torch.func takes neither, or wrongly."""
+
+    def forward(self, inputs):
+        hidden = lambda t: layer_norm(torch.tanh(t @ self.first.T), (4,))
+        return checkpoint(hidden, inputs, use_reentrant=False) @ self.second
+
+
+def test_activation_checkpointing_and_layer_normalisation_are_taken_in_their_stride():
+    run = Run(forward_mode(), adam(), steps=4, make_lower=Recomputed).rounds(2)
+    for k in range(2):
+        assert relative_error(run.grads[k], run.differences(k)) < 1e-8
+
+
+def test_costs_are_a_gradient_and_a_product_for_each_number_a_step():
+    info = Run(forward_mode(), sgd(), steps=7).rounds(1).infos[0]
+    assert (info.num_gradients, info.num_products) == (7, 7 * 4)
+
+
+def most_numbers(steps: int) -> int:
+    """The most numbers in tensors of float64 while the lower loss is evaluated."""
+    most = 0
+
+    def loss(upper, lower, batch):
+        nonlocal most
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        sizes = {t.data_ptr(): t.numel() for t in tensors if t.dtype == torch.float64}
+        most = max(most, sum(sizes.values()))
+        return lower_loss(upper, lower, batch)
+
+    gc.freeze()
+    try:
+        Run(forward_mode(), adam(), steps=steps, loss=loss).rounds(2)
+    finally:
+        gc.unfreeze()
+    return most
+
+
+def test_memory_does_not_grow_with_the_number_of_steps():
+    few = most_numbers(4)
+    assert few == most_numbers(8) == most_numbers(40)
+
+
+def test_more_upper_numbers_than_allowed_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"each of the 4 upper numbers.*max_size=3; use unrolled"):
+        Run(forward_mode(max_size=3), sgd()).rounds(1)
+    with pytest.raises(ValueError, match="max_size must be an integer of at least 1, got 0"):
+        forward_mode(max_size=0)
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
+        forward_mode(0)
+
+
+def test_plain_functions_are_refused_with_the_remedy():
+    x, y = torch.ones(1), torch.ones(1)
+    loss = lambda x, y: (x[0] * y[0]).sum()
+    with pytest.raises(ValueError, match=r"forward_mode\(\) .* none were recorded"):
+        hypergradient(loss, loss, (x,), (y,), method=forward_mode())
+
+
+def test_hooks_that_change_the_step_are_detected():
+    def optimizer(module):
+        made = torch.optim.SGD(module.parameters(), lr=0.3)
+        clip = lambda *_: nn.utils.clip_grad_norm_(list(module.parameters()), 0.2)
+        made.register_step_pre_hook(lambda *_: clip() and None)
+        return made
+
+    with pytest.raises(RuntimeError, match=r"recorded lower step 1 to 4.*hook"):
+        Run(forward_mode(), optimizer, steps=4).rounds(1)
+
+
+def test_a_lower_gradient_without_upper_parameters_is_an_error():
+    def loss(upper, lower, batch):
+        return (lower(batch[0]) - batch[1]).square().mean() + upper.x.square().sum()
+
+    with pytest.raises(RuntimeError, match="does not depend on any upper parameter"):
+        Run(forward_mode(), sgd(), loss=loss).rounds(1)
+
+
+def test_upper_parameters_that_enter_late_are_found():
+    def loss(upper, lower, batch):
+        inputs, targets = batch
+        if inputs is LOWER_BATCHES[1][0]:
+            return (lower(inputs) - targets).square().mean()
+        return lower_loss(upper, lower, batch)
+
+    run = Run(forward_mode(), sgd(momentum=0.5), steps=2, loss=loss).rounds(3)
+    for k in range(3):
+        assert relative_error(run.grads[k], run.differences(k)) < 1e-8
