@@ -20,6 +20,9 @@ from blo.methods.linear_system import (
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import Tensors, add, axpy, dot, norm, scale
 
+# Vectors at an angle of smaller cosine are orthogonal to the recurrence: it begins anew.
+ORTHOGONAL = 1e-8
+
 
 @dataclass(frozen=True)
 class BiCGSTAB:
@@ -63,26 +66,27 @@ class BiCGSTAB:
         target = system.target(self.rtol)
         x, r, length = system.start(init)
         best, smallest = x, length
-        status = Status.TRUNCATED
+        status, norm_h = Status.TRUNCATED, 0.0
         p = shadow = r
         rho, size_shadow, fresh = length**2, length, True
         while smallest > target and system.num_products < self.max_products:
             hp = system.product(p)
-            sigma, size_hp = numbers(dot(shadow, hp), norm(hp))
-            if not math.isfinite(sigma):
+            sigma, size_p, size_hp = numbers(dot(shadow, hp), norm(p), norm(hp))
+            if not math.isfinite(size_hp):
                 status = Status.DIVERGED
                 break
-            if abs(sigma) <= 10 * system.eps * size_shadow * size_hp:
-                if size_hp == 0.0 or not fresh:
-                    if fresh:
-                        break
-                    p = shadow = r
-                    rho, size_shadow, fresh = length**2, length, True
-                    continue
+            norm_h = max(norm_h, size_hp / size_p)
+            if fresh and abs(sigma) <= ORTHOGONAL * size_shadow * size_hp and size_hp > 0.0:
                 # r and H r are orthogonal: a shadow between them is orthogonal to neither.
                 shadow = add(scale(1.0 / length, r), scale(1.0 / size_hp, hp))
                 sigma, rho, size_shadow = numbers(dot(shadow, hp), dot(shadow, r), norm(shadow))
-            alpha = rho / sigma
+            alpha = rho / sigma if sigma != 0.0 else math.inf
+            if system.singular_along(abs(alpha) * size_p, norm_h, smallest):
+                if fresh:
+                    break
+                p = shadow = r
+                rho, size_shadow, fresh = length**2, length, True
+                continue
             half, s = axpy(alpha, p, x), axpy(-alpha, hp, r)
             size_s = float(norm(s))
             if size_s < smallest:
@@ -91,21 +95,21 @@ class BiCGSTAB:
                 break
             hs = system.product(s)
             inner, size_hs = numbers(dot(hs, s), norm(hs))
-            if not math.isfinite(inner):
+            if not math.isfinite(size_hs):
                 status = Status.DIVERGED
                 break
-            if size_hs == 0.0:
+            norm_h = max(norm_h, size_hs / size_s)
+            omega = inner / size_hs**2 if size_hs > 0.0 else math.inf
+            if system.singular_along(abs(omega) * size_s, norm_h, smallest):
                 break
-            omega = inner / size_hs**2
             x, r = axpy(omega, s, half), axpy(-omega, hs, s)
             length, rho_following = numbers(norm(r), dot(shadow, r))
-            if not math.isfinite(length):
-                status = Status.DIVERGED
-                break
             if length < smallest:
                 best, smallest = x, length
-            broken = abs(inner) <= 10 * system.eps * size_s * size_hs
-            if broken or abs(rho_following) <= 10 * system.eps * size_shadow * length:
+            if (
+                abs(inner) <= ORTHOGONAL * size_s * size_hs
+                or abs(rho_following) <= ORTHOGONAL * size_shadow * length
+            ):
                 p = shadow = r
                 rho, size_shadow, fresh = length**2, length, True
                 continue

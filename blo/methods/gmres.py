@@ -11,6 +11,7 @@ from torch import Tensor
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
 from blo.methods.linear_system import (
+    SINGULAR,
     Basis,
     LinearSystem,
     MatVec,
@@ -74,8 +75,9 @@ class GMRES:
         while start.length > target and system.num_products < self.max_products:
             left = self.max_products - system.num_products
             steps = left if self.restart is None else min(left, self.restart)
+            before = start.length
             start, status = _cycle(system, start, target, min(steps, system.num_unknowns))
-            if status is not Status.TRUNCATED:
+            if status is Status.DIVERGED or start.length > (1.0 - 1e-3) * before:
                 break
         if start.length <= target:
             status = Status.CONVERGED
@@ -106,7 +108,7 @@ def _cycle(
             break
     if not problem.columns:
         return start, status
-    y, residual = problem.solve()
+    y, residual = problem.solve(rcond=SINGULAR * system.eps)
     x = add(start.x, basis.combine(y))
     r = basis.combine(residual[: basis.count])
     return Start(x, r, float(torch.linalg.vector_norm(residual))), status
@@ -136,15 +138,18 @@ class HessenbergProblem:
         self._length *= abs(s)
         return self._length
 
-    def solve(self) -> tuple[Tensor, Tensor]:
-        """Return the `y` of least norm, and the residual ``size e_1 - G y``, in float64."""
+    def solve(self, rcond: float) -> tuple[Tensor, Tensor]:
+        """Return the `y` of least norm, and the residual ``size e_1 - G y``, in float64.
+
+        Singular values below `rcond` times the largest are taken for zero.
+        """
         n = len(self.columns)
         g = torch.zeros(n + 1, n, dtype=torch.float64)
         for j, column in enumerate(self.columns):
             g[: len(column), j] = torch.tensor(column, dtype=torch.float64)
         first = torch.zeros(n + 1, dtype=torch.float64)
         first[0] = self._size
-        y = torch.linalg.lstsq(g, first[:, None], driver="gelsd").solution[:, 0]
+        y = torch.linalg.lstsq(g, first[:, None], rcond=rcond, driver="gelsd").solution[:, 0]
         return y, first - g @ y
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from blo.methods.context import Status
 from blo.methods.tensors import Tensors, axpy, norm, scale, subtract, sum_all, zeros_like
 
+# Eigenvalues below so many machine epsilons of the largest are taken for zero.
+SINGULAR = 100
+
 MatVec: TypeAlias = Callable[[Tensors], Tensors]
 
 
@@ -153,11 +156,11 @@ class LinearSystem:
 
     def target(self, rtol: float | None) -> float:
         """Return the residual norm to stop at; None stands for ten times the machine epsilon of the
-        right-hand side's type.
+        right-hand side's type. It is never so small that its square underflows.
         """
         if rtol is None:
             rtol = 10 * max(torch.finfo(t.dtype).eps for t in self._given)
-        return rtol * self.size
+        return max(rtol, math.sqrt(torch.finfo(self.layout.dtype).tiny)) * self.size
 
     def product(self, v: Tensors) -> Tensors:
         """Return ``(H + damping I) v``."""
@@ -168,6 +171,15 @@ class LinearSystem:
         """Return ``H v``."""
         self.num_products += 1
         return self.layout.pack(self._matvec(self.layout.unpack(v)))
+
+    def singular_along(self, step: float, norm_h: float, length: float) -> bool:
+        """Return whether a step is so long that `H` must be taken for singular along it.
+
+        A step of that length takes the residual's norm `length` to zero only along an eigenvalue
+        below ``SINGULAR * eps * norm_h``, and rounding in its product is a hundredth of `length`
+        or more.
+        """
+        return not step * norm_h * SINGULAR * self.eps <= length
 
     def preconditioner(self, preconditioner: Preconditioner | None) -> MatVec:
         """Return ``r -> P^{-1} r`` on packed vectors; the products it takes are counted."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
 from blo.methods.linear_system import (
+    SINGULAR,
     LinearSystem,
     MatVec,
     Preconditioner,
@@ -17,6 +18,7 @@ from blo.methods.linear_system import (
     check_preconditioner,
     check_rtol,
     check_warm_start,
+    numbers,
 )
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import Tensors, axpy, dot, norm, scale, zeros_like
@@ -87,10 +89,10 @@ class MINRES:
         beta = delta_bar = epsilon = largest = 0.0
         while system.num_products < self.max_products:
             y = axpy(-beta, z_before, system.product(v))
-            alpha = float(dot(v, y))
-            y = axpy(-alpha, z, y)
+            curvature = dot(v, y)
+            y = axpy(-curvature, z, y)
             u = apply(y)
-            square = float(dot(y, u))
+            alpha, square = numbers(curvature, dot(y, u))
             if not (math.isfinite(alpha) and math.isfinite(square)):
                 return system.solution(x, Status.DIVERGED, length)
             largest = max(largest, abs(alpha), beta, math.sqrt(abs(square)))
@@ -103,14 +105,16 @@ class MINRES:
             delta = c * delta_bar + s * alpha
             gamma_bar = s * delta_bar - c * alpha
             epsilon, delta_bar = s * beta_following, -c * beta_following
+            if math.hypot(gamma_bar, delta_bar) <= SINGULAR * system.eps * largest:
+                break  # this times |r| is |H r|: x is a least-squares solution
             gamma = math.hypot(gamma_bar, beta_following)
-            if gamma <= 10 * system.eps * largest:
-                break  # H is singular on the Krylov space: x is a least-squares solution
             c, s = gamma_bar / gamma, beta_following / gamma
             phi, phi_bar = c * phi_bar, s * phi_bar
 
             following = axpy(-delta, w, axpy(-epsilon_before, w_before, v))
             w_before, w = w, scale(1.0 / gamma, following)
+            if system.singular_along(abs(phi) * float(norm(w)), largest, length):
+                break
             x = axpy(phi, w, x)
             exhausted = beta_following <= system.eps * largest
             z_before = z

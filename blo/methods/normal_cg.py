@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
 from blo.methods.linear_system import (
+    SINGULAR,
     LinearSystem,
     MatVec,
     Solution,
@@ -68,17 +69,18 @@ class NormalCG:
             size = float(norm(s))
             if not math.isfinite(size):
                 return system.solution(x, Status.DIVERGED, length)
-            if size <= 10 * system.eps * norm_h * length or size == 0.0:
+            norm_h = max(norm_h, size / length)
+            if size <= SINGULAR * system.eps * norm_h * length:
                 break  # H r = 0: x is a least-squares solution
             p = s if p is None else axpy((size / size_before) ** 2, p, s)
             q = system.product(p)
             size_q, size_p = numbers(norm(q), norm(p))
             if not math.isfinite(size_q):
                 return system.solution(x, Status.DIVERGED, length)
-            if size_q <= 10 * system.eps * norm_h * size_p:
+            norm_h = max(norm_h, size_q / size_p)
+            alpha = (size / size_q) ** 2 if size_q > 0.0 else math.inf
+            if system.singular_along(alpha * size_p, norm_h, length):
                 break
-            norm_h = max(norm_h, size / length, size_q / size_p)
-            alpha = (size / size_q) ** 2
             x, r = axpy(alpha, p, x), axpy(-alpha, q, r)
             length, size_before = float(norm(r)), size
         status = Status.CONVERGED if length <= target else Status.TRUNCATED

@@ -16,6 +16,7 @@ import torch
 
 from blo.methods.context import Status
 from blo.methods.linear_system import (
+    SINGULAR,
     Basis,
     LinearSystem,
     MatVec,
@@ -214,27 +215,31 @@ class CG:
         moved = length < system.size
         apply = system.preconditioner(self.preconditioner)
         p = z = apply(r)
-        rz = float(dot(r, z))
+        rz = pp = float(dot(r, z))  # |r|^2 and |p|^2, in the geometry of the preconditioner
+        norm_h, first = 0.0, rz
         while system.num_products < self.max_products:
             if not rz > 0.0:
                 return system.solution(x, Status.INDEFINITE, length)
             hp = system.product(p)
-            curvature, size_p, size_hp = numbers(dot(p, hp), norm(p), norm(hp))
+            curvature, size_hp = numbers(dot(p, hp), norm(hp))
             if not math.isfinite(size_hp):
                 return system.solution(x, Status.DIVERGED, length)
-            if not curvature > 10 * system.eps * size_p * size_hp:
+            size_p = math.sqrt(pp)
+            along = size_hp / size_p if self.preconditioner is None else curvature / pp
+            norm_h = max(norm_h, along)
+            alpha = rz / curvature if curvature > 0.0 else math.inf
+            if system.singular_along(alpha * size_p, norm_h, math.sqrt(min(rz, first))):
                 if not moved:
                     factor = system.size / size_hp if size_hp > 0.0 else 1.0
                     x, length = scale(factor, p), float(norm(axpy(-factor, hp, r)))
                 return system.solution(x, Status.INDEFINITE, length)
-            alpha = rz / curvature
             x, r, moved = axpy(alpha, p, x), axpy(-alpha, hp, r), True
             z = apply(r)
             length, rz_following = numbers(norm(r), dot(r, z))
             if length <= target:
                 return system.solution(x, Status.CONVERGED, length)
-            p = axpy(rz_following / rz, p, z)
-            rz = rz_following
+            beta = rz_following / rz
+            p, pp, rz = axpy(beta, p, z), rz_following + beta**2 * pp, rz_following
         return system.solution(x, Status.TRUNCATED, length)
 
 
@@ -280,10 +285,11 @@ class Dense:
         b = _flatten(system.rhs)
         factors, pivots, _ = torch.linalg.lu_factor_ex(h)
         diagonal = factors.diagonal().abs()
-        if bool(diagonal.min() > n * system.eps * diagonal.max()):
+        singular = SINGULAR * n * system.eps
+        if bool(diagonal.min() > singular * diagonal.max()):
             x = torch.linalg.lu_solve(factors, pivots, b[:, None])[:, 0]
         else:
-            x = torch.linalg.pinv(h) @ b
+            x = torch.linalg.pinv(h, rtol=singular) @ b
         length = float(torch.linalg.vector_norm(b - h @ x))
         converged = length <= math.sqrt(system.eps) * system.size
         status = Status.CONVERGED if converged else Status.TRUNCATED
