@@ -1,0 +1,54 @@
+"""The code in the README runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def blocks():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_the_custom_problem_lowers_its_upper_loss(capsys):
+    torch.manual_seed(0)
+    source = blocks()[0]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 22
+    exec(compile(source, "README.md", "exec"), {})
+    losses = [float(v) for v in re.findall(r"'penalty': ([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 50
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_bilora_trains_and_exports(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    base = transformers.BertForSequenceClassification(config)
+    batch = {"input_ids": torch.randint(50, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
+    source = blocks()[1]
+    assert "run(1000)" in source
+    monkeypatch.chdir(tmp_path)
+    names = {"base": base, "d1": [batch], "d2": [batch]}
+    exec(compile(source.replace("run(1000)", "run(3)"), "README.md", "exec"), names)
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    values = [p.detach() for p in names["split"].upper]
+    assert any(float((v - v[0]).abs().max()) > 0 for v in values)
+
+
+def test_every_method_of_the_table_exists():
+    import blo
+
+    table = README.read_text().split("<!-- methods -->")[1]
+    names = re.findall(r"`(\w+)\(", table)
+    assert len(names) >= 13
+    assert all(callable(getattr(blo, name)) for name in names)
