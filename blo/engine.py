@@ -255,7 +255,8 @@ class Engine:
             lower=_copies(own) if needs.before else None,
             upper={a.name: _copies(a.parameters) for a in moving},
             upper_gradient=reused,
-            lower_gradient=_filled(gradient, own) if needs.lower_gradient else None,
+            # A copy: hooks of the optimizer may change the gradient in place.
+            lower_gradient=_copies(_filled(gradient, own)) if needs.lower_gradient else None,
             past=past,
         )
 

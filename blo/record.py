@@ -82,7 +82,8 @@ class Step:
             the top problem's are left out, since they do not move within a round.
         upper_gradient: gradient of the loss with respect to the problems above, by name, where the
             method asked for it.
-        lower_gradient: gradient that the optimizer received, where the method asked for it.
+        lower_gradient: gradient that the optimizer was handed, before its hooks, where the method
+            asked for it.
         past: the updates up to this one, where the method asked for them.
     """
 

@@ -5,10 +5,9 @@ import gc
 import pytest
 import torch
 from oracles import relative_error
-from torch import nn
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
-from trained import LOWER_BATCHES, OPTIMIZERS, Lower, Run, adam, adamw, lower_loss, sgd
+from trained import LOWER_BATCHES, OPTIMIZERS, Lower, Run, adam, adamw, clipped, lower_loss, sgd
 
 from blo import forward_mode, hypergradient, unrolled
 
@@ -91,14 +90,8 @@ def test_plain_functions_are_refused_with_the_remedy():
 
 
 def test_hooks_that_change_the_step_are_detected():
-    def optimizer(module):
-        made = torch.optim.SGD(module.parameters(), lr=0.3)
-        clip = lambda *_: nn.utils.clip_grad_norm_(list(module.parameters()), 0.2)
-        made.register_step_pre_hook(lambda *_: clip() and None)
-        return made
-
     with pytest.raises(RuntimeError, match=r"recorded lower step 1 to 4.*hook"):
-        Run(forward_mode(), optimizer, steps=4).rounds(1)
+        Run(forward_mode(), clipped(sgd()), steps=4).rounds(1)
 
 
 def test_a_lower_gradient_without_upper_parameters_is_an_error():

@@ -17,6 +17,7 @@ from trained import (
     Run,
     adam,
     adamw,
+    clipped,
     lower_loss,
     sgd,
     weighted_loss,
@@ -231,32 +232,22 @@ def test_live_copies_grow_as_the_steps_and_with_checkpoints_as_their_square_root
         assert most_copies(unrolled(checkpoint=True), steps) <= 2 * root + constant
 
 
-class Hooked:
-    """An optimizer with a hook."""
+def projected(module):
+    """SGD with parameters that a hook clamps after each step."""
 
-    def __init__(self, make, hook, *, after: bool = False) -> None:
-        self.make, self.hook, self.after = make, hook, after
+    def clamp(optimizer, args, kwargs):
+        for parameter in module.parameters():
+            parameter.data.clamp_(-0.5, 0.5)
 
-    def __call__(self, module):
-        optimizer = self.make(module)
-        register = "register_step_post_hook" if self.after else "register_step_pre_hook"
-        getattr(optimizer, register)(self.hook)
-        return optimizer
-
-
-def clip(optimizer, args, kwargs):
-    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 0.2)
-
-
-def project(optimizer, args, kwargs):
-    for parameter in optimizer.param_groups[0]["params"]:
-        parameter.data.clamp_(-0.5, 0.5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+    optimizer.register_step_post_hook(clamp)
+    return optimizer
 
 
 @pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize(
     "optimizer",
-    [Hooked(sgd(), clip), Hooked(adam(), clip), Hooked(sgd(), project, after=True)],
+    [clipped(sgd()), clipped(adam()), projected],
     ids=["sgd-clip", "adam-clip", "sgd-project"],
 )
 def test_hooks_that_change_the_step_are_detected(optimizer, spare):
@@ -264,11 +255,13 @@ def test_hooks_that_change_the_step_are_detected(optimizer, spare):
         Run(unrolled(checkpoint=spare), optimizer, steps=4).rounds(1)
 
 
+def test_a_hook_that_changes_the_only_step_is_detected():
+    with pytest.raises(RuntimeError, match="recorded lower step 1, taken again, ends"):
+        Run(unrolled(1), clipped(sgd(), max_norm=0.05), steps=3).rounds(1)
+
+
 def test_hooks_that_change_nothing_are_let_through():
-    seen = []
-    optimizer = Hooked(sgd(), lambda *_: seen.append(1))
-    run = Run(unrolled(), optimizer, steps=4).rounds(1)
-    assert len(seen) == 4
+    run = Run(unrolled(), clipped(sgd(), max_norm=100.0), steps=4).rounds(1)
     assert relative_error(run.grads[0], run.differences(0)) < 1e-8
 
 

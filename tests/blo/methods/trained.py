@@ -195,6 +195,21 @@ def adamw(**options: Any) -> MakeOptimizer:
     return lambda module: torch.optim.AdamW(module.parameters(), **{"lr": 0.05, **options})
 
 
+def clipped(make: MakeOptimizer, max_norm: float = 0.2) -> MakeOptimizer:
+    """The same optimizer, with the gradient clipped by a hook of it."""
+
+    def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def make_clipped(module: nn.Module) -> Optimizer:
+        optimizer = make(module)
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    return make_clipped
+
+
 def grouped_sgd(module: nn.Module) -> Optimizer:
     """Groups that differ in every option."""
     first, second = module.parameters()
