@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from blo.check.differences import step_length, steps_of
 from blo.methods.tensors import (
     Tensors,
+    add,
     axpy,
     dot,
     flatten,
@@ -38,6 +39,14 @@ MAX_PRODUCTS = 250
 MAX_DENSE = 400  # unknowns of a problem whose Hessian is built to precondition its solves
 
 
+class _Slope(NamedTuple):
+    """The objective of a problem and its gradient, the problems below at their solutions."""
+
+    objective: float
+    gradient: Tensors
+    values: dict[str, Tensors]
+
+
 @dataclass
 class Landscape:
     """Problems as functions of all parameters, and their solutions.
@@ -49,7 +58,8 @@ class Landscape:
             bottom.
         inputs: for each problem, those above that its solution depends on.
         rtol: a problem is solved when the next Newton step is this small relative to its
-            parameters.
+            parameters; a hundred times that for each solution that its own is nested in, since the
+            differences lose as much.
         residuals: the last such step of each problem, filled in by `solve`.
     """
 
@@ -66,30 +76,31 @@ class Landscape:
         Newton's method with conjugate gradients, from where the problem stands. How far it got is
         in `residuals`; not getting there is no error.
         """
-        objective, gradient, values = self._slope(name, values)
-        last, residual = math.inf, math.inf
+        found = self._slope(name, values)
+        last, residual, rtol = math.inf, math.inf, self.rtol * 100 ** self._nesting(name)
         for _ in range(MAX_STEPS):
-            size = step_length(values[name], 1.0)
-            if float(norm(self._precondition(name, gradient))) <= 0.1 * self.rtol * size:
-                residual = 0.1 * self.rtol
+            size = step_length(found.values[name], 1.0)
+            guess = float(norm(self._precondition(name, found.gradient))) / size
+            if guess <= 0.1 * rtol:
+                residual = guess
                 break
-            step = self._newton_step(name, values, gradient)
-            residual = float(norm(step)) / size
-            stalled = residual > 0.5 * last and residual < math.sqrt(self.rtol)
-            found = self._search(name, values, step, objective, gradient)
-            if found is None or stalled:
+            following, residual = self._cheap_step(name, found), guess
+            if following is None:
+                step = self._newton_step(name, found)
+                residual = float(norm(step)) / size
+                following = self._search(name, found, step)
+                if following is None or math.sqrt(rtol) > residual > 0.5 * last:
+                    break  # at the rounding error
+                last = residual
+            found = following
+            if residual <= rtol:
                 break
-            objective, gradient, values = found
-            if residual <= self.rtol:
-                break
-            last = residual
         self.residuals[name] = residual
-        return values
+        return found.values
 
     def distance(self, name: str, values: Values) -> float:
         """Return the next Newton step of problem `name`, relative to its parameters."""
-        _, gradient, values = self._slope(name, values)
-        step = self._newton_step(name, values, gradient)
+        step = self._newton_step(name, self._slope(name, values))
         return float(norm(step)) / step_length(values[name], 1.0)
 
     def prepare(self, name: str, values: Values) -> None:
@@ -131,29 +142,42 @@ class Landscape:
                     adjoints[s] = subtract(adjoints[s], mixed[s])
         return objective, {w: adjoints[w] for w in wanted}, settled
 
-    def _slope(self, name: str, values: Values) -> tuple[float, Tensors, dict[str, Tensors]]:
+    def _slope(self, name: str, values: Values) -> _Slope:
         objective, gradient, settled = self.total(name, values, (name,))
-        return objective, gradient[name], settled
+        return _Slope(objective, gradient[name], settled)
 
-    def _search(
-        self, name: str, values: Values, step: Tensors, objective: float, gradient: Tensors
-    ) -> tuple[float, Tensors, dict[str, Tensors]] | None:
-        """Return the objective, the gradient and the values after a decrease along `step`."""
-        descent = float(dot(gradient, step))
-        rounding = 10 * _eps(step) * abs(objective)
+    def _cheap_step(self, name: str, at: _Slope) -> _Slope | None:
+        """Return where the step of the inverse Hessian that was prepared leads, if it does nearly
+        what a Newton step would.
+        """
+        if self._inverses.get(name) is None:
+            return None
+        step = scale(-1.0, self._precondition(name, at.gradient))
+        found = self._slope(name, {**at.values, name: add(at.values[name], step)})
+        left = float(norm(self._precondition(name, found.gradient)))
+        return found if left <= 0.1 * float(norm(step)) else None
+
+    def _search(self, name: str, at: _Slope, step: Tensors) -> _Slope | None:
+        """Return where the objective has decreased along `step`, None if it does nowhere."""
+        descent = float(dot(at.gradient, step))
+        rounding = 10 * _eps(step) * abs(at.objective)
         for i in range(40):
-            moved = {**values, name: axpy(0.5**i, step, values[name])}
-            found = self._slope(name, moved)
-            if found[0] <= objective + 1e-4 * 0.5**i * descent + rounding:
+            t = 0.5**i
+            found = self._slope(name, {**at.values, name: axpy(t, step, at.values[name])})
+            if found.objective <= at.objective + 1e-4 * t * descent + rounding:
                 return found
         return None
 
-    def _newton_step(self, name: str, values: Values, gradient: Tensors) -> Tensors:
-        downhill = scale(-1.0, gradient)
-        step = self._conjugate_gradients(name, values, downhill, 1e-4)
-        if float(dot(step, gradient)) < 0.0:
+    def _newton_step(self, name: str, at: _Slope) -> Tensors:
+        downhill = scale(-1.0, at.gradient)
+        step = self._conjugate_gradients(name, at.values, downhill, 1e-4)
+        if float(dot(step, at.gradient)) < 0.0:
             return step
         return self._precondition(name, downhill)
+
+    def _nesting(self, name: str) -> int:
+        """Return how many solutions deep the gradient of problem `name` is."""
+        return max((1 + self._nesting(r) for r in self.felt[name]), default=0)
 
     def _invert(self, name: str, values: Values, rhs: Tensors) -> Tensors:
         return self._conjugate_gradients(name, values, rhs, 0.1 * self.rtol)
