@@ -90,9 +90,11 @@ def _context(
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
     held: Mapping[str, Tensors] = MappingProxyType({}),
+    anchors: Mapping[str, Tensors] | None = MappingProxyType({}),
 ) -> Context:
     """Return problem `q` as its method sees it, a function of the parameters of `sources` and its
-    own. Problems in `held` stand at other values than those of now.
+    own. Problems in `held` stand at other values than those of now; the `anchors` are the values
+    around which solutions below move with the others, None where they do not move.
     """
     step = steps[q.name]
     upper = tuple(t for a in sources for t in a.parameters)
@@ -108,8 +110,11 @@ def _context(
         )
         flat = tuple(t for piece in pieces for t in piece)
         before = Point(flat, step.lower, gradient, step.lower_gradient)
+    if anchors is not None:
+        around = before if q.method.requirements.before else after
+        anchors = {**_by_problem(sources, around.upper), q.name: around.lower, **anchors}
     return Context(
-        objectives=_objectives(graph, q, sources, step.draw, steps, precision, held),
+        objectives=_objectives(graph, q, sources, step.draw, steps, precision, held, anchors),
         after=after,
         before=before,
         learning_rates=step.learning_rates,
@@ -134,7 +139,7 @@ def _history(
     taken = []
     for update in past.updates:
         then, held = {**steps, **update.below_steps}, {**above, **update.below}
-        objectives = _objectives(graph, q, sources, update.draw, then, precision, held)
+        objectives = _objectives(graph, q, sources, update.draw, then, precision, held, None)
         taken.append(
             LowerStep(objectives, update.options, update.received, update.lower, update.states)
         )
@@ -149,9 +154,10 @@ def _objectives(
     steps: Mapping[str, Step],
     precision: torch.dtype | None,
     held: Mapping[str, Tensors],
+    anchors: Mapping[str, Tensors] | None,
 ) -> tuple[Objective, ...]:
     """Return the loss of `q` on each batch of `draw`, the solutions below it attached if it sees
-    them responding, problems in `held` at those values.
+    them responding, problems in `held` at those values; see `_context` for the anchors.
     """
     below = graph.responding(q, (*sources, q)) if q.through_response else ()
     known = [*sources, q]
@@ -165,7 +171,11 @@ def _objectives(
                 f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
                 f"through_response=False on {q.name!r}"
             )
-        solved = Solved(_context(graph, r, inputs, steps, precision, held), r.method)
+        anchor = None
+        if anchors is not None:
+            anchor = tuple(t for a in inputs for t in anchors.get(a.name, detach(a.parameters)))
+        context = _context(graph, r, inputs, steps, precision, held, anchors)
+        solved = Solved(context, r.method, anchor)
         attached.append((solved, _positions(known, inputs)))
         known.append(r)
     lower = q.parameters + tuple(t for r in below for t in r.parameters)
@@ -206,6 +216,14 @@ def _losses(
         )
         for batch, random_state in zip(draw.batches, draw.random_states, strict=True)
     )
+
+
+def _by_problem(problems: tuple[Problem, ...], flat: Tensors) -> dict[str, Tensors]:
+    """Return the values in `flat` by the problem whose parameters they stand for."""
+    values = {}
+    for p in problems:
+        values[p.name], flat = flat[: len(p.parameters)], flat[len(p.parameters) :]
+    return values
 
 
 def _positions(known: list[Problem], inputs: tuple[Problem, ...]) -> tuple[int, ...]:

@@ -41,50 +41,72 @@ Attachable: TypeAlias = Implicit | OneStep | Unrolled | ForwardMode | Sama
 
 @dataclass(frozen=True)
 class Solved:
-    """A lower problem that has been solved, and the method that says how its solution responds."""
+    """A lower problem that has been solved, and the method that says how its solution responds.
+
+    Args:
+        context: the problem.
+        method: how its solution responds.
+        anchor: the upper values that the present solution stands for. From other values the
+            solution moves along, by its response: a difference of gradients there must see it.
+            None keeps it where it is.
+    """
 
     context: Context
     method: Attachable
+    anchor: Tensors | None = None
 
     def attach(self, upper: Tensors) -> Tensors:
-        """Return the lower solution, equal to the values in the context and differentiable with
-        respect to `upper`.
+        """Return the lower solution, differentiable with respect to `upper`, and equal to the
+        values in the context where `upper` is the anchor.
 
         Implicit methods differentiate the stationarity at the solution, one-step methods the last
-        step, the others all recorded steps, whose graphs are held together.
+        step, the others all recorded steps, whose graphs are held together. Away from the anchor
+        the value is right to first order in the distance.
         """
-        if isinstance(self.method, OneStep):
-            return self._stepped(upper)
-        if isinstance(self.method, Unrolled | ForwardMode | Sama):
-            return self._retaken(upper)
-        values: Tensors = _Solution.apply(  # type: ignore[no-untyped-call]
-            self, len(upper), *upper, *self.context.after.lower
-        )
-        return values
+        anchor = self._left(upper)
+        if isinstance(self.method, Implicit):
+            values: Tensors = _Solution.apply(  # type: ignore[no-untyped-call]
+                self, len(upper), *upper, *self._moved(upper, anchor)
+            )
+            return values
+        map_ = self._stepped if isinstance(self.method, OneStep) else self._retaken
+        end = map_(upper)
+        present = detach(end if anchor is None else map_(anchor))
+        return add(self.context.after.lower, subtract(end, present))
+
+    def _left(self, upper: Tensors) -> Tensors | None:
+        """Return the anchor if `upper` has other values, else None."""
+        if self.anchor is None:
+            return None
+        pairs = zip(upper, self.anchor, strict=True)
+        same = all(a.data_ptr() == b.data_ptr() or torch.equal(a, b) for a, b in pairs)
+        return None if same else self.anchor
+
+    def _moved(self, upper: Tensors, anchor: Tensors | None) -> Tensors:
+        """Return the solution at `upper`, one Newton step from the one at `anchor`."""
+        y = self.context.after.lower
+        if anchor is None:
+            return y
+        with torch.enable_grad():
+            slope = subtract(self.gradient(upper, y), self.gradient(anchor, y))
+            return subtract(y, self.solve_value(anchor, y, slope))
 
     def _stepped(self, upper: Tensors) -> Tensors:
-        """Return ``y - s g_y(x, y)`` shifted to the present solution: its derivative is that of the
-        step.
-        """
+        """Return the end of the last step ``y - s g_y(x, y)``, taken again from `upper`."""
         assert isinstance(self.method, OneStep)
         before = tuple(t.detach().requires_grad_() for t in self.context.before.lower)
-        gradient = self.gradient(upper, before)
-        step = scale(self.method.step(self.context), gradient)
-        shift = tuple(s.detach() - s for s in step)
-        return add(self.context.after.lower, shift)
+        step = scale(self.method.step(self.context), self.gradient(upper, before))
+        return subtract(before, step)
 
     def _retaken(self, upper: Tensors) -> Tensors:
-        """Return the end of the recorded steps, taken again from `upper`, shifted to the present
-        solution.
-        """
+        """Return the end of the recorded steps, taken again from `upper`."""
         history = recorded(self.context, repr(self.method))
         update = UpdateMap(history.optimizer)
         iterate = update.start(history.lower, history.states, history.steps[0].options)
         for step in history.steps:
             gradient = received(step, self._raw_gradient(step, upper, iterate.lower), iterate.lower)
             iterate = update.step(iterate, gradient, step.options)
-        shift = subtract(iterate.lower, detach(iterate.lower))
-        return add(self.context.after.lower, shift)
+        return iterate.lower
 
     def _raw_gradient(self, step: LowerStep, upper: Tensors, lower: Tensors) -> Tensors:
         """Return the gradient of the loss on the batches of `step`, in the graph of both."""

@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from oracles import Vector, finite_difference, relative_error
+from oracles import NestedQuadratics, Vector, finite_difference, relative_error
 from torch import nn
 
-from blo import Engine, Problem, ProblemGraph, cg, darts, dense, hypergradient, t1t2
+from benchmarks.nested import received
+from blo import (
+    Engine,
+    FiniteDifference,
+    Problem,
+    ProblemGraph,
+    cg,
+    darts,
+    dense,
+    f2sa,
+    hypergradient,
+    t1t2,
+    unrolled,
+)
 from blo.methods.attached import third_order_norms
 
 
@@ -206,3 +219,27 @@ def test_dense_and_cg_agree_on_a_function_given_in_several_tensors():
     f = lambda x, y: y[0].sum() * y[1].sum() + x[0].sum()
     one = hypergradient(f, g, x, y, method=dense()).grads[0]
     assert relative_error(hypergradient(f, g, x, y, method=cg(4)).grads[0], one) < 1e-10
+
+
+# Away from where the solution below was found: differences of gradients at shifted values.
+
+DIFFERENCES = {
+    "darts": (darts(), t1t2()),
+    "one-sided": (darts(one_sided=True), t1t2()),
+    "cg by differences": (cg(30, products=FiniteDifference()), cg(30)),
+    "f2sa": (f2sa(100, rtol=1e-9), cg(30)),
+}
+
+
+@pytest.mark.parametrize("bottom", [dense(), t1t2(), unrolled()], ids=["dense", "t1t2", "unrolled"])
+@pytest.mark.parametrize("pair", DIFFERENCES.values(), ids=DIFFERENCES)
+def test_differences_at_a_middle_problem_see_the_solution_below_move(pair, bottom):
+    def hypergradient_of(method):
+        nested = NestedQuadratics({"x": ["y", "z"], "y": ["x", "z"], "z": ["x", "y"]})
+        values = {k: 1.1 * v for k, v in nested.solve()[0].items()}
+        problems = nested.problems(values, bottom, lr=0.02, steps=2)
+        problems[1].method = method
+        return received(Engine(ProblemGraph(problems)))[0]
+
+    exact = hypergradient_of(pair[1])
+    assert relative_error(hypergradient_of(pair[0]), exact) < 1e-4
