@@ -4,22 +4,31 @@ Importing the package registers its types with PEFT, so that ``PeftModel.from_pr
 them.
 """
 
+from adapters.autolora import AutoLoraConfig
 from adapters.bidora import BiDoraConfig, DirectionOrthogonality
 from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
 from adapters.diagonal import singular_values
 from adapters.export import export_lora
 from adapters.levels import Levels, levels
 from adapters.problems import two_level
+from adapters.ranks import rank_pattern, ranks, retrain_config
+from adapters.sora import Shrinkage, SoraConfig
 
 __all__ = [
+    "AutoLoraConfig",
     "BiDoraConfig",
     "BiLoraConfig",
     "Binarisation",
     "DirectionOrthogonality",
     "Levels",
     "Orthogonality",
+    "Shrinkage",
+    "SoraConfig",
     "export_lora",
     "levels",
+    "rank_pattern",
+    "ranks",
+    "retrain_config",
     "singular_values",
     "two_level",
 ]

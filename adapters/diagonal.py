@@ -6,7 +6,7 @@ gates. A folds into plain LoRA exactly, with the same rank: ``B <- B diag(g(d))`
 """
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,29 @@ __all__ = ["DiagonalModel", "DiagonalVariant", "singular_values"]
 
 
 class DiagonalVariant(BiLevelVariant):
-    """One adapter of one layer, ``dW = s B diag(g(d)) A``, d in the upper level.
+    """One adapter of one layer, ``dW = s B diag(g(d)) A``.
 
     Args:
         values: g, from ``(rank,)`` to ``(rank,)``.
         start: what every entry of d starts at.
+        noise: the standard deviation of the normal noise added to it.
+        level: the level that d belongs to.
     """
 
     upper = "lora_diagonal"
 
-    def __init__(self, values: Callable[[Tensor], Tensor], *, start: float) -> None:
+    def __init__(
+        self,
+        values: Callable[[Tensor], Tensor],
+        *,
+        start: float,
+        noise: float = 0.0,
+        level: Literal["upper", "lower"] = "upper",
+    ) -> None:
         self.values = values
         self.start = start
+        self.noise = noise
+        self.level = level
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
@@ -47,6 +58,8 @@ class DiagonalVariant(BiLevelVariant):
             module.adapter_layer_names = (*module.adapter_layer_names, variant.upper)
         A = factors(module, adapter_name).A
         diagonal = torch.full((A.shape[0],), variant.start, dtype=A.dtype, device=A.device)
+        if variant.noise:
+            diagonal += variant.noise * torch.randn_like(diagonal)
         getattr(module, variant.upper)[adapter_name] = nn.Parameter(diagonal)
 
     @staticmethod
@@ -68,6 +81,10 @@ class DiagonalVariant(BiLevelVariant):
         """d, shape ``(rank,)``."""
         d: Tensor = getattr(layer, self.upper)[adapter]
         return d
+
+    def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """Which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
+        return self.singular_values(layer, adapter).detach() != 0
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
         """``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""

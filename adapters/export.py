@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,23 +14,31 @@ from torch import Tensor
 from adapters.diagonal import DiagonalVariant
 from adapters.norms import widen
 from adapters.peft_glue import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, adapted_layers
+from adapters.ranks import alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
 
 
 def export_lora(
-    model: PeftModel, path: str | os.PathLike[str], adapter_name: str | None = None
+    model: PeftModel,
+    path: str | os.PathLike[str],
+    adapter_name: str | None = None,
+    *,
+    prune: bool = False,
 ) -> Path:
-    """The folder of a plain PEFT LoRA checkpoint that computes what the BiLoRA adapter computes.
+    """The folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
 
     The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
     approximation. Heads in ``modules_to_save`` and trained biases are included. The files appear
     complete or not at all; files of the same name are replaced.
 
     Args:
-        model: A PEFT model with a BiLoRA adapter.
+        model: A PEFT model with a BiLoRA, AutoLoRA or SoRA adapter.
         path: The folder to write.
         adapter_name: The adapter; the active one if None.
+        prune: Keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
+            are; truncates AutoLoRA to what it has selected. The checkpoint then has a
+            ``rank_pattern`` and an ``alpha_pattern``, which not every program but PEFT reads.
 
     Raises:
         TypeError: `model` is not a ``PeftModel``.
@@ -61,9 +70,9 @@ def export_lora(
         model.save_pretrained(str(folder), selected_adapters=[adapter])
         source = folder if adapter == "default" else folder / adapter
         weights, config = source / SAFETENSORS_WEIGHTS_NAME, source / CONFIG_NAME
-        folded = _folded(model, adapter, load_file(weights))
+        folded = _folded(model, adapter, load_file(weights), prune=prune)
         save_file(folded, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        (folder / CONFIG_NAME).write_text(_plain(model, adapter, config.read_text()))
+        (folder / CONFIG_NAME).write_text(_plain(model, adapter, config.read_text(), prune=prune))
         path.mkdir(exist_ok=True)
         # The configuration comes last: a folder without it is not a checkpoint.
         for name in ("README.md", SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
@@ -90,7 +99,9 @@ def _check_foldable(model: PeftModel, adapter: str) -> None:
     )
 
 
-def _folded(model: PeftModel, adapter: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(
+    model: PeftModel, adapter: str, saved: dict[str, Tensor], *, prune: bool
+) -> dict[str, Tensor]:
     folded = dict(saved)
     for name, _, layer, variant in adapted_layers(model, DiagonalVariant, adapter):
         key = f"{name}.lora_B.weight"
@@ -103,11 +114,21 @@ def _folded(model: PeftModel, adapter: str, saved: dict[str, Tensor]) -> dict[st
         B = saved[key]
         values = variant.singular_values(layer, adapter).detach().to(B.device, widen(B.dtype))
         folded[key] = (B * values).to(B.dtype).contiguous()
+        if prune:
+            kept = variant.kept(layer, adapter).nonzero().flatten().to(B.device)
+            if not len(kept):  # PEFT's lowest rank is 1; the column of B is zero
+                kept = torch.zeros(1, dtype=torch.long, device=B.device)
+            folded[key] = folded[key][:, kept].contiguous()
+            key = f"{name}.lora_A.weight"
+            folded[key] = folded[key][kept].contiguous()
     return folded
 
 
-def _plain(model: PeftModel, adapter: str, saved: str) -> str:
+def _plain(model: PeftModel, adapter: str, saved: str, *, prune: bool) -> str:
     own = {field.name for field in fields(model.peft_config[adapter])}
     own -= {field.name for field in fields(LoraConfig)}
     plain = {name: value for name, value in json.loads(saved).items() if name not in own}
+    if prune:
+        plain["rank_pattern"] = rank_pattern(model, adapter)
+        plain["alpha_pattern"] = alpha_pattern(model, adapter)
     return json.dumps({**plain, "peft_type": "LORA"}, indent=2, sort_keys=True)

@@ -20,7 +20,7 @@ class Levels:
     """
 
     upper: list[nn.Parameter]
-    """BiLoRA's singular values or BiDoRA's magnitudes."""
+    """BiLoRA's singular values, BiDoRA's magnitudes, AutoLoRA's selection variables."""
     lower: list[nn.Parameter]
     """All other trainable parameters: A, B, heads in ``modules_to_save``, trained biases."""
     upper_names: list[str]
@@ -52,8 +52,13 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
     upper = {
         f"{name}.{variant.upper}.{adapter}".removeprefix(".")
         for name, active, _, variant in adapted_layers(model, BiLevelVariant)
-        if active == adapter
+        if active == adapter and variant.level == "upper"
     }
+    if not upper:
+        raise ValueError(
+            f"adapter {adapter!r} trains all its parameters on one level; for a SoRA adapter with "
+            "its gates in the upper one, use SoraConfig(gate_level='upper')"
+        )
     others = _adapters(model) - {adapter}
     named = [
         (name, parameter)

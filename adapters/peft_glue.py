@@ -7,7 +7,7 @@ them public: the three dictionaries behind ``get_peft_model``, the map of custom
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 from peft import LoraConfig
 from peft.mapping import (
@@ -82,6 +82,8 @@ class BiLevelVariant(LoraVariant):
 
     upper: ClassVar[str]
     """Name of the layer's dictionary (adapter -> parameters) that the upper level owns."""
+    level: Literal["upper", "lower"] = "upper"
+    """Whether it does; "lower" for a method that trains everything on one level."""
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor | None:
         """The change of the weight, ``(out, in)``, or None for LoRA's own ``scale * B A``."""

@@ -13,7 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from adapters import BiDoraConfig, BiLoraConfig
+from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, SoraConfig
 
 Batch = dict[str, Tensor]
 
@@ -23,7 +23,8 @@ BILORA: dict[str, dict[str, Any]] = {
     "softmax-rank": {"values": "softmax", "scale_by_rank": True},
     "binary": {"values": "binary"},
 }
-METHODS = [*BILORA, "bidora"]
+DIAGONAL = [*BILORA, "autolora", "sora"]
+METHODS = [*DIAGONAL, "bidora"]
 
 
 def config(method: str, **options: Any) -> LoraConfig:
@@ -31,6 +32,10 @@ def config(method: str, **options: Any) -> LoraConfig:
     options = {"r": 3, "lora_alpha": 6, **options}
     if method == "bidora":
         return BiDoraConfig(**options)
+    if method == "autolora":
+        return AutoLoraConfig(**options)
+    if method == "sora":
+        return SoraConfig(gate_level="upper", **options)
     return BiLoraConfig(**BILORA[method], **options)
 
 

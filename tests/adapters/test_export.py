@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from adapters import export_lora
+from adapters import export_lora, levels
 from tests.adapters.models import (
     BASES,
-    BILORA,
+    DIAGONAL,
     adapted,
     bert,
     config,
@@ -56,8 +56,32 @@ for name in names:
 assert "adapters" not in sys.modules and "blo" not in sys.modules
 print("RESULT" + json.dumps(found))
 """
-OURS = [f"bert-{form}" for form in BILORA] + ["gpt2-softmax", "bert-bidora", "gpt2-bidora"]
+PRUNED = ["bert-autolora-pruned", "bert-sora-pruned", "gpt2-autolora-pruned"]
+OURS = [
+    *(f"bert-{form}" for form in DIAGONAL),
+    *("gpt2-softmax", "gpt2-autolora", "bert-bidora", "gpt2-bidora"),
+    *PRUNED,
+]
 STOCK = ["bert-lora", "gpt2-lora", "bert-dora", "gpt2-dora"]
+
+
+def select(model: PeftModel, method: str) -> None:
+    """Moves d so that every module loses a rank: a gate of zero, or shares below 1/3."""
+    with torch.no_grad():
+        for position, d in enumerate(levels(model).upper):
+            if method == "sora":
+                d[position % 3] = 0
+            else:
+                d.copy_(torch.tensor([1.0, -1.0, 0.5]).roll(position))
+
+
+def truncate(model: PeftModel) -> None:
+    """Sets the columns of B whose share is below 1/3 to zero."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in levels(model).upper_names:
+            columns = named[name.replace("lora_diagonal.default", "lora_B.default.weight")]
+            columns[:, torch.softmax(named[name], 0) < 1 / 3] = 0
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +100,13 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             )
             model = move(get_peft_model({"bert": bert, "gpt2": gpt2}[kind](), settings), 0.3)
         else:
-            model = adapted(kind, method, moved=0.3)
-        if method in BILORA:
+            model = adapted(kind, method.removesuffix("-pruned"), moved=0.3)
+        if name in PRUNED:
+            select(model, method.removesuffix("-pruned"))
+            export_lora(model, root / name, prune=True)
+            if "autolora" in name:
+                truncate(model)
+        elif method in DIAGONAL:
             export_lora(model, root / name)
         else:
             model.save_pretrained(root / name)
@@ -113,7 +142,7 @@ def test_stock_peft_warns_no_more_than_for_its_own(
     assert read[name]["warnings"] == read[f"{kind}-{own}"]["warnings"]
 
 
-@pytest.mark.parametrize("form", list(BILORA))
+@pytest.mark.parametrize("form", DIAGONAL)
 def test_an_exported_folder_is_that_of_plain_lora(form: str, tmp_path: Path) -> None:
     ours = adapted("bert", form, moved=0.3)
     theirs = get_peft_model(bert(), LoraConfig(r=3, lora_alpha=6, **BASES["bert"][1]))

@@ -6,7 +6,7 @@ from peft import AdaLoraConfig, KasaConfig, LoraConfig, PeftModel, get_peft_mode
 from torch import Tensor
 
 from adapters import singular_values
-from tests.adapters.models import BASES, BILORA, adapted, base_model, inputs, mlp, output
+from tests.adapters.models import BASES, DIAGONAL, adapted, base_model, inputs, mlp, output
 
 TARGETS = {"target_modules": ["first", "second"]}
 
@@ -26,9 +26,9 @@ def parameters(model: PeftModel) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if "lora_" in name}
 
 
-@pytest.mark.parametrize("form", list(BILORA))
+@pytest.mark.parametrize("form", DIAGONAL)
 @pytest.mark.parametrize("base", list(BASES))
-def test_bilora_is_lora_with_folded_factors(base: str, form: str) -> None:
+def test_diagonal_adapters_are_lora_with_folded_factors(base: str, form: str) -> None:
     ours = adapted(base, form, dtype=torch.float64, moved=0.3)
     fan = {"fan_in_fan_out": True} if base == "gpt2" else {}
     theirs = stock(LoraConfig(r=3, lora_alpha=6, **BASES[base][1], **fan), base)
@@ -49,8 +49,8 @@ def test_bilora_is_lora_with_folded_factors(base: str, form: str) -> None:
     torch.testing.assert_close(output(ours, batch), output(theirs, batch), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", list(BILORA))
-def test_bilora_is_adaloras_layer(form: str) -> None:
+@pytest.mark.parametrize("form", DIAGONAL)
+def test_diagonal_adapters_are_adaloras_layer(form: str) -> None:
     ours = adapted("mlp", form, dtype=torch.float64, moved=0.3)
     settings = AdaLoraConfig(init_r=3, target_r=3, lora_alpha=6, total_step=10, **TARGETS)
     theirs = stock(settings)
