@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 WORKERS ?= 2
-BENCHMARKS ?= accuracy speed memory scaling
+BENCHMARKS ?= accuracy speed memory compatibility
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip -qq --disable-pip-version-check
@@ -49,7 +49,7 @@ docs: .venv-docs/.docs ## the documentation site, in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, scaling
+bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, compatibility
 	@for name in $(BENCHMARKS); do $(bin)/python -m benchmarks.$$name || exit 1; done
 
 bench-peers: .venv-bench/.bench ## the same with the other libraries, in an environment of its own
