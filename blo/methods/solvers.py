@@ -40,6 +40,7 @@ from blo.methods.tensors import (
     norm,
     numel,
     scale,
+    subtract,
     unflatten,
     zeros_like,
 )
@@ -80,6 +81,8 @@ class Neumann:
         scale: None takes ``1 / L`` with `L` the largest curvature seen by `num_power_iterations`
             power iterations from `r`. They see the eigenvectors that the series sees, and cost
             nothing: the first terms of the series are combinations of the same powers ``H^k r``.
+            Where a growing term shows a larger curvature later, the sum is continued with its
+            inverse.
         damping: solves ``(H + damping I) v = rhs``.
         rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon.
         num_power_iterations: at most; a vector of memory each.
@@ -115,9 +118,9 @@ class Neumann:
             return system.solution(x, Status.TRUNCATED, length)
         powers = Powers(system, term, 0 if self.scale is not None else num_powers)
         step = powers.step if self.scale is None else self.scale
-        total, slack, status = term, 1.0 + 10 * system.eps, Status.TRUNCATED
+        total, known, slack = term, powers.num_products, 1.0 + 10 * system.eps
         for k in itertools.count(1):
-            if k <= powers.num_products:
+            if k <= known:
                 following = powers.term(k)
             elif system.num_products < self.max_products:
                 following = axpy(-step, system.product(term), term)
@@ -125,13 +128,18 @@ class Neumann:
                 break
             length_following = float(norm(following))
             if not length_following <= slack * length:
-                length, status = length_following, Status.DIVERGED
-                break
-            term, length = following, length_following
-            total = add(total, term)
+                x = axpy(step, total, x)
+                curvature = float(norm(subtract(following, term))) / (step * length)
+                length = length_following
+                if self.scale is not None or not 1.1 < step * curvature < math.inf:
+                    return system.solution(x, Status.DIVERGED, length, step)
+                total, step, known = following, 1.0 / curvature, 0
+            else:
+                total, length = add(total, following), length_following
+            term = following
             if length <= target:
-                status = Status.CONVERGED
                 break
+        status = Status.CONVERGED if length <= target else Status.TRUNCATED
         return system.solution(axpy(step, total, x), status, length, step)
 
 
