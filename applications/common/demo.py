@@ -15,19 +15,21 @@ from applications.common.tasks import CARRIED_TASK
 
 METHODS: Sequence[Method] = ("lora", "bilora")
 
-# Chosen by reason, none of it on test data: few examples, so that overfitting shows; enough
-# updates for the weights to fit them all; half of the headlines as test split, so that its
-# sampling error is small (about one point).
+# None of it was chosen on test data. By reason: few examples, so that overfitting shows; half of
+# the headlines as test split, so that its sampling error is small (about one point); singular
+# values that start at 1, so that lora_alpha means the same for both methods. The learning rate and
+# the number of updates are those with which LoRA fits the training examples soonest (98 % of them
+# after 100 updates at 2e-3, as after 150 at 1e-3), seen with --validation_fraction 0.5.
 PRESETS: Mapping[str, Any] = {
     "task_name": CARRIED_TASK,
     "model_name_or_path": "minilm",
     "max_train_samples": 120,
     "test_fraction": 0.5,
     "max_seq_length": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "upper_learning_rate": 1e-2,
     "scale_by_rank": True,
-    "max_steps": 150,
+    "max_steps": 100,
     "output_dir": "runs/nlu-demo",
 }
 
