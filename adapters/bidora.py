@@ -8,33 +8,43 @@ hypergradient through them, are then those of another function; here n stays in 
 values are DoRA's, and so is the checkpoint.
 
 Differs from the authors' code: m has one entry for each output of a layer, as in PEFT and in DoRA's
-own release, not one for each input, so that a checkpoint can be loaded elsewhere.
+own release, not one for each input, so that a checkpoint can be loaded elsewhere. Theirs is
+``norm_axis="in"``, ``W' = (W0 + s B A) diag(m / n)`` with n the norms of the columns.
+
+After the search, `retrain` freezes the magnitudes for a second phase on all the data.
 
 References: Qin, Zhang and Xie (2025), arXiv:2410.09758; Liu et al. (2024), arXiv:2402.09353.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from adapters.levels import levels
 from adapters.norms import from_orthonormal, row_norms, widen
 from adapters.peft_glue import (
     BiLevelConfig,
+    BiLevelLinear,
     BiLevelVariant,
     DoraLinearVariant,
+    FactorsOnlyModel,
     LoraLayer,
     adapted_layers,
     factors,
+    factors_in_use,
     magnitude_layer,
+    register,
+    restart_factors,
+    restart_saved_modules,
 )
 
-__all__ = ["BiDoraConfig", "DirectionOrthogonality"]
+__all__ = ["BiDoraConfig", "DirectionOrthogonality", "retrain"]
 
-OWN_FIELDS = ("bidora", "detach_norm")
+AXES = ("out", "in")
 
 
 class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
@@ -52,19 +62,27 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
         """No: ``W' - W0`` has full rank in general (PEFT says yes for DoRA and drops m)."""
         return False
 
+    def norms(self, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """n, the norms of the rows, ``(out,)``."""
+        norms = row_norms(weight, A, B, scale)
+        return norms.detach() if self.detach_norm else norms
+
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds m to the layer, the norms of the rows as the forward pass computes them."""
+        """Adds m to the layer, the norms as a forward pass without masks computes them."""
         if module.merged:
             raise ValueError(
                 f"adapter {adapter_name!r} cannot start from merged weights: call "
                 "model.unmerge_adapter() first"
             )
         weight, _, A, B, scale = factors(module, adapter_name)
-        if A.is_meta:  # low_cpu_mem_usage: the values come from the checkpoint
-            norms = torch.empty(B.shape[0], dtype=widen(weight.dtype), device="meta")
-        else:
-            norms = row_norms(weight.detach(), A.detach(), B.detach(), scale)
+        variant = _variant(module, adapter_name)
+        with torch.no_grad():
+            if not A.is_meta:
+                norms = variant.norms(weight, A, B, scale)
+            else:  # low_cpu_mem_usage: the values come from the checkpoint
+                size = A.shape[1] if isinstance(variant, ColumnVariant) else B.shape[0]
+                norms = torch.empty(size, dtype=widen(weight.dtype), device="meta")
         module.lora_magnitude_vector[adapter_name] = magnitude_layer(module, norms)
 
     @staticmethod
@@ -76,31 +94,97 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
         Written as ``result + update + (m / n - 1) y`` with ``y = (W0 + s B A) x``: exactly
         ``result`` at the start, and y is the only activation kept for the backward pass.
         """
-        weight, bias, A, B, scale = factors(module, active_adapter)
-        variant = module.lora_variant[active_adapter]
-        assert isinstance(variant, BiDoraVariant)
-        norms = row_norms(weight, A, B, scale)
-        if variant.detach_norm:
-            norms = norms.detach()
-        magnitude = module.lora_magnitude_vector[active_adapter].weight
-        assert isinstance(magnitude, Tensor)
+        weight, bias, A, B, scale = factors_in_use(module, active_adapter)
+        ratio = _ratio(module, active_adapter, weight, A, B, scale)
         update = F.linear(F.linear(x, A) * scale, B)
         y = result + update if bias is None else result - bias + update
-        return result + update + (magnitude / norms - 1) * y
+        return result + update + (ratio - 1) * y
+
+
+class ColumnVariant(BiDoraVariant):
+    """One adapter of one layer, ``W' = (W0 + s B A) diag(m / n)``, n the norms of the columns."""
+
+    def norms(self, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """n, the norms of the columns, ``(in,)``."""
+        return super().norms(weight.T, B.T, A.T, scale)
+
+    @staticmethod
+    def forward(
+        module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """``bias + (W0 + s B A) (m / n) x``, with a second product with W0."""
+        weight, _, A, B, scale = factors_in_use(module, active_adapter)
+        ratio = _ratio(module, active_adapter, weight, A, B, scale)
+        stretch = F.linear(((ratio - 1) * x).to(weight.dtype), weight)
+        return result + stretch + F.linear(F.linear(ratio * x, A) * scale, B)
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter merged into it, in a new tensor."""
+        assert isinstance(module, BiLevelLinear)
+        if module.merged_adapters:
+            raise ValueError(
+                f"adapter {active_adapter!r} with norm_axis='in' cannot be merged into weights "
+                f"that hold {module.merged_adapters}: call model.unmerge_adapter() first"
+            )
+        weight, _, A, B, scale = factors_in_use(module, active_adapter)  # masks are off
+        ratio = _ratio(module, active_adapter, weight, A, B, scale)
+        module._cache_store(f"{active_adapter}-ratio", ratio)
+        ratio = ratio[:, None] if module.fan_in_fan_out else ratio
+        delta = module.get_delta_weight(active_adapter)
+        return (ratio * (orig_weight + delta)).to(orig_weight.dtype)
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """Merges the adapter into the base weight in place."""
+        orig_weight.copy_(ColumnVariant.merge_safe(module, active_adapter, orig_weight))
+
+    @staticmethod
+    @torch.no_grad()
+    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter taken out."""
+        assert isinstance(module, BiLevelLinear)
+        ratio = module._cache_pop(f"{active_adapter}-ratio")
+        ratio = ratio[:, None] if module.fan_in_fan_out else ratio
+        delta = module.get_delta_weight(active_adapter)
+        weight: Tensor = (orig_weight / ratio - delta).to(orig_weight.dtype)
+        return weight
+
+
+def _variant(module: LoraLayer, adapter: str) -> BiDoraVariant:
+    variant = module.lora_variant[adapter]
+    assert isinstance(variant, BiDoraVariant)
+    return variant
+
+
+def _ratio(
+    module: LoraLayer, adapter: str, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Tensor:
+    """``m / n``."""
+    magnitude = module.lora_magnitude_vector[adapter].weight
+    assert isinstance(magnitude, Tensor)
+    return magnitude / _variant(module, adapter).norms(weight, A, B, scale)
 
 
 @dataclass
 class BiDoraConfig(BiLevelConfig):
-    """Configuration of BiDoRA, for ``peft.get_peft_model``; every option of ``LoraConfig`` and one.
+    """Configuration of BiDoRA for ``peft.get_peft_model``; every option of ``LoraConfig``, the mask
+    options of `LoraDropoutConfig`, and two.
 
     The checkpoint is a plain PEFT DoRA checkpoint: ``PeftModel.from_pretrained`` loads it, without
     this package too, as DoRA. To go on training with BiDoRA, pass the config:
     ``PeftModel.from_pretrained(base, path, config=BiDoraConfig.from_pretrained(path),
-    is_trainable=True)``.
+    is_trainable=True)``. With ``norm_axis="in"`` or masks it is no DoRA checkpoint: it gets the
+    type BIDORA, which PEFT loads where this package is imported.
 
     Args:
         detach_norm: Hold n constant in the backward pass, as PEFT's DoRA does. The hypergradient is
             then wrong; for comparisons.
+        norm_axis: ``"out"``, one magnitude for each output, the norms of the rows. ``"in"``, the
+            authors' code's: one for each input, the norms of the columns. No PEFT checkpoint can
+            hold those; ``model.merge_and_unload()`` gives plain weights.
 
     Example:
         >>> from adapters import BiDoraConfig, levels
@@ -119,9 +203,12 @@ class BiDoraConfig(BiLevelConfig):
     detach_norm: bool = field(
         default=False, metadata={"help": "Hold the norm constant in the backward pass."}
     )
+    norm_axis: Literal["out", "in"] = field(
+        default="out", metadata={"help": "One magnitude for each 'out'put or each 'in'put."}
+    )
     # Makes a layer of PEFT's own, which would detach the norm, refuse the config.
     bidora: bool = field(default=True, init=False, repr=False, metadata={"is_lora_variant": True})
-    own_variants: ClassVar[frozenset[str]] = frozenset({"use_dora", "bidora"})
+    own_variants: ClassVar[frozenset[str]] = frozenset({"use_dora", "bidora", "mask_rate"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,21 +220,100 @@ class BiDoraConfig(BiLevelConfig):
                 "frozen weight sees the dropped input too, so the model would not start as the "
                 "frozen one; use the base model's dropout"
             )
+        if self.norm_axis not in AXES:
+            raise ValueError(f"norm_axis must be one of {AXES}, got {self.norm_axis!r}")
+        if not self.is_dora:
+            self.peft_type = BIDORA
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether PEFT's DoRA computes the same from the same checkpoint."""
+        return self.norm_axis == "out" and self.mask_rate == 0
 
     def variant(self) -> BiDoraVariant:
         """The layer's forward pass."""
-        return BiDoraVariant(detach_norm=self.detach_norm)
+        kind = BiDoraVariant if self.norm_axis == "out" else ColumnVariant
+        return kind(detach_norm=self.detach_norm)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as PEFT saves it: that of a plain DoRA adapter."""
+        """The config as PEFT saves it: that of a plain DoRA adapter if it is one."""
         saved: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in saved.items() if name not in OWN_FIELDS}
+        own = {option.name for option in fields(self)} if self.is_dora else {"bidora"}
+        own -= {option.name for option in fields(LoraConfig)}
+        return {name: value for name, value in saved.items() if name not in own}
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> "BiDoraConfig":
-        """The config read from a DoRA checkpoint, whose type says LORA."""
+        """The config read from a DoRA checkpoint, whose type says LORA, or from one of our own."""
+        if kwargs.get("peft_type") == BIDORA:
+            own: BiDoraConfig = super().from_peft_type(**kwargs)  # type: ignore[no-untyped-call]
+            return own
         plain = LoraConfig.from_peft_type(**kwargs)
         return cls(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+
+BIDORA = register("BIDORA", BiDoraConfig, FactorsOnlyModel)
+
+
+def retrain(
+    model: PeftModel, *, restart: bool = True, adapter_name: str | None = None
+) -> list[nn.Parameter]:
+    """Freezes the magnitudes that the search has found, and returns what is left to train.
+
+    The second phase of BiDoRA: ``min L(A, B, m)`` over A, B and the heads on all the data, m fixed;
+    a graph of one `Problem`, or any training loop.
+
+    Args:
+        model: A model with an active BiDoRA adapter, after the search.
+        restart: Start A, B and the heads in ``modules_to_save`` as a new adapter does, as the
+            authors' code does (with new random values for A); if False, go on from where they are.
+        adapter_name: The adapter; needed where several are active.
+
+    Returns:
+        The lower parameters, for the optimizer of the second phase.
+
+    Raises:
+        ValueError: No BiDoRA adapter is active; or its values cannot start anew, because
+            ``init_lora_weights=False``, or because biases or tokens of the base model were trained.
+
+    Example:
+        >>> from adapters import BiDoraConfig, retrain
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> model = get_peft_model(net, BiDoraConfig(r=2, target_modules=["0"]))
+        >>> optimizer = torch.optim.AdamW(retrain(model), lr=1e-3)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['base_model.model.0.lora_A.default.weight', 'base_model.model.0.lora_B.default.weight']
+
+    Reference: Qin, Zhang and Xie (2025), arXiv:2410.09758.
+    """
+    split = levels(model, adapter_name)
+    found = list(adapted_layers(model, BiDoraVariant, adapter_name))
+    if not found:
+        raise ValueError(
+            "retrain needs an active BiDoRA adapter; wrap the model with "
+            "get_peft_model(model, BiDoraConfig(...))"
+        )
+    adapter = found[0][1]
+    if restart:
+        config: Any = model.peft_config[adapter]
+        for option, fresh in (("bias", "none"), ("trainable_token_indices", None)):
+            if getattr(config, option) != fresh:
+                raise ValueError(
+                    f"restart=True needs {option}={fresh!r}, got {getattr(config, option)!r}: what "
+                    "the base model started from is not kept; use restart=False"
+                )
+        if config.init_lora_weights is False:
+            raise ValueError(
+                "restart=True needs init_lora_weights, got False; use restart=False, or set "
+                "model.peft_config[adapter].init_lora_weights = True"
+            )
+        for _, _, layer, _ in found:
+            restart_factors(layer, adapter, config.init_lora_weights)
+        restart_saved_modules(model, adapter)
+    for parameter in split.upper:
+        parameter.requires_grad_(False)
+    return split.lower
 
 
 @dataclass(frozen=True)
@@ -155,9 +321,9 @@ class DirectionOrthogonality:
     """Penalty that pushes the rows of every BiDoRA direction matrix apart.
 
     weight * mean over layers of ``|D D^T - I|_F^2`` with ``D = (W0 + s B A) / n``, whose rows have
-    norm one; with ``squared=False``, the norms instead of their squares, as in the authors' code
-    (which has unit columns and takes ``D^T D``, see the module). Part of the lower loss. Forms
-    matrices of the size of a weight, and of ``(out, out)``.
+    norm one; with ``squared=False``, the norms instead of their squares, as in the authors' code.
+    With ``norm_axis="in"``, the columns have, and it is ``D^T D``. Part of the lower loss. Forms
+    matrices of the size of a weight, and of ``(out, out)``. Masks play no part.
 
     Args:
         weight: The factor, at least 0; 1e-5 in the authors' scripts.
@@ -188,10 +354,13 @@ class DirectionOrthogonality:
             ValueError: The model has no active BiDoRA adapter.
         """
         terms = []
-        for _, adapter, layer, _ in adapted_layers(model, BiDoraVariant):
+        for _, adapter, layer, variant in adapted_layers(model, BiDoraVariant):
             weight, _, A, B, scale = factors(layer, adapter)
             with torch.autocast(weight.device.type, enabled=False):
-                directions = F.normalize(weight + scale * (B @ A), dim=1)
+                directions = weight + scale * (B @ A)
+                if isinstance(variant, ColumnVariant):
+                    directions = directions.T
+                directions = F.normalize(directions, dim=1)
             terms.append(from_orthonormal(directions, squared=self.squared))
         if not terms:
             raise ValueError(

@@ -73,7 +73,7 @@ class BiLoraConfig(BiLevelConfig):
     scale_by_rank: bool = field(
         default=False, metadata={"help": "Multiply softmax singular values by the rank."}
     )
-    own_variants: ClassVar[frozenset[str]] = frozenset({"values"})
+    own_variants: ClassVar[frozenset[str]] = frozenset({"values", "mask_rate"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

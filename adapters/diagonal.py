@@ -6,25 +6,26 @@ gates. A folds into plain LoRA exactly, with the same rank: ``B <- B diag(g(d))`
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.norms import widen
 from adapters.peft_glue import (
-    BiLevelLinear,
-    BiLevelVariant,
+    AdditiveVariant,
+    FactorsOnlyModel,
     LoraLayer,
-    LoraModel,
     adapted_layers,
     factors,
+    factors_in_use,
 )
 
 __all__ = ["DiagonalModel", "DiagonalVariant", "singular_values"]
 
 
-class DiagonalVariant(BiLevelVariant):
+class DiagonalVariant(AdditiveVariant):
     """One adapter of one layer, ``dW = s B diag(g(d)) A``.
 
     Args:
@@ -68,10 +69,9 @@ class DiagonalVariant(BiLevelVariant):
     ) -> Tensor:
         """``result + s B (g(d) * A x)``."""
         values = _variant(module, active_adapter).singular_values(module, active_adapter)
-        lora_A, lora_B = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        hidden = lora_A(module.lora_dropout[active_adapter](x))
-        update: Tensor = lora_B(hidden * (module.scaling[active_adapter] * values))
-        return result + update
+        _, _, A, B, scale = factors_in_use(module, active_adapter)
+        hidden = F.linear(module.lora_dropout[active_adapter](x), A)
+        return result + F.linear(hidden * (scale * values), B)
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
         """``g(d)``, shape ``(rank,)``."""
@@ -93,24 +93,6 @@ class DiagonalVariant(BiLevelVariant):
         values = scale * self.singular_values(layer, adapter).to(dtype)
         return ((B.to(dtype) * values) @ A.to(dtype)).to(A.dtype)
 
-    @staticmethod
-    @torch.no_grad()
-    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter added, in a new tensor."""
-        return orig_weight + _delta(module, active_adapter, orig_weight)
-
-    @staticmethod
-    @torch.no_grad()
-    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
-        """Adds the adapter to the base weight in place."""
-        orig_weight.add_(_delta(module, active_adapter, orig_weight))
-
-    @staticmethod
-    @torch.no_grad()
-    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter taken out."""
-        return orig_weight.detach() - _delta(module, active_adapter, orig_weight)
-
 
 def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
     variant = module.lora_variant[adapter]
@@ -118,20 +100,8 @@ def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
     return variant
 
 
-def _delta(module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
-    assert isinstance(module, BiLevelLinear)
-    return module.get_delta_weight(adapter).to(weight.dtype)
-
-
-class DiagonalModel(LoraModel):
+class DiagonalModel(FactorsOnlyModel):
     """PEFT's LoRA model, less what would drop the singular values without a word."""
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses: PEFT combines A and B alone."""
-        raise NotImplementedError(
-            "add_weighted_adapter would ignore the singular values; fold each adapter into a plain "
-            "LoRA checkpoint with adapters.export_lora and combine those"
-        )
 
 
 def singular_values(model: nn.Module) -> dict[str, Tensor]:

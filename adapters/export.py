@@ -11,9 +11,17 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters.bidora import BiDoraConfig
 from adapters.diagonal import DiagonalVariant
 from adapters.norms import widen
-from adapters.peft_glue import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, adapted_layers
+from adapters.peft_glue import (
+    CONFIG_NAME,
+    MASK_LOGIT,
+    SAFETENSORS_WEIGHTS_NAME,
+    BiLevelVariant,
+    adapted_layers,
+    mask_logit,
+)
 from adapters.ranks import alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
@@ -29,11 +37,14 @@ def export_lora(
     """The folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
 
     The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
-    approximation. Heads in ``modules_to_save`` and trained biases are included. The files appear
-    complete or not at all; files of the same name are replaced.
+    approximation. So is the mean of LoRA Dropout's masks, ``B <- (1 - p)^2 B``: the checkpoint is
+    the adapter with its masks off; that of a masked BiDoRA adapter is a DoRA checkpoint. Heads in
+    ``modules_to_save`` and trained biases are included. The files appear complete or not at all;
+    files of the same name are replaced.
 
     Args:
-        model: A PEFT model with a BiLoRA, AutoLoRA or SoRA adapter.
+        model: A PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, or one of BiDoRA
+            with masks.
         path: The folder to write.
         adapter_name: The adapter; the active one if None.
         prune: Keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
@@ -85,9 +96,16 @@ def _check_foldable(model: PeftModel, adapter: str) -> None:
         raise ValueError(
             f"adapter_name must be one of {sorted(model.peft_config)}, got {adapter!r}"
         )
-    if next(adapted_layers(model, DiagonalVariant, adapter), None) is not None:
-        return
-    if getattr(model.peft_config[adapter], "use_dora", False):
+    config = model.peft_config[adapter]
+    if isinstance(config, BiDoraConfig) and config.norm_axis == "in":
+        raise ValueError(
+            f"adapter {adapter!r} has norm_axis='in', one magnitude for each input, which no PEFT "
+            "checkpoint can hold; save model.merge_and_unload()"
+        )
+    for _, _, _, variant in adapted_layers(model, BiLevelVariant, adapter):
+        if isinstance(variant, DiagonalVariant) or variant.masks is not None:
+            return
+    if getattr(config, "use_dora", False):
         raise ValueError(
             f"adapter {adapter!r} cannot become LoRA: its change of the weights, "
             "diag(m / n) (W0 + s B A) - W0, has full rank. It needs no export: "
@@ -103,18 +121,27 @@ def _folded(
     model: PeftModel, adapter: str, saved: dict[str, Tensor], *, prune: bool
 ) -> dict[str, Tensor]:
     folded = dict(saved)
-    for name, _, layer, variant in adapted_layers(model, DiagonalVariant, adapter):
+    for name, _, layer, variant in adapted_layers(model, BiLevelVariant, adapter):
         key = f"{name}.lora_B.weight"
         if key not in saved:
             raise ValueError(
                 f"module {name!r} of adapter {adapter!r} is not in the checkpoint that PEFT wrote: "
                 "it leaves out modules that are called as another adapter; rename that adapter"
             )
-        del folded[f"{name}.{variant.upper}"]
         B = saved[key]
-        values = variant.singular_values(layer, adapter).detach().to(B.device, widen(B.dtype))
+        dtype = widen(B.dtype)
+        values = torch.ones(1, dtype=dtype, device=B.device)
+        if isinstance(variant, DiagonalVariant):
+            del folded[f"{name}.{variant.upper}"]
+            values = variant.singular_values(layer, adapter).detach().to(B.device, dtype)
+        if variant.masks is not None:
+            logit = mask_logit(layer, adapter)
+            if logit is not None:
+                del folded[f"{name}.{MASK_LOGIT}"]
+                logit = logit.detach().to(B.device, dtype)
+            values = values * variant.masks.expected(logit)
         folded[key] = (B * values).to(B.dtype).contiguous()
-        if prune:
+        if prune and isinstance(variant, DiagonalVariant):
             kept = variant.kept(layer, adapter).nonzero().flatten().to(B.device)
             if not len(kept):  # PEFT's lowest rank is 1; the column of B is zero
                 kept = torch.zeros(1, dtype=torch.long, device=B.device)

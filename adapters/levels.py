@@ -20,7 +20,8 @@ class Levels:
     """
 
     upper: list[nn.Parameter]
-    """BiLoRA's singular values, BiDoRA's magnitudes, AutoLoRA's selection variables."""
+    """BiLoRA's singular values, BiDoRA's magnitudes, AutoLoRA's selection variables, LoRA
+    Dropout's rates where they are learned."""
     lower: list[nn.Parameter]
     """All other trainable parameters: A, B, heads in ``modules_to_save``, trained biases."""
     upper_names: list[str]
@@ -50,14 +51,16 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
     """
     adapter = _active(model, adapter_name)
     upper = {
-        f"{name}.{variant.upper}.{adapter}".removeprefix(".")
+        f"{name}.{container}.{adapter}".removeprefix(".")
         for name, active, _, variant in adapted_layers(model, BiLevelVariant)
-        if active == adapter and variant.level == "upper"
+        if active == adapter
+        for container in variant.upper_containers
     }
     if not upper:
         raise ValueError(
             f"adapter {adapter!r} trains all its parameters on one level; for a SoRA adapter with "
-            "its gates in the upper one, use SoraConfig(gate_level='upper')"
+            "its gates in the upper one, use SoraConfig(gate_level='upper'); for a LoRA Dropout "
+            "adapter with its rates there, LoraDropoutConfig(learn_mask_rate=True)"
         )
     others = _adapters(model) - {adapter}
     named = [

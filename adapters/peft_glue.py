@@ -6,9 +6,10 @@ them public: the three dictionaries behind ``get_peft_model``, the map of custom
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
+import torch
 from peft import LoraConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -25,27 +26,38 @@ from peft.tuners.lora.layer import (  # type: ignore[attr-defined]
 )
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
+
+from adapters.masks import Masks
 
 __all__ = [
     "CONFIG_NAME",
+    "MASK_LOGIT",
     "SAFETENSORS_WEIGHTS_NAME",
+    "AdditiveVariant",
     "BiLevelConfig",
     "BiLevelLinear",
     "BiLevelVariant",
     "DoraLinearVariant",
     "Factors",
+    "FactorsOnlyModel",
     "LoraLayer",
     "LoraModel",
     "adapted_layers",
     "factors",
+    "factors_in_use",
+    "lora_layers",
     "magnitude_layer",
+    "mask_logit",
     "register",
+    "restart_factors",
+    "restart_saved_modules",
 ]
 
 V = TypeVar("V", bound="BiLevelVariant")
 INITS = (True, False, "gaussian")
+MASK_LOGIT = "lora_mask_logit"
 
 
 class ExternalPeftType(str):
@@ -85,9 +97,59 @@ class BiLevelVariant(LoraVariant):
     level: Literal["upper", "lower"] = "upper"
     """Whether it does; "lower" for a method that trains everything on one level."""
 
+    masks: Masks | None = None
+    """LoRA Dropout's masks on the factors."""
+
+    @property
+    def upper_containers(self) -> tuple[str, ...]:
+        """The names of the layer's dictionaries that the upper level owns."""
+        own = (self.upper,) if self.level == "upper" else ()
+        return (*own, MASK_LOGIT) if self.masks is not None and self.masks.learned else own
+
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor | None:
-        """The change of the weight, ``(out, in)``, or None for LoRA's own ``scale * B A``."""
+        """The change of the weight, ``(out, in)``, or None for LoRA's own ``scale * B A``.
+
+        Without masks; `BiLevelLinear.get_delta_weight` multiplies it by their mean.
+        """
         return None
+
+
+class AdditiveVariant(BiLevelVariant):
+    """A variant that adds a matrix to the weight: how it merges."""
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter added, in a new tensor."""
+        return orig_weight + _delta(module, active_adapter, orig_weight)
+
+    @staticmethod
+    @torch.no_grad()
+    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """Adds the adapter to the base weight in place."""
+        orig_weight.add_(_delta(module, active_adapter, orig_weight))
+
+    @staticmethod
+    @torch.no_grad()
+    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the adapter taken out."""
+        return orig_weight.detach() - _delta(module, active_adapter, orig_weight)
+
+
+def _delta(module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
+    assert isinstance(module, BiLevelLinear)
+    return module.get_delta_weight(adapter).to(weight.dtype)
+
+
+class FactorsOnlyModel(LoraModel):
+    """PEFT's LoRA model, less what would combine A and B and drop the rest without a word."""
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: PEFT combines A and B alone."""
+        raise NotImplementedError(
+            "add_weighted_adapter would ignore all but A and B; write each adapter as a plain PEFT "
+            "checkpoint with adapters.export_lora and combine those"
+        )
 
 
 @dataclass
@@ -97,12 +159,42 @@ class BiLevelConfig(LoraConfig):
     Adapts ``torch.nn.Linear`` and GPT-2's ``Conv1D``; which of the two decides ``fan_in_fan_out``.
     """
 
+    mask_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "LoRA Dropout: the probability that a mask drops an input of A or an output "
+            "of B.",
+            "is_lora_variant": True,
+        },
+    )
+    mask_inverted: bool = field(
+        default=False, metadata={"help": "LoRA Dropout: divide each mask by 1 - mask_rate."}
+    )
+    learn_mask_rate: bool = field(
+        default=False,
+        metadata={"help": "LoRA Dropout: learn one rate a layer at the upper level."},
+    )
+    mask_temperature: float = field(
+        default=0.1, metadata={"help": "LoRA Dropout: temperature of masks with learned rates."}
+    )
     own_variants: ClassVar[frozenset[str]] = frozenset()
-    """The LoRA variants, as PEFT calls them, that the method itself turns on."""
+    """The LoRA variants, as PEFT calls them, that the method itself turns on; "mask_rate" where the
+    factors may be masked."""
 
     def variant(self) -> BiLevelVariant:
         """What the method adds to a layer."""
         raise NotImplementedError(f"{type(self).__name__} defines no variant")
+
+    def masks(self) -> Masks | None:
+        """The masks on a layer's factors, or None without LoRA Dropout."""
+        if self.mask_rate == 0:
+            return None
+        return Masks(
+            rate=self.mask_rate,
+            inverted=self.mask_inverted,
+            learned=self.learn_mask_rate,
+            temperature=self.mask_temperature,
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -118,13 +210,28 @@ class BiLevelConfig(LoraConfig):
                     f"{option} is not supported by {method}, got {getattr(self, option)!r}; adapt "
                     "whole torch.nn.Linear or Conv1D modules through target_modules"
                 )
-        for field in fields(self):
-            foreign = field.metadata.get("is_lora_variant") and field.name not in self.own_variants
-            if foreign and getattr(self, field.name):
+        foreign = [
+            option.name
+            for option in fields(self)
+            if option.metadata.get("is_lora_variant") and option.name not in self.own_variants
+        ]
+        for option in foreign:
+            if getattr(self, option):
                 raise ValueError(
-                    f"{field.name} cannot be combined with {method}, got "
-                    f"{getattr(self, field.name)!r}; leave it at its default"
+                    f"{option} cannot be combined with {method}, got {getattr(self, option)!r}; "
+                    "leave it at its default"
                 )
+        if not 0 <= self.mask_rate < 1:
+            raise ValueError(f"mask_rate must be in [0, 1) for {method}, got {self.mask_rate!r}")
+        if self.learn_mask_rate and not self.mask_rate > 0:
+            raise ValueError(
+                f"learn_mask_rate=True needs a mask_rate above 0 to start from for {method}, got "
+                f"{self.mask_rate!r}"
+            )
+        if not self.mask_temperature > 0:
+            raise ValueError(
+                f"mask_temperature must be above 0 for {method}, got {self.mask_temperature!r}"
+            )
         # The first match wins; the last entry refuses what the others do not adapt.
         self._register_custom_module(
             {nn.Linear: BiLevelLinear, Conv1D: BiLevelLinear, nn.Module: _Unsupported}
@@ -141,12 +248,20 @@ class BiLevelLinear(Linear):
         base = self.get_base_layer()
         _refuse_quantised(base)
         config.fan_in_fan_out = self.fan_in_fan_out = isinstance(base, Conv1D)
+        if isinstance(config, BiLevelConfig) and config.learn_mask_rate:
+            if not hasattr(self, MASK_LOGIT):
+                setattr(self, MASK_LOGIT, nn.ParameterDict())
+                self.adapter_layer_names = (*self.adapter_layer_names, MASK_LOGIT)
+            start = torch.logit(torch.tensor([config.mask_rate]))
+            getattr(self, MASK_LOGIT)[adapter_name] = nn.Parameter(start)
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """The method of one adapter: a layer may hold BiDoRA, DoRA and LoRA adapters at once."""
         if isinstance(config, BiLevelConfig):
-            return config.variant()
+            variant = config.variant()
+            variant.masks = config.masks()
+            return variant
         return super().resolve_lora_variant(config=config, **kwargs)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -156,8 +271,28 @@ class BiLevelLinear(Linear):
         if isinstance(variant, BiLevelVariant):
             delta = variant.delta_weight(self, adapter)
         if delta is None:
-            return super().get_delta_weight(adapter)
-        return delta.T if self.fan_in_fan_out else delta
+            delta = super().get_delta_weight(adapter)
+        elif self.fan_in_fan_out:
+            delta = delta.T
+        if isinstance(variant, BiLevelVariant) and variant.masks is not None:
+            delta = delta * variant.masks.expected(mask_logit(self, adapter))
+        return delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds adapters to the base weight.
+
+        Raises:
+            ValueError: Masks are on, so that the layer computes something else every time.
+        """
+        for adapter in self.active_adapters if adapter_names is None else adapter_names:
+            variant: LoraVariant | None = self.lora_variant.get(adapter)
+            masks = variant.masks if isinstance(variant, BiLevelVariant) else None
+            if masks is not None and masks.on(training=self.training):
+                raise ValueError(
+                    f"adapter {adapter!r} cannot be merged while its masks are on: call "
+                    "model.eval() first (and leave `masking`)"
+                )
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
 
 
 class _Unsupported(nn.Module):
@@ -215,6 +350,34 @@ def factors(layer: LoraLayer, adapter: str) -> Factors:
     return Factors(weight, base.bias, A.weight, B.weight, layer.scaling[adapter])
 
 
+def factors_in_use(layer: LoraLayer, adapter: str) -> Factors:
+    """The tensors of one adapter as a forward pass uses them.
+
+    `factors` without LoRA Dropout. With it, A and B under new masks while those are on, and
+    multiplied by the masks' mean while they are off.
+    """
+    weight, bias, A, B, scale = factors(layer, adapter)
+    variant = layer.lora_variant.get(adapter)
+    masks = variant.masks if isinstance(variant, BiLevelVariant) else None
+    if masks is not None:
+        assert isinstance(layer, BiLevelLinear)
+        logit = mask_logit(layer, adapter)
+        if masks.on(training=layer.training):
+            A, B = masks.apply(A, B, logit)
+        elif not masks.inverted:
+            B = B * masks.expected(logit)
+    return Factors(weight, bias, A, B, scale)
+
+
+def mask_logit(layer: LoraLayer, adapter: str) -> Tensor | None:
+    """The logit of a learned mask rate, shape ``(1,)``, or None where the rate is fixed."""
+    logits = getattr(layer, MASK_LOGIT, None)
+    if logits is None or adapter not in logits:
+        return None
+    logit: Tensor = logits[adapter]
+    return logit
+
+
 def adapted_layers(
     model: nn.Module, variant: type[V], adapter_name: str | None = None
 ) -> Iterator[tuple[str, str, BiLevelLinear, V]]:
@@ -233,8 +396,44 @@ def adapted_layers(
                     yield name, adapter, module, found
 
 
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, str, LoraLayer]]:
+    """Name, adapter and layer of every active LoRA adapter, PEFT's own or ours, in order.
+
+    Names are those of the model that was adapted.
+
+    Raises:
+        TypeError: An adapted module has no factors A and B that are matrices.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter not in module.scaling:
+                continue
+            if adapter not in module.lora_A or factors(module, adapter).A.dim() != 2:
+                raise TypeError(
+                    f"module {name!r} is adapted as {type(module).__name__}, without matrices A "
+                    "and B; adapt torch.nn.Linear or Conv1D modules through target_modules"
+                )
+            yield name.removeprefix("base_model.model."), adapter, module
+
+
 def magnitude_layer(layer: LoraLayer, magnitude: Tensor) -> nn.Module:
     """The module under which PEFT keeps, saves and merges a DoRA magnitude."""
     holder: nn.Module = DoraLinearLayer(getattr(layer, "fan_in_fan_out", False))
     holder.weight = nn.Parameter(magnitude)
     return holder
+
+
+def restart_factors(layer: LoraLayer, adapter: str, init: bool | str) -> None:
+    """Gives A and B of one adapter new values, as a new adapter gets them."""
+    with torch.no_grad():
+        layer.reset_lora_parameters(adapter, init)
+
+
+def restart_saved_modules(model: nn.Module, adapter: str) -> None:
+    """Gives the modules in ``modules_to_save`` the values of the base model."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
+            trained: Any = module.modules_to_save[adapter]
+            trained.load_state_dict(module.original_module.state_dict())
