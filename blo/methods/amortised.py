@@ -97,6 +97,7 @@ class Amortised:
             residual = float(norm(r)) / size if size > 0.0 else math.nan
             v = scale(used, r) if v is None else add(v, scale(used, r))
         assert v is not None
+        value = scale(-1.0, products.mixed(v))
         info = Info(
             method=repr(self),
             point="after",
@@ -107,7 +108,6 @@ class Amortised:
             num_gradients=products.num_gradients,
             num_products=products.num_products,
         )
-        value = scale(-1.0, products.mixed(v))
         return Response(value, v, info)
 
     def _step(self, context: Context) -> tuple[float, ...]:
