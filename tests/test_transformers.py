@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import relative_error
 
-from blo import Engine, Problem, ProblemGraph, cg, darts, neumann, t1t2
+from blo import Engine, Problem, ProblemGraph, cg, darts, f2sa, neumann, pbgd, t1t2
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,7 +48,14 @@ def received(method, attention, *, dropout=0.0, checkpointing=False, batch_type=
     return torch.stack(grads)
 
 
-METHODS = [darts(), t1t2(), cg(3, damping=1.0), neumann(2, scale=0.1)]
+METHODS = [
+    darts(),
+    t1t2(),
+    cg(3, damping=1.0),
+    neumann(2, scale=0.1),
+    f2sa(3, damping=1.0),
+    pbgd(num_steps=2),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from blo.methods.attached import AttachedObjective
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.methods.optimizers import UpdateMap
 from blo.methods.replay import Drift, Segment, lower_gradient, recorded
@@ -72,7 +73,7 @@ class Evolution:
         The state is that of the generator of directions.
 
         Raises:
-            ValueError: without a record of the lower steps.
+            ValueError: without a record of the lower steps, or if they see solutions below them.
             TypeError: if the lower optimizer's steps cannot be taken again.
             RuntimeError: if the steps, taken again where they were taken, lead elsewhere.
             FloatingPointError: if `F` is not finite at a shifted point.
@@ -118,6 +119,12 @@ def _steps_again(context: Context) -> tuple[Callable[[Tensors], Tensors], Tensor
     number of lower steps; each evaluation costs one gradient a step.
     """
     history = recorded(context, "evolution()")
+    if any(isinstance(o, AttachedObjective) for step in history.steps for o in step.objectives):
+        raise ValueError(
+            "evolution() takes the lower steps again at shifted upper parameters, and solutions "
+            "below that the steps read would not move with them; take a method with derivatives, "
+            "such as cg(10), or set through_response=False on the problem"
+        )
     update = UpdateMap(history.optimizer)
     start = update.start(history.lower, history.states, history.steps[0].options)
 

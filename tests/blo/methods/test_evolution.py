@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import Vector, finite_difference
+from oracles import NestedQuadratics, Vector, finite_difference
 from torch import nn
 
 from blo import Engine, Evolution, Problem, ProblemGraph, cg, evolution, hypergradient
@@ -429,6 +429,14 @@ def test_a_loss_without_gradient_of_a_problem_in_between_is_refused():
                 ),
             ]
         )
+
+
+def test_steps_that_see_a_solution_below_are_refused():
+    nested = NestedQuadratics({"x": ["y", "z"], "y": ["x", "z"], "z": ["x", "y"]})
+    problems = nested.problems(nested.solve()[0], cg(3))
+    problems[1].method = evolution(1)
+    with pytest.raises(ValueError, match="through_response=False"):
+        Engine(ProblemGraph(problems)).run(1)
 
 
 def test_steps_that_a_hook_had_a_hand_in_are_refused():
