@@ -7,6 +7,7 @@ them.
 from adapters.autolora import AutoLoraConfig
 from adapters.bidora import BiDoraConfig, DirectionOrthogonality, retrain
 from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
+from adapters.clora import NullSpace
 from adapters.diagonal import singular_values
 from adapters.export import export_lora
 from adapters.levels import Levels, levels
@@ -17,24 +18,34 @@ from adapters.lora_dropout import (
     masking,
     mean_loss,
 )
+from adapters.lora_rite import LoraRite, lora_pairs
 from adapters.problems import two_level
+from adapters.rac_lora import Link, chain
 from adapters.ranks import rank_pattern, ranks, retrain_config
+from adapters.rolora import Alternation, average
 from adapters.sora import Shrinkage, SoraConfig
 
 __all__ = [
+    "Alternation",
     "AutoLoraConfig",
     "BiDoraConfig",
     "BiLoraConfig",
     "Binarisation",
     "DirectionOrthogonality",
     "Levels",
+    "Link",
     "LoraDropoutConfig",
+    "LoraRite",
+    "NullSpace",
     "Orthogonality",
     "Shrinkage",
     "SoraConfig",
+    "average",
+    "chain",
     "ensemble",
     "export_lora",
     "levels",
+    "lora_pairs",
     "mask_rates",
     "masking",
     "mean_loss",
