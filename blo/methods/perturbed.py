@@ -268,7 +268,7 @@ def f2sa(
     ``[g_x(x, y_d) - g_x(x, y)] / d + f_x(x, y_d) - f_x(x, y)``, which with the direct part
     ``f_x(x, y)`` makes the paper's ``f_x(x, y_d) + lambda [g_x(x, y_d) - g_x(x, y)]`` for
     ``lambda = 1/d``. Its error is O(d) where the perturbed problem is solved, plus what the steps
-    leave: the residual in the log.
+    leave: the residual in the log. Of the iterates, the one of least residual counts.
 
     Costs ``num_steps + 1`` gradients, one more where `lr` is not given (or for the start where it
     is warm); twice the steps if symmetric; twice as many in all if not linearised. No second
