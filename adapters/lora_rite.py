@@ -83,6 +83,8 @@ class LoraRite(torch.optim.Optimizer):
         max_norm: The largest norm of the gradients g of all pairs together, which are scaled down
             to it; 1 in the authors' code. None does not.
         weight_decay: Decoupled, multiplied by the learning rate.
+        others: Parameters that are no factors, such as heads and biases: updated by AdamW with the
+            same settings.
 
     Raises:
         ValueError: A setting is out of its range, or the shapes of a pair do not fit.
@@ -109,6 +111,7 @@ class LoraRite(torch.optim.Optimizer):
         escape: bool = True,
         max_norm: float | None = None,
         weight_decay: float = 0.0,
+        others: Iterable[Tensor] = (),
     ) -> None:
         if not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr!r}")
@@ -141,17 +144,25 @@ class LoraRite(torch.optim.Optimizer):
             "max_norm": max_norm,
             "weight_decay": weight_decay,
         }
-        super().__init__(parameters, settings)
+        groups = [{"params": parameters, "pairs": True}]
+        if rest := list(others):
+            groups.append({"params": rest, "pairs": False})
+        super().__init__(groups, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every pair whose factors both have a gradient."""
+        """One update of every pair whose factors both have a gradient, and of the others."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             parameters = group["params"]
+            if not group["pairs"]:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        self._adam(parameter, group)
+                continue
             sides = [
                 side
                 for A, B in zip(parameters[::2], parameters[1::2], strict=True)
@@ -187,10 +198,22 @@ class LoraRite(torch.optim.Optimizer):
         M = beta1 * state["first"].to(g.dtype) @ P.T + (1 - beta1) * S
         state.update(basis=side.basis, second=V, escaped=rho, first=M)
         update = M @ side.inverse.T
-        change = update.T if side.transposed else update
-        parameter = side.parameter
-        decayed = (1 - group["lr"] * group["weight_decay"]) * parameter.to(g.dtype)
-        parameter.copy_(decayed - group["lr"] * change)
+        _apply(side.parameter, update.T if side.transposed else update, group)
+
+    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        g = parameter.grad.to(widen(parameter.dtype))
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["first"] = torch.zeros_like(g)
+            state["second"] = torch.zeros_like(g)
+        state["step"] += 1
+        beta1, beta2 = (_corrected(beta, state["step"]) for beta in group["betas"])
+        first = beta1 * state["first"].to(g.dtype) + (1 - beta1) * g
+        second = beta2 * state["second"].to(g.dtype) + (1 - beta2) * g.square()
+        state.update(first=first, second=second)
+        _apply(parameter, first / (second.sqrt() + group["eps"]), group)
 
 
 def _sides(A: Tensor, B: Tensor) -> list[_Side]:
@@ -205,6 +228,11 @@ def _sides(A: Tensor, B: Tensor) -> list[_Side]:
         _Side(A, True, A.grad.to(dtype).T @ X_inverse, U_X, X_inverse),
         _Side(B, False, B.grad.to(dtype) @ Y_inverse, U_Y, Y_inverse),
     ]
+
+
+def _apply(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+    decayed = (1 - group["lr"] * group["weight_decay"]) * parameter.to(update.dtype)
+    parameter.copy_(decayed - group["lr"] * update)
 
 
 def _inverse_root(V: Tensor, rho: Tensor, eps: float) -> Tensor:

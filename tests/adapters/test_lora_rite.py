@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from adapters import LoraRite, lora_pairs
-from tests.adapters.models import BASES, adapted, mlp, move
+from adapters import LoraRite, levels, lora_pairs, two_level
+from blo import Engine
+from tests.adapters.models import BASES, adapted, inputs, mlp, move
 
 OUT, IN, RANK = 6, 5, 3
 
@@ -197,6 +198,51 @@ def test_pairs_without_gradients_are_left_alone() -> None:
     assert not torch.equal(B, before[1])
     assert torch.equal(C, before[2])
     assert torch.equal(D, before[3])
+
+
+def test_other_parameters_are_updated_by_adamw() -> None:
+    A, B = (p.requires_grad_() for p in start())
+    ours, theirs = (normal(4, 2, seed=5).requires_grad_() for _ in range(2))
+    settings = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+    optimizer = LoraRite([(A, B)], 0.05, others=[ours], **settings)
+    reference = torch.optim.AdamW([theirs], 0.05, **settings)
+    for seed in range(5):
+        A.grad, B.grad = normal(RANK, IN, seed=seed), normal(OUT, RANK, seed=seed)
+        ours.grad = theirs.grad = normal(4, 2, seed=seed)
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["softmax", "autolora"])
+def test_it_trains_the_lower_level_of_an_adapter_with_a_head(method: str) -> None:
+    """One round of the engine: what the optimizer does alone with the lower gradient."""
+    model, alone = (adapted("bert", method, dtype=torch.float64, moved=0.3) for _ in range(2))
+
+    def optimizer(model: PeftModel) -> LoraRite:
+        pairs = lora_pairs(model)
+        known = {id(p) for pair in pairs for p in pair}
+        others = [p for p in levels(model).lower if id(p) not in known]
+        assert others
+        return LoraRite(pairs, 0.01, others=others)
+
+    graph = two_level(
+        model,
+        loss=lambda batch: model(**batch).loss,
+        upper_batches=[inputs("bert", 1)],
+        lower_batches=[inputs("bert", 2)],
+        upper_optimizer=torch.optim.SGD(levels(model).upper, 0.1),
+        lower_optimizer=optimizer(model),
+    )
+    next(iter(Engine(graph).rounds(1)))
+    reference = optimizer(alone)
+    lower = levels(alone).lower
+    loss = alone(**inputs("bert", 2)).loss
+    for p, gradient in zip(lower, torch.autograd.grad(loss, lower), strict=True):
+        p.grad = gradient
+    reference.step()
+    for ours, theirs in zip(levels(model).lower, lower, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_half_precision_factors_are_updated_in_float32() -> None:
