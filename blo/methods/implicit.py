@@ -53,9 +53,10 @@ class OneStep:
 
     Args:
         scale: the step `s`. None takes the lower optimizer's current learning rate of each
-            parameter group, which is the exact derivative for plain SGD (for other optimizers it
-            replaces their update by a gradient step); where no optimizer is known, 1. 1.0 stands
-            for an inverse Hessian equal to the identity.
+            parameter group; where no optimizer is known, 1. That is the exact derivative of the
+            step for SGD, with momentum and weight decay too. With dampening or nesterov, and for
+            Adam and others, it replaces their step by a gradient step; `sama` takes the derivative
+            of theirs. 1.0 stands for an inverse Hessian equal to the identity.
         products: a way to take the mixed product.
     """
 
@@ -100,8 +101,9 @@ def darts(
     ``one_sided=True`` inside an `Engine`, and needs first derivatives only.
 
     Args:
-        scale: the step `s`; None takes the lower learning rates (the paper's choice, exact for
-            SGD). Betty computes with 1.0.
+        scale: the step `s`; None takes the lower learning rates (the paper's choice), which is
+            exact for SGD, also with momentum and weight decay, but neither with dampening or
+            nesterov nor for Adam (see `sama`). Betty computes with 1.0.
         radius: relative length of the difference; see `FiniteDifference`.
         one_sided: see `FiniteDifference`.
 
@@ -114,7 +116,7 @@ def t1t2(scale: float | None = None) -> OneStep:
     """Return T1-T2: the derivative of one lower step, its mixed product exact.
 
     Args:
-        scale: the step `s`; None takes the lower learning rates.
+        scale: the step `s`; None takes the lower learning rates; see `darts`.
 
     Reference: Luketina, Berglund, Greff and Raiko (2016), arXiv:1511.06727.
     """
