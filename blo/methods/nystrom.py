@@ -13,6 +13,7 @@ from torch import Tensor
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
 from blo.methods.linear_system import (
+    SINGULAR,
     Basis,
     LinearSystem,
     MatVec,
@@ -32,21 +33,22 @@ class Nystrom:
 
     With a sketch `S` of `rank` directions, ``H_k = H S (S^T H S)^+ S^T H`` agrees with `H` on them
     (and equals `H` where its rank is at most `rank`). The solution is ``(H_k + rho I)^{-1} rhs``,
-    by the Woodbury identity in an orthonormal basis `Q` of the columns ``H S``. It does not
-    iterate: `rank` products (one more for a warm start, which it refines), `rank` vectors of
-    memory, one wait for the device a product; the status is TRUNCATED and the residual is not
-    known.
+    by the Woodbury identity in an orthonormal basis of the columns ``H S``. It does not iterate:
+    `rank` products, one more for a warm start, which it refines, and one more without `rho`; `rank`
+    vectors of memory, one wait for the device a product. The status is TRUNCATED and the residual
+    is not known.
 
-    For positive semi-definite `H`. It is accurate only if `rho` is near the eigenvalues that the
-    sketch leaves out; `rho=None` follows them. As a preconditioner it needs no such luck:
+    For positive semi-definite `H`, and accurate only if `rho` is near the eigenvalues that the
+    sketch leaves out. As a preconditioner it needs no such luck:
     ``CG(40, preconditioner=Nystrom(10))``; negative eigenvalues enter by their absolute values
     there.
 
     Args:
         rank: number of columns `k`, or of all unknowns where there are fewer.
         rho: added to all eigenvalues, as in the paper. None adds nothing to the eigenvalues of
-            ``H_k``, and gives the complement of its range the smallest of them: free of scale, and
-            exact where `rank` reaches the number of unknowns.
+            ``H_k``, and measures what stands for those left out, ``|H t| / |t|`` with `t` the part
+            of the right-hand side that the sketch does not see: free of scale, and exact where
+            `rank` reaches the number of unknowns.
         gaussian: sketch with Gaussian directions in place of columns of the identity: better where
             a few columns do not see the leading eigenvectors.
         seed: of the sketch; the same columns are taken in every solve.
@@ -70,12 +72,12 @@ class Nystrom:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_count("rank", self.rank, at_least=1)
-        check_positive("rho", self.rho, "to take the smallest eigenvalue of the sketch")
+        check_positive("rho", self.rho, "to measure it")
 
     @property
     def num_products(self) -> int:
         """Products that the approximation takes."""
-        return self.rank
+        return self.rank + (self.rho is None)
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return ``init + (H_k + rho I)^{-1} (rhs - H init)``."""
@@ -86,28 +88,46 @@ class Nystrom:
         if length <= system.target(None):
             return system.solution(x, Status.CONVERGED, length)
         sketch = self._sketch(system)
-        if sketch is None:
+        tail = None if sketch is None else self._tail(system, sketch, r)
+        if sketch is None or tail is None:
             return system.solution(x, Status.DIVERGED, length)
-        basis, eigenvalues, eigenvectors = sketch
-        inverse = self._inverse(basis, eigenvalues, eigenvectors, 0.0)
-        return system.solution(add(x, inverse(r)), Status.TRUNCATED, math.nan)
+        value = add(x, sketch.solve(r, sketch.eigenvalues + (self.rho or 0.0), tail))
+        return system.solution(value, Status.TRUNCATED, math.nan)
 
     def inverse(self, matvec: MatVec, like: Tensors, damping: float) -> MatVec:
         """Return ``r -> P^{-1} r`` with ``P = |H_k| + (rho + damping) I``, positive definite; the
         identity where a product is not finite.
         """
         system = LinearSystem(matvec, like)
-        sketch = self._sketch(system)
-        if sketch is None:
+        sketch = None if system.trivial is not None else self._sketch(system)
+        tail = None if sketch is None else self._tail(system, sketch, system.rhs)
+        if sketch is None or tail is None:
             return lambda r: r
-        basis, eigenvalues, eigenvectors = sketch
-        apply = self._inverse(basis, eigenvalues.abs(), eigenvectors, damping)
-        return lambda r: system.layout.unpack(apply(system.layout.pack(r)))
+        pack, unpack = system.layout.pack, system.layout.unpack
+        shifted = sketch.eigenvalues.abs() + (self.rho or 0.0) + damping
+        return lambda r: unpack(sketch.solve(pack(r), shifted, tail + damping))
 
-    def _sketch(self, system: LinearSystem) -> tuple[Basis, Tensor, Tensor] | None:
-        """Return `Q`, and the eigenvalues and eigenvectors of ``Q^T H_k Q`` that are not zero; None
-        where a product is not finite.
+    def _tail(self, system: LinearSystem, sketch: Sketch, r: Tensors) -> float | None:
+        """Return the eigenvalue that stands for those left out; None where a product is not finite.
+
+        The smallest of the sketch where `r` says nothing of them, 1 where there is none.
         """
+        if self.rho is not None:
+            return self.rho
+        rest = sketch.complement(r)
+        size_rest, size = numbers(norm(rest), norm(r))
+        values = sketch.eigenvalues.abs()
+        smallest = float(values.min()) if values.numel() else 1.0
+        if size_rest <= SINGULAR * system.eps * size:
+            return smallest
+        measured = float(norm(system.undamped_product(scale(1.0 / size_rest, rest))))
+        if not math.isfinite(measured):
+            return None
+        largest = float(values.max()) if values.numel() else 0.0
+        return measured if measured > SINGULAR * system.eps * largest else smallest
+
+    def _sketch(self, system: LinearSystem) -> Sketch | None:
+        """Return ``H_k`` by its eigenvalues; None where a product is not finite."""
         directions = Directions.drawn(system, self)
         basis = Basis(len(directions), system.rhs)
         columns = []
@@ -130,26 +150,31 @@ class Nystrom:
         values, vectors = _eigen(W, system.eps)
         half = R @ vectors
         values, vectors = _eigen(half @ torch.diag(1.0 / values) @ half.T, system.eps)
-        return basis, values, vectors
+        return Sketch(basis, values, vectors)
 
-    def _inverse(
-        self, basis: Basis, eigenvalues: Tensor, eigenvectors: Tensor, damping: float
-    ) -> MatVec:
-        """Return ``r -> Q V (V^T Q^T r / (eigenvalues + shift)) + (r - Q V V^T Q^T r) / tail``."""
-        shift = damping if self.rho is None else self.rho + damping
-        smallest = float(eigenvalues.abs().min()) if eigenvalues.numel() else 0.0
-        tail = shift + smallest if self.rho is None else shift
-        tail = tail if tail > 0.0 else 1.0
-        factors = 1.0 / (eigenvalues + shift)
 
-        def apply(r: Tensors) -> Tensors:
-            coefficients = basis.coefficients(r)
-            V = eigenvectors.to(coefficients)
-            c = V.T @ coefficients
-            rest = subtract(r, basis.combine(V @ c))
-            return axpy(1.0 / tail, rest, basis.combine(V @ (factors.to(c) * c)))
+@dataclass(frozen=True)
+class Sketch:
+    """``H_k = Q V diag(eigenvalues) V^T Q^T`` with orthonormal `Q` and `V`, the latter small."""
 
-        return apply
+    basis: Basis
+    eigenvalues: Tensor
+    vectors: Tensor
+
+    def solve(self, r: Tensors, shifted: Tensor, tail: float) -> Tensors:
+        """Return ``Q V diag(1 / shifted) V^T Q^T r + (I - Q V V^T Q^T) r / tail``."""
+        c = self._coordinates(r)
+        inside = self.basis.combine(self.vectors.to(c) @ (c / shifted.to(c)))
+        return axpy(1.0 / tail, self.complement(r), inside)
+
+    def complement(self, r: Tensors) -> Tensors:
+        """Return ``(I - Q V V^T Q^T) r``."""
+        c = self._coordinates(r)
+        return subtract(r, self.basis.combine(self.vectors.to(c) @ c))
+
+    def _coordinates(self, r: Tensors) -> Tensor:
+        coefficients = self.basis.coefficients(r)
+        return self.vectors.to(coefficients).T @ coefficients
 
 
 @dataclass(frozen=True)
@@ -214,7 +239,8 @@ def nystrom(
 ) -> Implicit:
     """Return implicit differentiation with the Nystrom approximation of the inverse Hessian.
 
-    Costs one gradient, `rank` Hessian products (one more for a warm start) and one mixed product.
+    Costs one gradient, `rank` Hessian products (one more for a warm start, and one more without
+    `rho`) and one mixed product.
 
     Args:
         rank: number of columns of the Hessian.

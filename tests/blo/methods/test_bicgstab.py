@@ -45,7 +45,7 @@ def test_iterates_are_those_of_the_paper(kind, steps, seed):
         assert solution.residual < problem.residual((expected,))
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(problem=systems("general"))
 def test_systems_of_n_unknowns_need_two_products_each(problem):
     solution = BiCGSTAB(2 * problem.size)(problem.products(), (problem.rhs,))
@@ -79,7 +79,7 @@ def test_a_skew_symmetric_matrix_ends_truncated_with_the_best_iterate():
     assert bool(torch.isfinite(solution.value[0]).all())
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(problem=systems("indefinite", min_size=4))
 def test_the_iterate_of_smallest_residual_is_returned(problem):
     residuals = [

@@ -20,7 +20,7 @@ def test_iterates_of_a_general_matrix_are_the_best_in_their_krylov_space(steps, 
     torch.testing.assert_close(value, best)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), restart=st.integers(2, 6))
 def test_restarts_converge_on_a_definite_matrix_and_take_no_product(seed, restart):
     problem = system("definite", 7, seed)

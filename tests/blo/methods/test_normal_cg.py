@@ -9,7 +9,7 @@ from systems import System, system
 from blo import CG, MINRES, NormalCG, Status
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 5))
 def test_iterates_are_those_of_cg_on_the_squared_matrix(seed, k):
     problem = system("indefinite", 7, seed, condition=5.0)
@@ -21,7 +21,7 @@ def test_iterates_are_those_of_cg_on_the_squared_matrix(seed, k):
     assert solution.num_products == 2 * k
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_residual_never_grows_and_is_never_below_that_of_minres(seed):
     problem = system("indefinite", 12, seed)

@@ -12,7 +12,7 @@ from systems import Products, System, normal, symmetric, system, systems
 
 from blo import CG, Nystrom, Status, hypergradient, nystrom
 
-few = settings(max_examples=15)
+few = settings(max_examples=10)
 
 
 def columns(size: int, rank: int, seed: int) -> list[int]:
@@ -63,17 +63,20 @@ def test_without_rho_all_columns_give_the_solution(problem, gaussian):
 
 
 @few
-@given(problem=systems("definite", min_size=3))
-def test_without_rho_the_complement_takes_the_smallest_eigenvalue(problem):
-    rank = problem.size - 1
+@given(problem=systems("definite", min_size=3), data=st.data())
+def test_without_rho_a_product_measures_the_complement(problem, data):
+    rank = data.draw(st.integers(1, problem.size - 1))
     index = columns(problem.size, rank, 0)
     C = problem.matrix[:, index]
-    H_k = C @ torch.linalg.inv(C[index]) @ C.T
-    values, vectors = torch.linalg.eigh(H_k)
-    values = torch.where(values < 1e-9 * values[-1], values[1], values)
-    expected = vectors @ ((vectors.T @ problem.rhs) / values)
-    solution = Nystrom(rank)(problem.products(), (problem.rhs,))
+    values, vectors = torch.linalg.eigh(C @ torch.linalg.inv(C[index]) @ C.T)
+    values, vectors = values[-rank:], vectors[:, -rank:]
+    rest = problem.rhs - vectors @ (vectors.T @ problem.rhs)
+    tail = (problem.matrix @ rest).norm() / rest.norm()
+    expected = vectors @ ((vectors.T @ problem.rhs) / values) + rest / tail
+    matvec = problem.products()
+    solution = Nystrom(rank)(matvec, (problem.rhs,))
     torch.testing.assert_close(solution.value[0], expected, rtol=1e-6, atol=1e-8)
+    assert matvec.count == rank + 1
 
 
 def test_a_seed_fixes_the_sketch_and_another_seed_changes_it():
@@ -140,7 +143,7 @@ def test_all_columns_make_a_preconditioner_that_solves_the_damped_system():
     shifted = problem.matrix + 0.7 * torch.eye(6, dtype=torch.float64)
     torch.testing.assert_close(apply((problem.rhs,))[0], torch.linalg.solve(shifted, problem.rhs))
     solution = CG(20, damping=0.7, preconditioner=Nystrom(6))(problem.products(), (problem.rhs,))
-    assert solution.num_products <= 8  # six to build it, one to solve, one for rounding
+    assert solution.num_products <= 9  # six columns, one beside them, one to solve, one more
 
 
 def test_products_that_are_not_numbers_leave_cg_unpreconditioned():
@@ -154,17 +157,18 @@ def test_more_columns_bring_the_logistic_hypergradient_nearer():
     args = (problem.upper_loss, problem.lower_loss, (problem.upper,), (problem.lower,))
     errors = [
         relative_error(hypergradient(*args, method=nystrom(k)).grads[0], problem.hypergradient)
-        for k in (5, 15, 30)
+        for k in (10, 20, 25, 30)
     ]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-10
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+    assert errors[0] < 0.6
+    assert errors[3] < 1e-10
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
-        ({"rho": 0.0}, "rho must be positive and finite, or None to take the smallest"),
+        ({"rho": 0.0}, "rho must be positive and finite, or None to measure it"),
         ({"rho": math.nan}, "rho must be positive and finite"),
     ],
 )

@@ -29,7 +29,7 @@ from blo import (
 )
 from blo.methods.solvers import dense_matrix
 
-few = settings(max_examples=15)
+few = settings(max_examples=10)
 
 # Every iterative solver, with the kinds of systems it is for and its products for an exact answer.
 ITERATIVE = {
@@ -114,7 +114,7 @@ def projected(name: str, problem: System, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name, kind", KRYLOV)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_iterate_is_the_best_in_its_krylov_space(name, kind, steps, seed):
     # A stale iterate, and a direction built from the residual before, fail here.
@@ -127,12 +127,12 @@ def test_every_iterate_is_the_best_in_its_krylov_space(name, kind, steps, seed):
 
 @iterative
 @pytest.mark.parametrize("max_products", [2, 3, 5, 8, 13])
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_products_and_residual_are_reported_as_they_are(name, max_products, seed):
     problem = system(ITERATIVE[name][1][-1], 12, seed)
     if "preconditioner" in name:
-        max_products += 2
+        max_products += 3
     matvec = problem.products()
     solution = limited(name, max_products)(matvec, (problem.rhs,))
     assert solution.num_products == matvec.count <= max_products
@@ -227,7 +227,7 @@ def test_warm_start_near_the_solution_ends_nearer_than_a_start_from_zero(name, s
     problem = system("definite", 12, seed)
     generator = torch.Generator().manual_seed(seed)
     near = problem.solution * (1 + scale * normal(generator, 12))
-    solver = limited(name, 6 if "preconditioner" in name else 4)
+    solver = limited(name, 7 if "preconditioner" in name else 4)
     warm = solver(problem.products(), (problem.rhs,), (near,))
     assert warm.num_products <= solver.max_products
     assert problem.residual(warm.value) < problem.residual((near,))
@@ -578,8 +578,8 @@ def test_settings_out_of_range_are_refused_by_name(solver, settings, message):
         (lambda: Dense(max_size=0), "max_size must be an integer of at least 1"),
         (lambda: GMRES(restart=0), "restart must be an integer of at least 1"),
         (lambda: NormalCG(1), "max_products must be an integer of at least 2, got 1"),
-        (lambda: CG(10, preconditioner=Nystrom(10)), "after the preconditioner's 10, got 10"),
-        (lambda: MINRES(3, preconditioner=Nystrom(4)), "after the preconditioner's 4, got 3"),
+        (lambda: CG(10, preconditioner=Nystrom(9)), "after the preconditioner's 10, got 10"),
+        (lambda: MINRES(3, preconditioner=Nystrom(4, 1.0)), "after the preconditioner's 4, got 3"),
         (lambda: cg(1, warm_start=True), "at least 2 with warm_start=True"),
         (lambda: neumann(1, warm_start=True), "at least 2 with warm_start=True"),
         (lambda: minres(1, warm_start=True), "at least 2 with warm_start=True"),
