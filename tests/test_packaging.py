@@ -49,7 +49,11 @@ def declared(extras: tuple[str, ...]) -> set[str]:
 
 @pytest.mark.parametrize(
     "package,extras",
-    [("blo", ()), ("adapters", ("peft",)), ("applications", ("peft", "apps"))],
+    [
+        ("blo", ()),
+        ("adapters", ("peft", "figures")),
+        ("applications", ("peft", "figures", "apps")),
+    ],
 )
 def test_every_import_is_declared(package, extras):
     names = distributions()
