@@ -85,8 +85,7 @@ class MINRES:
         phi_bar = math.sqrt(square)
         z, v = scale(1.0 / phi_bar, z), scale(1.0 / phi_bar, v)
         z_before = w = w_before = zeros_like(r)
-        c, s = -1.0, 0.0
-        beta = delta_bar = epsilon = largest = 0.0
+        beta, largest, qr = 0.0, 0.0, Reflections(phi_bar)
         while system.num_products < self.max_products:
             y = axpy(-beta, z_before, system.product(v))
             curvature = dot(v, y)
@@ -99,37 +98,58 @@ class MINRES:
             if square < -system.eps * largest**2:
                 return system.solution(x, Status.INDEFINITE, length)
             beta_following = math.sqrt(max(square, 0.0))
+            epsilon, delta, gamma, slope = qr.append(alpha, beta_following)
+            if slope <= SINGULAR * system.eps * largest:
+                break  # |H r| <= slope |r|: x is a least-squares solution
 
-            # One column of the QR factorisation of the tridiagonal matrix, by a plane reflection.
-            epsilon_before = epsilon
-            delta = c * delta_bar + s * alpha
-            gamma_bar = s * delta_bar - c * alpha
-            epsilon, delta_bar = s * beta_following, -c * beta_following
-            if math.hypot(gamma_bar, delta_bar) <= SINGULAR * system.eps * largest:
-                break  # this times |r| is |H r|: x is a least-squares solution
-            gamma = math.hypot(gamma_bar, beta_following)
-            c, s = gamma_bar / gamma, beta_following / gamma
-            phi, phi_bar = c * phi_bar, s * phi_bar
-
-            following = axpy(-delta, w, axpy(-epsilon_before, w_before, v))
+            following = axpy(-delta, w, axpy(-epsilon, w_before, v))
             w_before, w = w, scale(1.0 / gamma, following)
-            if system.singular_along(abs(phi) * float(norm(w)), largest, length):
-                break
-            x = axpy(phi, w, x)
-            exhausted = beta_following <= system.eps * largest
-            z_before = z
+            z_before, beta = z, beta_following
+            exhausted = beta <= system.eps * largest
             if not exhausted:
-                z, v = scale(1.0 / beta_following, y), scale(1.0 / beta_following, u)
-            beta = beta_following
-            length = phi_bar
-            if self.preconditioner is not None:
-                r = axpy(-phi_bar * c, z, scale(s * s, r))
-                length = float(norm(r))
-            if length <= target:
-                return system.solution(x, Status.CONVERGED, length)
-            if exhausted:
+                z, v = scale(1.0 / beta, y), scale(1.0 / beta, u)
+            if self.preconditioner is None:
+                size_w, length_following = float(norm(w)), qr.phi_bar
+            else:
+                r = axpy(-qr.phi_bar * qr.c, z, scale(qr.s**2, r))
+                size_w, length_following = numbers(norm(w), norm(r))
+            if system.singular_along(abs(qr.phi) * size_w, largest, length):
                 break
-        return system.solution(x, Status.TRUNCATED, length)
+            x, length = axpy(qr.phi, w, x), length_following
+            if length <= target or exhausted:
+                break
+        status = Status.CONVERGED if length <= target else Status.TRUNCATED
+        return system.solution(x, status, length)
+
+
+class Reflections:
+    """The QR factorisation of a tridiagonal matrix that grows by a column at a time, by plane
+    reflections ``[[c, s], [s, -c]]``, and the right-hand side ``size e_1`` under them.
+
+    Attributes:
+        phi: the last entry of the right-hand side within the triangle.
+        phi_bar: the entry below it, the norm of the residual.
+    """
+
+    def __init__(self, size: float) -> None:
+        self.c, self.s = -1.0, 0.0
+        self.phi, self.phi_bar = 0.0, size
+        self._delta_bar = self._epsilon = 0.0
+
+    def append(self, alpha: float, beta: float) -> tuple[float, float, float, float]:
+        """Add the column ``(.., alpha, beta)``; return that of the triangle, ``(.., epsilon, delta,
+        gamma)``, and ``|H r| / |r|`` for the residual before it.
+        """
+        epsilon = self._epsilon
+        delta = self.c * self._delta_bar + self.s * alpha
+        gamma_bar = self.s * self._delta_bar - self.c * alpha
+        self._epsilon, self._delta_bar = self.s * beta, -self.c * beta
+        slope = math.hypot(gamma_bar, self._delta_bar)
+        gamma = math.hypot(gamma_bar, beta)
+        if gamma > 0.0:
+            self.c, self.s = gamma_bar / gamma, beta / gamma
+        self.phi, self.phi_bar = self.c * self.phi_bar, self.s * self.phi_bar
+        return epsilon, delta, gamma, slope
 
 
 def minres(

@@ -40,17 +40,16 @@ def error(problem, result):
     return relative_error(result.grads[0], problem.hypergradient)
 
 
-@pytest.mark.parametrize("make", [ridge, logistic], ids=["ridge", "logistic"])
-def test_repeated_rounds_converge_to_the_exact_hypergradient_at_the_rate_of_the_paper(make):
-    problem = make()
+def test_repeated_rounds_converge_to_the_exact_hypergradient_at_the_rate_of_the_paper():
+    problem = logistic()
     values = torch.linalg.eigvalsh(problem.hessian)
     step = 1 / float(values[-1])
     rate = 1 - step * float(values[0])
-    results = rounds(problem, soba(step), 300)
+    results = rounds(problem, soba(step), 160)
     errors = [error(problem, r) for r in results]
-    assert errors[0] > 0.1
-    assert errors[-1] < 50 * rate**300 + 1e-10
-    assert errors[149] < 50 * rate**150
+    assert errors[0] > 0.5
+    assert all(e < 2 * rate**k for k, e in enumerate(errors, start=1))
+    assert errors[-1] < 1e-7
 
 
 def test_the_first_round_is_the_one_step_method():
@@ -94,7 +93,7 @@ def test_cost_is_one_hessian_product_and_one_mixed_product_a_round():
 def test_a_step_too_long_is_cut_and_reported_and_does_not_grow():
     problem = logistic()
     largest = float(torch.linalg.eigvalsh(problem.hessian)[-1])
-    results = rounds(problem, soba(5 / largest), 200)
+    results = rounds(problem, soba(5 / largest), 60)
     assert any(r.info.status is Status.DIVERGED for r in results)
     exact = torch.linalg.solve(
         problem.hessian,
@@ -174,7 +173,7 @@ def quadratic_graph(method, lr=0.2, groups=False):
 def test_rounds_of_an_engine_converge_with_the_learning_rates_of_the_groups():
     graph, seen = quadratic_graph(soba())
     engine = Engine(graph)
-    record = engine.run(300)
+    record = engine.run(150)
     expected = torch.tensor([5.0, -1.0], dtype=torch.float64)
     torch.testing.assert_close(seen[-1], expected)
     # The first round: v = lr * c with each group's rate, g_xy = -curvature.

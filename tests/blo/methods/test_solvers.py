@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from oracles import logistic, relative_error
 from systems import Products, System, krylov, normal, symmetric, system, systems
 
 from blo import (
@@ -23,6 +24,7 @@ from blo import (
     bicgstab,
     cg,
     gmres,
+    hypergradient,
     minres,
     neumann,
     normal_cg,
@@ -322,7 +324,8 @@ def test_a_system_without_solution_ends_finite_and_never_converged(name, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.tensor([0.0, 0.0, 1.0, 2.0, 5.0], dtype=torch.float64)
     problem = System(symmetric(values, generator), normal(generator, 5))
-    solution = SOLVERS[name](problem.products(), (problem.rhs,))
+    solver = SOLVERS[name] if name in DIRECT else limited(name, 100)
+    solution = solver(problem.products(), (problem.rhs,))
     assert solution.status is not Status.CONVERGED
     assert bool(torch.isfinite(solution.value[0]).all())
     true = problem.residual(solution.value)
@@ -341,6 +344,49 @@ def test_two_times_the_identity_is_solved_in_one_step(name, n):
     torch.testing.assert_close(solution.value[0], rhs / 2, rtol=1e-15, atol=0)
     assert solution.status is Status.CONVERGED
     assert solution.num_products == (2 if name == "normal_cg" else 1)
+
+
+@any_solver
+def test_a_product_costs_at_most_two_waits_for_the_device(name, monkeypatch):
+    # Each of these copies a number from the device, and blocks until it is known.
+    waits = []
+    for method in ("__float__", "__bool__", "__int__", "item", "tolist"):
+        original = getattr(torch.Tensor, method)
+
+        def counted(tensor, original=original):
+            waits.append(original)
+            return original(tensor)
+
+        monkeypatch.setattr(torch.Tensor, method, counted)
+    problem = system("definite", 40, seed=0)
+    solver = SOLVERS[name] if name in DIRECT else limited(name, 20)
+    solution = solver(problem.products(), (problem.rhs,))
+    at_start = 8
+    assert solution.num_products >= 9
+    assert len(waits) <= 2 * solution.num_products + at_start
+
+
+NAMED = {
+    "cg": lambda k, **settings: cg(k, **settings),
+    "minres": lambda k, **settings: minres(k, **settings),
+    "gmres": lambda k, **settings: gmres(k, **settings),
+    "bicgstab": lambda k, **settings: bicgstab(2 * k, **settings),
+    "normal_cg": lambda k, **settings: normal_cg(6 * k, **settings),
+    "neumann": lambda k, **settings: neumann(12 * k, **settings),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_methods_reach_the_logistic_hypergradient_and_start_warm(name):
+    problem = logistic()
+    method = NAMED[name](20, rtol=1e-11, warm_start=True)
+    args = (problem.upper_loss, problem.lower_loss, (problem.upper,), (problem.lower,))
+    first = hypergradient(*args, method=method)
+    assert relative_error(first.grads[0], problem.hypergradient) < 1e-9
+    assert first.info.status is Status.CONVERGED
+    again = hypergradient(*args, method=method, state=first.state)
+    assert again.info.num_products == 2  # the residual and the mixed product
+    torch.testing.assert_close(again.grads, first.grads)
 
 
 # Conjugate gradients
