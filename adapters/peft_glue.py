@@ -45,9 +45,11 @@ __all__ = [
     "LoraLayer",
     "LoraModel",
     "adapted_layers",
+    "adapted_linears",
     "factors",
     "factors_in_use",
     "lora_layers",
+    "low_rank_factors",
     "magnitude_layer",
     "mask_logit",
     "register",
@@ -437,3 +439,24 @@ def restart_saved_modules(model: nn.Module, adapter: str) -> None:
         if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
             trained: Any = module.modules_to_save[adapter]
             trained.load_state_dict(module.original_module.state_dict())
+
+
+def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and layer of every ``nn.Linear`` or ``Conv1D`` that any of PEFT's methods adapts."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and isinstance(
+            module.get_base_layer(), (nn.Linear, Conv1D)
+        ):
+            yield name, module
+
+
+def low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """A and B of a layer's one active adapter, in float64; None where it has no such factors."""
+    if not isinstance(layer, LoraLayer) or len(layer.active_adapters) != 1:
+        return None
+    (adapter,) = layer.active_adapters
+    if adapter not in layer.lora_A:
+        return None
+    holders: Any = (layer.lora_A[adapter], layer.lora_B[adapter])
+    A, B = (h if isinstance(h, Tensor) else h.weight for h in holders)  # AdaLoRA holds tensors
+    return A.detach().double(), B.detach().double()
