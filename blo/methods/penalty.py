@@ -106,7 +106,9 @@ class _Penalised:
     def at(self, z: Tensors, *, with_upper: bool) -> _Iterate:
         """Return the gradients at `z`."""
         below, above = self._taken(z, with_upper=with_upper)
-        gradient = scale(self._context.sign, below.lower)
+        gradient = below.lower
+        if self._context.sign != 1.0:
+            gradient = scale(self._context.sign, gradient)
         if self._context.weight_decay is not None:
             gradient = add(gradient, scale(self._context.weight_decay, z))
         gradient = axpy(1.0 / self._method.penalty, add(above.lower, self._rest), gradient)

@@ -161,11 +161,13 @@ class _Perturbation:
         self.num_gradients += 1
         if with_upper and not here.reached:
             raise RuntimeError(NO_PATH)
-        gradient = scale(context.sign, subtract(here.lower, self._base.lower))
+        gradient, upper = subtract(here.lower, self._base.lower), here.upper
+        if context.sign != 1.0:
+            gradient, upper = scale(context.sign, gradient), scale(context.sign, upper)
         if context.weight_decay is not None:
             gradient = add(gradient, scale(context.weight_decay, d))
-        gradient = axpy(self._method.damping, d, gradient)
-        upper = scale(context.sign, here.upper)
+        if self._method.damping:
+            gradient = axpy(self._method.damping, d, gradient)
         push = self._cotangent
         if self._above is not None and delta != 0.0:
             above = gradients(context.readers, context.after.upper, y, with_upper=with_upper)
@@ -184,11 +186,13 @@ class _Perturbation:
         return _step(d, self.at(d, 0.0, with_upper=False).gradient)
 
     def solve(self, delta: float, lr: float | None, warm: Tensors | None, definite: bool) -> _Side:
-        """Return the best of `num_steps` gradient steps on the perturbed problem.
+        """Return the iterate of least residual among `num_steps` gradient steps on the perturbed
+        problem.
 
-        A step size that is not given follows the curvature met: ``<s, r> / |r|^2`` for the last
-        step `s` and change `r` of the gradient (Barzilai and Borwein, 1988). Where that is not
-        positive, the steps end.
+        Steps of given size end where the residual grows, which proves them too long or the
+        curvature negative, as for the Neumann series. A size that is not given follows the
+        curvature met: ``<s, r> / |r|^2`` for the last step `s` and change `r` of the gradient
+        (Barzilai and Borwein, 1988); where that is not positive, the steps end.
         """
         push = scale(delta, self._cotangent)
         size = float(norm(push))
@@ -210,6 +214,9 @@ class _Perturbation:
                 break
             if there.length < best.length or (k == 1 and warm is None):
                 best = there
+            if self._method.lr is not None and there.length > here.length:
+                status = Status.DIVERGED
+                break
             if self._method.lr is None:
                 lr, definite = _step(subtract(d, here.d), subtract(there.gradient, here.gradient))
                 if not definite:
@@ -268,7 +275,8 @@ def f2sa(
     ``[g_x(x, y_d) - g_x(x, y)] / d + f_x(x, y_d) - f_x(x, y)``, which with the direct part
     ``f_x(x, y)`` makes the paper's ``f_x(x, y_d) + lambda [g_x(x, y_d) - g_x(x, y)]`` for
     ``lambda = 1/d``. Its error is O(d) where the perturbed problem is solved, plus what the steps
-    leave: the residual in the log. Of the iterates, the one of least residual counts.
+    leave: the residual in the log. Of the iterates, the one of least residual counts, at one more
+    gradient where that is not the last.
 
     Costs ``num_steps + 1`` gradients, one more where `lr` is not given (or for the start where it
     is warm); twice the steps if symmetric; twice as many in all if not linearised. No second

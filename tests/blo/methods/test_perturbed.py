@@ -197,6 +197,18 @@ def test_a_step_size_beyond_the_curvature_diverges_and_says_so():
     result = hypergradient(*quadratic(H, C), method=f2sa(20, lr=2.0))
     assert result.info.status is Status.DIVERGED
     assert relative_error(result.grads[0], -C.T @ (2.0 * ONES)) < 1e-6  # the first step
+    assert result.info.num_gradients == 3  # at y, after the first step, and its upper gradient
+
+
+def test_steps_of_a_given_size_end_before_negative_curvature_takes_over():
+    hessian = torch.diag(torch.tensor([3.0, 1.0, -0.2], dtype=torch.float64))
+    result = hypergradient(*quadratic(hessian, C), method=f2sa(20, lr=0.3, delta=1e-3))
+    residuals, v = [], 0 * ONES
+    for _ in range(20):
+        v = v + 0.3 * (ONES - hessian @ v)
+        residuals.append(float((ONES - hessian @ v).norm() / 3**0.5))
+    assert result.info.status is Status.DIVERGED
+    assert result.info.residual == pytest.approx(min(residuals), rel=1e-9)
 
 
 def test_a_warm_start_from_the_solution_takes_no_steps():
