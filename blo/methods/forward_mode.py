@@ -80,13 +80,15 @@ class ForwardMode:
                     columns.append(graph.product((*directions[j], *of_y), y, keep=j < n - 1))
                 reached = reached or any(g is not None for column in columns for g in column)
                 gradient = graph.lower_gradient
+                end = update.step(iterate, gradient, step.options)
                 if t == len(segment.steps) - 1:
-                    known = gradient if segment.last_gradient is None else segment.last_gradient
-                    drift.add(segment, update.step(iterate, known, step.options).lower)
+                    known = segment.last_gradient
+                    last = end if known is None else update.step(iterate, known, step.options)
+                    drift.add(segment, last.lower)
                 tangent = update.pushed_forward(
                     iterate, gradient, step.options, tangent, _stacked(columns, y)
                 )
-                iterate = update.step(iterate, gradient, step.options)
+                iterate = end
         drift.check()
         if not reached or tangent is None:
             raise RuntimeError(NO_PATH)

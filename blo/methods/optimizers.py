@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from blo.methods.tensors import Tensors, leaves
+from blo.methods.tensors import Tensors, detach, leaves
 
 Options: TypeAlias = Mapping[str, Any]
 Gradient: TypeAlias = Sequence[Tensor | None]  # None for a tensor that the optimizer passed over
@@ -56,6 +56,20 @@ class Tangent(NamedTuple):
 
     lower: Tensors
     slots: tuple[Tensors, ...]
+
+
+class Pullback(NamedTuple):
+    """What `UpdateMap.pulled_back` returns.
+
+    Attributes:
+        adjoint: cotangent of the iterate before the step, at fixed gradient.
+        gradient: cotangent of each tensor's gradient; None where that is None.
+        end: the iterate after the step, without graph.
+    """
+
+    adjoint: Adjoint
+    gradient: tuple[Tensor | None, ...]
+    end: Iterate
 
 
 Rule: TypeAlias = Callable[[Tensor, State, Tensor, Options], tuple[Tensor, State]]
@@ -191,8 +205,9 @@ class UpdateMap:
 
     def pulled_back(
         self, iterate: Iterate, gradient: Gradient, options: Sequence[Options], adjoint: Adjoint
-    ) -> tuple[Adjoint, tuple[Tensor | None, ...]]:
-        """Return the cotangent of `iterate` at fixed gradient, and the cotangent of the gradient.
+    ) -> Pullback:
+        """Return the cotangent of `iterate` at fixed gradient and the cotangent of the gradient,
+        with the iterate after the step.
 
         Args:
             iterate: before the step.
@@ -214,7 +229,8 @@ class UpdateMap:
         )
         lower = tuple(next(grads) for _ in start.lower)
         slots = tuple(tuple(next(grads) for _ in state.slots) for state in start.states)
-        return Adjoint(lower, slots), tuple(None if t is None else next(grads) for t in g)
+        of_gradient = tuple(None if t is None else next(grads) for t in g)
+        return Pullback(Adjoint(lower, slots), of_gradient, _detached(end))
 
     def pushed_forward(
         self,
@@ -290,6 +306,11 @@ def _as_leaves(iterate: Iterate, gradient: Gradient) -> tuple[Iterate, Gradient]
     states = tuple(State(s.num_steps, leaves(s.slots)) for s in iterate.states)
     g = tuple(None if t is None else t.detach().requires_grad_() for t in gradient)
     return Iterate(leaves(iterate.lower), states), g
+
+
+def _detached(iterate: Iterate) -> Iterate:
+    states = tuple(State(s.num_steps, detach(s.slots)) for s in iterate.states)
+    return Iterate(detach(iterate.lower), states)
 
 
 def _along(output: Tensor, inputs: Tensors, tangents: Tensors) -> Tensor:

@@ -47,11 +47,12 @@ class Sama:
         (step,) = segment.steps
         gradient = segment.last_gradient
         assert gradient is not None
-        end = update.step(segment.start, gradient, step.options)
+        _, weights, end = update.pulled_back(
+            segment.start, gradient, step.options, Adjoint(cotangent)
+        )
         drift = Drift(context)
         drift.add(segment, end.lower)
         drift.check()
-        _, weights = update.pulled_back(segment.start, gradient, step.options, Adjoint(cotangent))
         fresh = update.without_history(end)
         direction = tuple(
             torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
@@ -75,11 +76,11 @@ def sama(*, radius: float | None = None, one_sided: bool = False) -> Sama:
     its mixed product by a finite difference.
 
     ``[g_x(y + e D c) - g_x(y - e D c)] / 2e`` with the diagonal ``D = dU/dg`` of the step ``y+ =
-    U(y, s, g)``: for SGD minus the learning rate, times ``1 - dampening`` with momentum, or times
-    ``1 + momentum (1 - dampening)`` with nesterov; for Adam and AdamW the derivative of the step
-    through both moments, their bias corrections included. Costs what `darts` costs: two gradients
-    of the lower loss, or one with ``one_sided=True``. It needs first derivatives only, and refuses
-    the optimizers and the hooks that `unrolled` refuses.
+    U(y, s, g)``: for SGD minus the learning rate, times ``1 - dampening`` with momentum (after its
+    first step), or times ``1 + momentum`` with nesterov; for Adam and AdamW the derivative of the
+    step through both moments, their bias corrections included. Costs what `darts` costs: two
+    gradients of the lower loss, or one with ``one_sided=True``. It needs first derivatives only,
+    and refuses the optimizers and the hooks that `unrolled` refuses.
 
     Where Adam has never seen a gradient (a second moment of zero) the derivative is taken as zero:
     there it is ``lr / eps``, of an element that, but for chance, does not depend on `x` at all, and

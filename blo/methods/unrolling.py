@@ -70,10 +70,11 @@ class Unrolled:
                 y = leaves(iterate.lower)
                 graph = GradientGraph(step, y, x, y)
                 gradient = graph.lower_gradient
+                adjoint, weights, end = update.pulled_back(iterate, gradient, step.options, adjoint)
                 if t == len(segment.steps) - 1:
-                    known = gradient if segment.last_gradient is None else segment.last_gradient
-                    drift.add(segment, update.step(iterate, known, step.options).lower)
-                adjoint, weights = update.pulled_back(iterate, gradient, step.options, adjoint)
+                    if segment.last_gradient is not None:
+                        end = update.step(iterate, segment.last_gradient, step.options)
+                    drift.add(segment, end.lower)
                 earliest = segment.first + t == 0
                 grads = graph.product(weights, x if earliest else x + y)
                 reached = reached or any(g is not None for g in grads[: len(x)])
