@@ -89,11 +89,11 @@ class Layout:
         return Layout(like, tuple(groups), dtype)
 
     def pack(self, v: Tensors) -> Tensors:
-        """Return `v` as flat tensors."""
+        """Return `v` as flat tensors, without graph."""
         if len(v) != len(self.like):
             raise ValueError(f"expected a vector of {len(self.like)} tensors, got {len(v)}")
         return tuple(
-            torch.cat([v[i].detach().reshape(-1).to(self.dtype) for i in group])
+            torch.cat([_cast(v[i].reshape(-1), self.dtype) for i in group]).detach()
             for group in self.groups
         )
 
@@ -103,7 +103,7 @@ class Layout:
         for flat, group in zip(packed, self.groups, strict=True):
             pieces = flat.split([self.like[i].numel() for i in group])
             for i, piece in zip(group, pieces, strict=True):
-                found[i] = piece.view(self.like[i].shape).to(self.like[i].dtype)
+                found[i] = _cast(piece.view(self.like[i].shape), self.like[i].dtype)
         return tuple(found[i] for i in range(len(self.like)))
 
 
@@ -310,6 +310,10 @@ def check_warm_start(warm_start: bool, max_products: int) -> None:
             f"max_products must be at least 2 with warm_start=True, whose residual takes one, got "
             f"{max_products}"
         )
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _largest(v: Tensors) -> float:
