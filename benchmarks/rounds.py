@@ -30,6 +30,6 @@ ROUNDS: dict[str, Count] = {
     "minres(5)": Count(blo.minres(5, damping=1.0), 1, 6),
     "gmres(5)": Count(blo.gmres(5, damping=1.0), 1, 6),
     "nystrom(5)": Count(blo.nystrom(5, rho=1.0), 1, 6),
-    "f2sa(5)": Count(blo.f2sa(5, lr=0.1, delta=0.01), 7, 0),
+    "f2sa(5)": Count(blo.f2sa(5, lr=0.1, delta=0.01), 6, 0),
     "unrolled, 4 steps": Count(blo.unrolled(), 4, 4, steps=4),
 }
