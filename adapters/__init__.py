@@ -1,9 +1,10 @@
-"""BiLoRA and BiDoRA on Hugging Face PEFT.
+"""BiLoRA, BiDoRA, LoRA Dropout and their relatives on Hugging Face PEFT.
 
 Importing the package registers its types with PEFT, so that ``PeftModel.from_pretrained`` knows
 them.
 """
 
+from adapters.analysis import analyse, changes
 from adapters.autolora import AutoLoraConfig
 from adapters.bidora import BiDoraConfig, DirectionOrthogonality, retrain
 from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
@@ -19,6 +20,7 @@ from adapters.lora_dropout import (
     mean_loss,
 )
 from adapters.lora_rite import LoraRite, lora_pairs
+from adapters.model_card import write_model_card
 from adapters.problems import two_level
 from adapters.rac_lora import Link, chain
 from adapters.ranks import rank_pattern, ranks, retrain_config
@@ -40,8 +42,10 @@ __all__ = [
     "Orthogonality",
     "Shrinkage",
     "SoraConfig",
+    "analyse",
     "average",
     "chain",
+    "changes",
     "ensemble",
     "export_lora",
     "levels",
@@ -55,4 +59,5 @@ __all__ = [
     "retrain_config",
     "singular_values",
     "two_level",
+    "write_model_card",
 ]

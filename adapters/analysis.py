@@ -195,8 +195,8 @@ def slope(
         >>> from adapters.analysis import Change, slope
         >>> points = [Change(str(i), "", 1 + 2.0 * i, float(i)) for i in range(5)]
         >>> found = slope(points)
-        >>> found.slope, found.low, found.high
-        (2.0, 2.0, 2.0)
+        >>> [round(value, 6) for value in (found.slope, found.low, found.high)]
+        [2.0, 2.0, 2.0]
     """
     if by not in ("layer", "point"):
         raise ValueError(f"by must be 'layer' or 'point', got {by!r}")
