@@ -23,7 +23,18 @@ from trained import (
     weighted_loss,
 )
 
-from blo import Context, Info, Requirements, Response, hypergradient, t1t2, unrolled
+from blo import (
+    Context,
+    Engine,
+    Info,
+    Problem,
+    ProblemGraph,
+    Requirements,
+    Response,
+    hypergradient,
+    t1t2,
+    unrolled,
+)
 from blo.methods.optimizers import UpdateMap
 from blo.methods.replay import replayed, segments
 
@@ -91,6 +102,15 @@ def test_a_learning_rate_in_a_tensor_is_recorded_as_it_was():
     assert relative_error(run.grads[0], run.differences(0)) < 1e-8
 
 
+@pytest.mark.parametrize("how", ["fused", "foreach"])
+def test_steps_by_the_other_kernels_of_torch_are_followed(how):
+    for optimizer in (sgd(momentum=0.9, weight_decay=0.1, **{how: True}), adam(**{how: True})):
+        for method in (unrolled(), unrolled(checkpoint=True)):
+            run = Run(method, optimizer, steps=5).rounds(2)
+            for k in range(2):
+                assert relative_error(run.grads[k], run.differences(k)) < 1e-8
+
+
 def test_maximising_optimizers_and_accumulated_batches_are_followed():
     negative = lambda upper, lower, batch: -lower_loss(upper, lower, batch)
     run = Run(unrolled(), adam(maximize=True), steps=3, loss=negative, accumulate=2).rounds(2)
@@ -152,6 +172,43 @@ def test_attention_and_activation_checkpointing_are_differentiated_twice(network
     run = Run(unrolled(checkpoint=spare), adamw(), steps=3, make_lower=network).rounds(2)
     for k in range(2):
         assert relative_error(run.grads[k], run.differences(k)) < 1e-8
+
+
+def gradient_through_a_transformer(dtype, precision, method):
+    """What the upper optimizer receives after six lower steps with fused attention."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    lower = nn.Sequential(layer, nn.Linear(16, 1)).to(dtype)
+    upper = nn.Linear(3, 1, bias=False).to(dtype)
+    batches = [tuple(torch.randn(4, 6, n).to(dtype) for n in (16, 1, 3)) for _ in range(4)]
+    received = []
+    top = torch.optim.SGD(upper.parameters(), lr=0.1)
+    top.register_step_pre_hook(lambda *_: received.append(upper.weight.grad.double()))
+    errors = lambda b: (lower(b[0]) - b[1]).square()
+    problems = [
+        Problem("upper", lambda b: errors(b).mean(), upper, top, batches),
+        Problem(
+            "lower",
+            lambda b: (torch.sigmoid(upper(b[2])) * errors(b)).mean(),
+            lower,
+            torch.optim.SGD(lower.parameters(), lr=0.1, momentum=0.9),
+            batches,
+            steps=6,
+            method=method,
+        ),
+    ]
+    Engine(ProblemGraph(problems), precision=precision).run(1)
+    return received[0]
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_low_precision_costs_no_more_than_its_rounding(spare):
+    method = unrolled(checkpoint=spare)
+    exact = gradient_through_a_transformer(torch.float64, None, method)
+    single = gradient_through_a_transformer(torch.float32, None, method)
+    assert relative_error(single, exact) < 1e-5
+    half = gradient_through_a_transformer(torch.float32, torch.bfloat16, method)
+    assert relative_error(half, exact) < 0.05
 
 
 @dataclass(frozen=True)
