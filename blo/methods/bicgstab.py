@@ -30,7 +30,7 @@ class BiCGSTAB:
 
     Residuals are not monotone: the iterate with the smallest is returned. Where a recurrence breaks
     down, the iteration begins anew from its residual; where that breaks down too (a singular `H`,
-    or one near skew-symmetry), it stops with status TRUNCATED. Seven vectors of memory, two waits
+    or one near skew-symmetry), it stops with status TRUNCATED. Eight vectors of memory, two waits
     for the device a product.
 
     Args:

@@ -31,7 +31,7 @@ class MINRES:
     The iterate after `k` products minimises ``|rhs - (H + damping I) v|`` over the Krylov space of
     dimension `k`, so that the residual never grows, whatever the signs of the eigenvalues. On a
     singular system it stops at a least-squares solution, with its residual and status TRUNCATED.
-    Five vectors of memory, two waits for the device a product.
+    Six vectors of memory, two waits for the device a product.
 
     With a preconditioner `P` it is the residual's norm in ``P^{-1}`` that never grows; the residual
     that is tested and reported is Euclidean all the same. A preconditioner that is not positive

@@ -29,7 +29,7 @@ class NormalCG:
     The residual ``|rhs - H v|`` never grows. Two products an iteration, and the square of the
     condition number: `MINRES` reaches the same residual with half the products or fewer. A singular
     system ends at the least-squares solution, with its residual and status TRUNCATED. Five vectors
-    of memory, one wait for the device a product.
+    of memory, three waits for the device an iteration.
 
     Args:
         max_products: at most this many products, at least 2.
