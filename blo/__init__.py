@@ -4,6 +4,8 @@ right.
 
 from importlib.metadata import version
 
+from blo.check import Report as Report
+from blo.check import check_hypergradient as check_hypergradient
 from blo.engine import Engine as Engine
 from blo.graph import ProblemGraph as ProblemGraph
 from blo.methods.alternating import Alternating as Alternating
