@@ -48,6 +48,8 @@ FAMILIES: dict[str, Family] = {
     "dense": Family("exact", fixed=blo.dense()),
     "soba": Family("(1 - 1/k)^rounds", tuned=lambda s: blo.soba(step=s), rounds=True),
     "unrolled": Family("(1 - 1/k)^T", blo.unrolled, engine=True, steps=True),
+    "forward_mode": Family("(1 - 1/k)^T", lambda _: blo.forward_mode(), engine=True, steps=True),
+    "evolution": Family("O(sqrt(upper numbers / n))", blo.evolution, engine=True),
     "f2sa": Family("O(delta) + its solver's", blo.f2sa),
     "pbgd": Family("O(1/penalty)", lambda n: blo.pbgd(100.0, num_steps=n)),
 }

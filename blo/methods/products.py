@@ -122,6 +122,7 @@ class ExactProducts:
         """Return ``d<g_y, v>/d(inputs)`` for each batch, with whether any input was reached."""
         if self._graphs is None:
             self._graphs = [self._build(objective) for objective in self._context.objectives]
+            self.num_gradients += 1
         self.num_products += 1
         pieces = []
         for objective, graph in zip(self._context.objectives, self._graphs, strict=True):
@@ -139,7 +140,6 @@ class ExactProducts:
         return pieces
 
     def _build(self, objective: Objective) -> Tensors:
-        self.num_gradients += 1
         with twice_differentiable(objective, self._upper, self._lower) as evaluate:
             gradient = torch.autograd.grad(
                 evaluate(),
@@ -156,11 +156,10 @@ class ExactProducts:
 class FiniteDifference:
     """Products from first derivatives at perturbed copies of the lower parameters.
 
-    Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``; one-sided: ``[g_x(y + e v) -
-        g_x(y)] / e + O(e)``, where
-    ``g_x(y)`` is taken over from the lower step if it is known. ``e = radius * max(|y|, sqrt(numel)
-    1e-3) / |v|``, so that the step is a fixed fraction of the weights. Fused attention, compiled
-    modules and sharded modules stay as they are.
+    Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``. One-sided: ``g_xy v =
+    [g_x(y + e v) - g_x(y)] / e + O(e)``, where ``g_x(y)`` is taken over from the lower step if it
+    is known. ``e = radius * max(|y|, sqrt(numel) 1e-3) / |v|``, so that the step is a fixed
+    fraction of the weights. Fused attention and compiled modules stay as they are.
 
     Args:
         radius: relative step; None takes the value measured best for the type that the loss is
