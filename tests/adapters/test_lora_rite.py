@@ -114,6 +114,37 @@ def test_runs_do_not_depend_on_the_factorisation(options: dict[str, object], see
         torch.testing.assert_close(second, first, rtol=1e-7, atol=1e-8)
 
 
+def test_gradients_are_clipped_by_their_norm_over_all_pairs_whatever_the_factorisation() -> None:
+    """The norm is that of G on the spaces of the other factors, for two pairs together."""
+    ours, theirs = (
+        [p.clone().requires_grad_() for seed in (2, 4) for p in start(seed)] for _ in range(2)
+    )
+    clipped = LoraRite([(ours[0], ours[1]), (ours[2], ours[3])], 0.05, max_norm=20.0)
+    plain = LoraRite([(theirs[0], theirs[1]), (theirs[2], theirs[3])], 0.05)
+    shrinks = []
+    for _ in range(6):
+        found = {}
+        for A, B in ((theirs[0], theirs[1]), (theirs[2], theirs[3])):
+            G = gradient((B @ A).detach())
+            found[A], found[B] = B.detach().T @ G, G @ A.detach().T
+        norm = torch.stack(
+            [
+                (gradient((B @ A).detach()) @ projection(A.detach().T)).square().sum()
+                + (gradient((B @ A).detach()).T @ projection(B.detach())).square().sum()
+                for A, B in ((theirs[0], theirs[1]), (theirs[2], theirs[3]))
+            ]
+        ).sum()
+        shrinks.append(min(1.0, 20.0 / norm.sqrt().item()))
+        for parameter, p in zip(ours, theirs, strict=True):
+            parameter.grad, p.grad = found[p], shrinks[-1] * found[p]
+        clipped.step()
+        plain.step()
+        for parameter, p in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(parameter, p, rtol=1e-9, atol=1e-11)
+    assert min(shrinks) < 0.9
+    assert len(set(shrinks)) > 1  # a constant factor would be lost in the normalisation
+
+
 def test_runs_of_adam_do_depend_on_the_factorisation() -> None:
     """The difference that the optimizer is for; the test above could not see it otherwise."""
 
