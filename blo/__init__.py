@@ -41,6 +41,7 @@ from blo.methods.linear_system import Preconditioner as Preconditioner
 from blo.methods.linear_system import Solution as Solution
 from blo.methods.minres import MINRES as MINRES
 from blo.methods.minres import minres as minres
+from blo.methods.neumann import Neumann as Neumann
 from blo.methods.normal_cg import NormalCG as NormalCG
 from blo.methods.normal_cg import normal_cg as normal_cg
 from blo.methods.nystrom import Nystrom as Nystrom
@@ -56,7 +57,6 @@ from blo.methods.sama import sama as sama
 from blo.methods.solvers import CG as CG
 from blo.methods.solvers import Dense as Dense
 from blo.methods.solvers import Identity as Identity
-from blo.methods.solvers import Neumann as Neumann
 from blo.methods.unrolling import Unrolled as Unrolled
 from blo.methods.unrolling import unrolled as unrolled
 from blo.problem import Problem as Problem

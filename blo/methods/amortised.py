@@ -6,12 +6,7 @@ import math
 from dataclasses import dataclass
 
 from blo.methods.context import Context, Info, Requirements, Response, Status
-from blo.methods.linear_system import (
-    check_count,
-    check_not_negative,
-    check_positive,
-    numbers,
-)
+from blo.methods.linear_system import numbers
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import (
     Tensors,
@@ -22,6 +17,7 @@ from blo.methods.tensors import (
     scale,
     subtract,
 )
+from blo.methods.validation import check_count, check_not_negative, check_positive
 
 
 @dataclass(frozen=True)

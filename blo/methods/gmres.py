@@ -10,20 +10,10 @@ from torch import Tensor
 
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
-from blo.methods.linear_system import (
-    SINGULAR,
-    Basis,
-    LinearSystem,
-    MatVec,
-    Solution,
-    Start,
-    check_count,
-    check_not_negative,
-    check_rtol,
-    check_warm_start,
-)
+from blo.methods.linear_system import SINGULAR, Basis, LinearSystem, MatVec, Solution, Start
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import Tensors, add, norm, scale
+from blo.methods.validation import check_count, check_not_negative, check_rtol, check_warm_start
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.linear_system import Preconditioner, check_warm_start
+from blo.methods.linear_system import Preconditioner
+from blo.methods.neumann import Neumann
 from blo.methods.products import Exact, FiniteDifference, ProductRule, Products
-from blo.methods.solvers import CG, Dense, Identity, LinearSolver, Neumann, Solution
+from blo.methods.solvers import CG, Dense, Identity, LinearSolver, Solution
 from blo.methods.tensors import Tensors, scale
+from blo.methods.validation import check_warm_start
 
 
 @dataclass(frozen=True)

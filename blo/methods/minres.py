@@ -13,15 +13,17 @@ from blo.methods.linear_system import (
     MatVec,
     Preconditioner,
     Solution,
+    numbers,
+)
+from blo.methods.products import Exact, ProductRule
+from blo.methods.tensors import Tensors, axpy, dot, norm, scale, zeros_like
+from blo.methods.validation import (
     check_count,
     check_not_negative,
     check_preconditioner,
     check_rtol,
     check_warm_start,
-    numbers,
 )
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, axpy, dot, norm, scale, zeros_like
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,10 @@ from dataclasses import dataclass
 
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
-from blo.methods.linear_system import (
-    SINGULAR,
-    LinearSystem,
-    MatVec,
-    Solution,
-    check_count,
-    check_not_negative,
-    check_rtol,
-    check_warm_start,
-    numbers,
-)
+from blo.methods.linear_system import SINGULAR, LinearSystem, MatVec, Solution, numbers
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import Tensors, axpy, norm
+from blo.methods.validation import check_count, check_not_negative, check_rtol, check_warm_start
 
 
 @dataclass(frozen=True)

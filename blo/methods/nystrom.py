@@ -12,18 +12,10 @@ from torch import Tensor
 
 from blo.methods.context import Status
 from blo.methods.implicit import Implicit
-from blo.methods.linear_system import (
-    SINGULAR,
-    Basis,
-    LinearSystem,
-    MatVec,
-    Solution,
-    check_count,
-    check_positive,
-    numbers,
-)
+from blo.methods.linear_system import SINGULAR, Basis, LinearSystem, MatVec, Solution, numbers
 from blo.methods.products import Exact, ProductRule
 from blo.methods.tensors import Tensors, add, axpy, norm, scale, subtract, zeros_like
+from blo.methods.validation import check_count, check_positive
 
 
 @dataclass(frozen=True)
