@@ -13,7 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, SoraConfig
+from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, LoraDropoutConfig, SoraConfig
 
 Batch = dict[str, Tensor]
 
@@ -25,6 +25,7 @@ BILORA: dict[str, dict[str, Any]] = {
 }
 DIAGONAL = [*BILORA, "autolora", "sora"]
 METHODS = [*DIAGONAL, "bidora"]
+ALL = [*METHODS, "dropout"]  # LoRA Dropout with learned rates: random in training mode
 
 
 def config(method: str, **options: Any) -> LoraConfig:
@@ -32,6 +33,8 @@ def config(method: str, **options: Any) -> LoraConfig:
     options = {"r": 3, "lora_alpha": 6, **options}
     if method == "bidora":
         return BiDoraConfig(**options)
+    if method == "dropout":
+        return LoraDropoutConfig(mask_rate=0.4, learn_mask_rate=True, **options)
     if method == "autolora":
         return AutoLoraConfig(**options)
     if method == "sora":
@@ -118,11 +121,11 @@ def adapted(
     moved: float = 0.0,
     **options: Any,
 ) -> PeftModel:
-    """A fresh copy with an adapter, whose trainable parameters are moved at random."""
+    """A fresh copy with an adapter, in evaluation mode, its parameters moved at random."""
     torch.manual_seed(4)
     options = {**BASES[base][1], **options}
     model = get_peft_model(base_model(base, dtype), config(method, **options))
-    return move(model, moved)
+    return move(model, moved).eval()
 
 
 def move(model: PeftModel, size: float) -> PeftModel:

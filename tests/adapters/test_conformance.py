@@ -11,9 +11,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from adapters import BiDoraConfig, levels
 from tests.adapters.models import (
+    ALL,
     BASES,
     DIAGONAL,
-    METHODS,
     adapted,
     base_model,
     bert,
@@ -23,7 +23,7 @@ from tests.adapters.models import (
     output,
 )
 
-every = pytest.mark.parametrize("method", METHODS)
+every = pytest.mark.parametrize("method", ALL)
 everywhere = pytest.mark.parametrize("base", list(BASES))
 
 
@@ -91,7 +91,7 @@ def test_a_saved_adapter_can_be_trained_further(method: str, tmp_path: Path) -> 
     model = adapted("bert", method, moved=0.3)
     model.save_pretrained(tmp_path)
     settings = BiDoraConfig.from_pretrained(tmp_path) if method == "bidora" else None
-    loaded = PeftModel.from_pretrained(bert(), tmp_path, is_trainable=True, config=settings)
+    loaded = PeftModel.from_pretrained(bert(), tmp_path, is_trainable=True, config=settings).eval()
     assert torch.equal(output(loaded, inputs("bert")), output(model, inputs("bert")))
     assert levels(loaded).upper_names == levels(model).upper_names
     for ours, theirs in zip(levels(loaded).lower, levels(model).lower, strict=True):
@@ -104,7 +104,12 @@ def test_a_saved_configuration_is_the_one_in_use(method: str, tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     loaded = PeftConfig.from_pretrained(tmp_path)
-    own = {"bidora": "LORA", "autolora": "AUTOLORA", "sora": "SORA"}
+    own = {
+        "bidora": "LORA",
+        "autolora": "AUTOLORA",
+        "sora": "SORA",
+        "dropout": "LORA_DROPOUT",
+    }
     assert saved["peft_type"] == own.get(method, "BILORA")
     assert saved["inference_mode"]
     assert saved["rank_pattern"] == {"query": 2}
@@ -128,7 +133,7 @@ def test_several_adapters_keep_apart(method: str, tmp_path: Path) -> None:
     second = output(model, batch)
     assert not torch.allclose(second, first)
     assert all(".second" in name for name in levels(model).upper_names)
-    assert levels(model).upper[0].shape == ((32,) if method == "bidora" else (2,))
+    assert levels(model).upper[0].shape == {"bidora": (32,), "dropout": (1,)}.get(method, (2,))
     model.save_pretrained(tmp_path)
     model.set_adapter("default")
     assert torch.equal(output(model, batch), first)
@@ -285,7 +290,7 @@ def test_a_layer_of_two_layouts_is_transposed_where_needed(method: str) -> None:
     net = torch.nn.Sequential(Conv1D(7, 5), torch.nn.Linear(7, 3))
     batch = torch.randn(4, 5)
     before = net(batch)
-    model = move(get_peft_model(net, config(method, target_modules=["0", "1"])), 0.0)
+    model = get_peft_model(net, config(method, target_modules=["0", "1"])).eval()
     assert torch.equal(model(batch), before)
     move(model, 0.3)
     unmerged = model(batch)
