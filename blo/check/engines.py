@@ -27,7 +27,7 @@ from blo.engine import Engine
 from blo.methods.context import Context, Method, Point
 from blo.methods.implicit import OneStep
 from blo.methods.tensors import Tensors, scale, subtract
-from blo.problem import COUPLED, Problem
+from blo.problem import Problem
 
 
 class Claim(enum.Enum):
@@ -106,7 +106,7 @@ class _Check:
     def report(self) -> Report:
         """Return what was found; the engine is left in the middle of it."""
         self._look()
-        solution = self._solved()
+        solution = self._landscape.settle([q.name for q in self._below], self._start)
         first, second, solves = self._at_solution(solution)
         claimed, solved = self._against_solution(first, solution), None
         stepped = [q.name for q in self._below if self._claims[q.name] is not Claim.SOLUTION]
@@ -133,25 +133,13 @@ class _Check:
             batch = rehearsal.batches[p.name][0]
             with graph.space.substituted((), ()):
                 self._evidence.observe(p.name, partial(_loss, p, batch), p.device)
-            decoupled = any(
-                g.get("weight_decay") and not isinstance(p.optimizer, COUPLED)
-                for g in p.optimizer.param_groups
-            )
+            decays = any(g.get("weight_decay") for g in p.optimizer.param_groups)
+            decoupled = decays and p.coupled_weight_decay() is None
             if p is not self._checked and decoupled:
                 self._evidence.notes.append(
                     f"the optimizer of {p.name!r} decays weights beside its loss; the problem that "
                     "is solved again has no such decay"
                 )
-
-    def _solved(self) -> dict[str, Tensors]:
-        """Return the parameters with all problems below at their solutions."""
-        values: Mapping[str, Tensors] = self._start
-        for _ in range(2):
-            for q in reversed(self._below):
-                self._landscape.prepare(q.name, values)
-            for q in self._below:
-                values = self._landscape.solve(q.name, values)
-        return dict(values)
 
     def _at_solution(self, solution: Values) -> tuple[Parts, Parts, list[LinearSolve]]:
         """Return the engine's hypergradient at the solutions."""

@@ -26,6 +26,7 @@ from blo.methods.tensors import Tensors, add, axpy, norm, subtract
 # The Newton step, relative to the parameters, at which a lower problem counts as solved.
 SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}
 COARSELY_SOLVED = 1e-2
+UNSOLVED = 3e-2  # nothing is differenced beyond
 
 SOLVED_AGAIN = "differences through the lower problem solved again"
 
@@ -104,7 +105,8 @@ class Evidence:
         differenced: Callable[[Tensors], tuple[float, float]],
         residual: float,
     ) -> Comparison:
-        """Return how `value` compares with differences.
+        """Return how `value` compares with differences; unknown where the lower problems are not
+        solved.
 
         Args:
             reference: what is differenced, in words.
@@ -113,6 +115,8 @@ class Evidence:
                 hypergradient and the response.
             residual: how well the lower problems were solved.
         """
+        if not residual <= UNSOLVED:
+            return Comparison.unknown(reference, residual)
         whole = add(value.direct, value.response)
         chosen = self.settings
         directions = basis(
@@ -150,7 +154,8 @@ class Evidence:
                 there[w], moved = moved[: len(near[w])], moved[len(near[w]) :]
             return (evaluate(name, there, ())[0],)
 
-        rows = [row[0] for row in slopes(differenced, point, directions)]
+        radius = 1e-4 if fine else None  # short, not to cross the kinks of ReLUs
+        rows = [row[0] for row in slopes(differenced, point, directions, radius)]
         found = measure(gradient, directions, rows) if rows else Measure(0.0, 1.0, 1.0, 0.0, 0.0)
         error = found.relative_error - 3 * found.uncertainty
         self.gradient_errors[name] = max(error, 0.0) if math.isfinite(error) else error
@@ -187,7 +192,7 @@ class Evidence:
         change = float(norm(moved))
         dtype = coarsest(self.point)
         tol = self.settings.tol or default_tolerance(dtype, self.precision)
-        vanished = not size > 1e-6 * claimed.response
+        vanished = size == 0.0 or size <= 1e-6 * claimed.response
         return Report(
             problem=self.problem,
             methods={name: repr(method) for name, method in self.methods.items()},
@@ -203,10 +208,12 @@ class Evidence:
             dtype=dtype,
             precision=self.precision,
             tol=tol,
-            notes=(*self.notes, *self._limits(claimed, tol, dtype)),
+            notes=(*self.notes, *self._limits((claimed, solved), tol, dtype)),
         )
 
-    def _limits(self, claimed: Comparison, tol: float, dtype: torch.dtype) -> list[str]:
+    def _limits(
+        self, comparisons: Sequence[Comparison | None], tol: float, dtype: torch.dtype
+    ) -> list[str]:
         """Return what limits the check."""
         found = []
         if not self.complete:
@@ -214,7 +221,7 @@ class Evidence:
                 f"errors are estimated from {self.settings.num_directions} random directions "
                 "beside the hypergradient's own"
             )
-        if claimed.residual > 0.1 * tol:
+        if any(c is not None and c.residual > 0.1 * tol for c in comparisons):
             found.append(
                 "a lower problem could not be solved: it may have no isolated minimum (no "
                 "regularisation, too few examples in the batches), or its gradient is not that of "

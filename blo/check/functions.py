@@ -103,10 +103,10 @@ class _Check:
 
     def _base(self) -> dict[str, Tensors]:
         """Return the tensors with the lower ones at their solution."""
-        values = dict(self._start)
-        for _ in range(2):
-            self._landscape.prepare(LOWER, values)
-            values = self._solved(values)
+        if self._solve is None:
+            return self._landscape.settle((LOWER,), self._start)
+        values = self._solved(self._start)
+        self._landscape.prepare(LOWER, values)
         return values
 
     def _solved(self, values: Values) -> dict[str, Tensors]:

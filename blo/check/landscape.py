@@ -20,6 +20,7 @@ from blo.methods.tensors import (
     Tensors,
     add,
     axpy,
+    detach,
     dot,
     flatten,
     norm,
@@ -35,8 +36,10 @@ Partials: TypeAlias = dict[str, Tensors]
 Evaluate: TypeAlias = Callable[[str, Values, Sequence[str]], tuple[float, Partials]]
 
 MAX_STEPS = 60
+PATIENCE = 6  # steps without getting nearer by half
+MAX_APPROACH = 200
 MAX_PRODUCTS = 250
-MAX_DENSE = 400  # unknowns of a problem whose Hessian is built to precondition its solves
+MAX_DENSE = 1000  # unknowns of a problem whose Hessian is built to precondition its solves
 
 
 class _Slope(NamedTuple):
@@ -77,26 +80,76 @@ class Landscape:
         in `residuals`; not getting there is no error.
         """
         found = self._slope(name, values)
-        last, residual, rtol = math.inf, math.inf, self.rtol * 100 ** self._nesting(name)
+        residual, rtol = math.inf, self.rtol * 100 ** self._nesting(name)
+        best, waited = math.inf, 0
         for _ in range(MAX_STEPS):
             size = step_length(found.values[name], 1.0)
-            guess = float(norm(self._precondition(name, found.gradient))) / size
-            if guess <= 0.1 * rtol:
-                residual = guess
+            following, residual = self._cheap_step(name, found, size)
+            if residual <= 0.1 * rtol:
                 break
-            following, residual = self._cheap_step(name, found), guess
             if following is None:
-                step = self._newton_step(name, found)
+                step = self._newton_step(name, found, 0.1 if best > 1e-2 else 1e-4)
                 residual = float(norm(step)) / size
                 following = self._search(name, found, step)
-                if following is None or math.sqrt(rtol) > residual > 0.5 * last:
+                if math.sqrt(rtol) > residual > 0.5 * best:
                     break  # at the rounding error
-                last = residual
+            if following is None:
+                break
             found = following
             if residual <= rtol:
                 break
+            waited = 0 if residual < 0.5 * best else waited + 1
+            best = min(best, residual)
+            if waited == PATIENCE:
+                break
         self.residuals[name] = residual
         return found.values
+
+    def approach(self, name: str, values: Values) -> dict[str, Tensors]:
+        """Return `values` with problem `name` near its minimiser, by L-BFGS: cheaper than `solve`
+        from afar.
+        """
+        leaves = [t.clone().requires_grad_() for t in values[name]]
+        optimizer = torch.optim.LBFGS(
+            leaves,
+            max_iter=MAX_APPROACH,
+            tolerance_grad=0.0,
+            tolerance_change=self.rtol,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> float:
+            found = self._slope(name, {**values, name: detach(leaves)})
+            for leaf, g in zip(leaves, found.gradient, strict=True):
+                leaf.grad = g
+            return found.objective
+
+        optimizer.step(closure)
+        reached = self._slope(name, {**values, name: detach(leaves)})
+        start = self._slope(name, values)
+        better = reached.objective <= start.objective
+        return reached.values if better else start.values
+
+    def settle(self, names: Sequence[str], values: Values) -> dict[str, Tensors]:
+        """Return `values` with the problems `names`, top to bottom, at their minimisers, and have
+        the solves from there on prepared.
+        """
+        for name in names:
+            if not self.felt[name]:
+                values = self.approach(name, values)
+        for _ in range(2):
+            start = values
+            for name in reversed(names):
+                self.prepare(name, values)
+            for name in names:
+                values = self.solve(name, values)
+            moved = (
+                norm(subtract(values[n], start[n])) / step_length(start[n], 1.0) for n in names
+            )
+            if max(map(float, moved)) < 1e-2:
+                break
+        return dict(values)
 
     def distance(self, name: str, values: Values) -> float:
         """Return the next Newton step of problem `name`, relative to its parameters."""
@@ -110,7 +163,7 @@ class Landscape:
         like = values[name]
         n = numel(like)
         alike = len({(t.dtype, t.device) for t in like}) == 1
-        if not alike or n > (MAX_DENSE if not self.felt[name] else MAX_DENSE // 8):
+        if not alike or n > (MAX_DENSE if not self.felt[name] else MAX_DENSE // 20):
             self._inverses[name] = None
             return
         eye = torch.eye(n, dtype=like[0].dtype, device=like[0].device)
@@ -146,16 +199,19 @@ class Landscape:
         objective, gradient, settled = self.total(name, values, (name,))
         return _Slope(objective, gradient[name], settled)
 
-    def _cheap_step(self, name: str, at: _Slope) -> _Slope | None:
-        """Return where the step of the inverse Hessian that was prepared leads, if it does nearly
-        what a Newton step would.
+    def _cheap_step(self, name: str, at: _Slope, size: float) -> tuple[_Slope | None, float]:
+        """Return where the step of the prepared inverse Hessian leads, if it does nearly what a
+        Newton step would, and its length relative to `size`.
         """
         if self._inverses.get(name) is None:
-            return None
+            return None, math.inf
         step = scale(-1.0, self._precondition(name, at.gradient))
+        length = float(norm(step))
+        if length <= 0.1 * self.rtol * size:
+            return None, length / size
         found = self._slope(name, {**at.values, name: add(at.values[name], step)})
         left = float(norm(self._precondition(name, found.gradient)))
-        return found if left <= 0.1 * float(norm(step)) else None
+        return (found if left <= 0.1 * length else None), length / size
 
     def _search(self, name: str, at: _Slope, step: Tensors) -> _Slope | None:
         """Return where the objective has decreased along `step`, None if it does nowhere."""
@@ -168,9 +224,9 @@ class Landscape:
                 return found
         return None
 
-    def _newton_step(self, name: str, at: _Slope) -> Tensors:
+    def _newton_step(self, name: str, at: _Slope, rtol: float = 1e-4) -> Tensors:
         downhill = scale(-1.0, at.gradient)
-        step = self._conjugate_gradients(name, at.values, downhill, 1e-4)
+        step = self._conjugate_gradients(name, at.values, downhill, rtol)
         if float(dot(step, at.gradient)) < 0.0:
             return step
         return self._precondition(name, downhill)

@@ -58,6 +58,11 @@ class Comparison:
             residual,
         )
 
+    @staticmethod
+    def unknown(reference: str, residual: float) -> Comparison:
+        """Return the comparison with a reference that could not be had."""
+        return Comparison(reference, *(math.nan,) * 7, residual)
+
     def reliable(self, tol: float) -> bool:
         """Whether the lower problems were solved and the differences agree with each other."""
         return self.residual <= 0.1 * tol and self.total_uncertainty <= tol
@@ -179,13 +184,13 @@ class Report:
                 "nothing responds, neither the hypergradient nor what it is held to: the lower "
                 "loss has no mixed derivative here, and nothing was checked"
             )
-        elif not self.claimed.agrees(tol):
+        elif not (self.claimed.agrees(tol) or math.isnan(self.claimed.relative_error)):
             found += [*self._error(), *self._solvers(tol)]
         if not self.claimed.reliable(tol):
             found.append(
-                "the reference is not good enough to judge by: it is known to "
+                "the reference cannot be relied on: it is known to "
                 f"{self.claimed.total_uncertainty:.1g} (relative), the lower problem solved to "
-                f"{self.claimed.residual:.1g}; see the notes"
+                f"{self.claimed.residual:.1g}"
             )
         return tuple(found)
 
@@ -204,7 +209,7 @@ class Report:
                 )
             return [text]
         sine = math.sqrt(max(0.0, 1.0 - c.cosine**2))
-        if sine > 0.1 * c.relative_error:
+        if sine > 0.1 * min(c.relative_error, 1.0):
             return [
                 f"the response points elsewhere (cosine {c.cosine:.4f}, scale ratio "
                 f"{c.scale_ratio:.4g}, relative error {c.relative_error:.2g})"
