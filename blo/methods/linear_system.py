@@ -37,6 +37,13 @@ class Solution(NamedTuple):
             solver does not know it.
         scale: the factor that the solver used in place of, or beside, the inverse; None where there
             is none.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG
+        >>> solution = CG(5)(lambda v: (2 * v[0],), (torch.tensor([2.0, 4.0]),))
+        >>> solution.value[0].tolist(), solution.num_products, solution.residual
+        ([1.0, 2.0], 1, 0.0)
     """
 
     value: Tensors
@@ -47,14 +54,40 @@ class Solution(NamedTuple):
 
 
 class LinearSolver(Protocol):
-    """Anything that solves ``H v = rhs`` approximately."""
+    """Anything that solves ``H v = rhs`` approximately.
+
+    Example:
+        >>> import torch
+        >>> from blo import Implicit, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> def halve(matvec, rhs, init=None):  # g_yy = 2
+        ...     return Solution((rhs[0] / 2,), Status.CONVERGED, num_products=0, residual=0.0)
+        >>> hypergradient(f, g, x, y, method=Implicit(halve)).grads[0].item()  # 3 (3 x - 1)
+        6.0
+    """
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return an approximate solution, started from `init` where the solver iterates."""
 
 
 class Preconditioner(Protocol):
-    """An approximate inverse, built from products, symmetric and positive definite."""
+    """An approximate inverse, built from products, symmetric and positive definite.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG
+        >>> class Diagonal:  # for a diagonal H
+        ...     num_products = 1
+        ...     def inverse(self, matvec, like, damping):
+        ...         (d,) = matvec((torch.ones_like(like[0]),))
+        ...         return lambda r: (r[0] / (d + damping),)
+        >>> H, rhs = torch.tensor([1.0, 2.0, 4.0]), (torch.ones(3),)
+        >>> solvers = CG(9), CG(9, preconditioner=Diagonal())
+        >>> [solver(lambda v: (H * v[0],), rhs).num_products for solver in solvers]
+        [3, 2]
+    """
 
     @property
     def num_products(self) -> int:

@@ -36,6 +36,15 @@ class Neumann:
         rtol: converged when ``|r| <= rtol |rhs|``; None takes ten times the machine epsilon.
         num_power_iterations: at most; a vector of memory each.
 
+    Example:
+        >>> import torch
+        >>> double, rhs = lambda v: (2 * v[0],), (torch.tensor([8.0]),)  # solved by 4
+        >>> solution = Neumann(2, scale=0.25)(double, rhs)  # (8 + 4 + 2) / 4
+        >>> solution.value[0].tolist(), solution.status.value
+        ([3.5], 'truncated')
+        >>> Neumann(2, scale=1.5)(double, rhs).status.value  # 2 is not below 2 / scale
+        'diverged'
+
     Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590, algorithm 3.
     """
 

@@ -42,6 +42,12 @@ class Identity:
     """``v = scale * rhs``: the inverse Hessian replaced by a number, or by one number a tensor.
 
     No products.
+
+    Example:
+        >>> import torch
+        >>> solution = Identity(0.5)(lambda v: (3 * v[0],), (torch.tensor([1.0, 4.0]),))
+        >>> solution.value[0].tolist(), solution.num_products
+        ([0.5, 2.0], 0)
     """
 
     scale: float | tuple[float, ...] = 1.0
@@ -72,6 +78,15 @@ class CG:
         damping: solves ``(H + damping I) v = rhs``.
         preconditioner: for example ``Nystrom(10)``, built anew in every solve; the scaled
             right-hand side is then the preconditioned one.
+
+    Example:
+        >>> import torch
+        >>> H = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> solution = CG(2)(lambda v: (H @ v[0],), (torch.tensor([4.0, 7.0]),))
+        >>> [round(x, 4) for x in solution.value[0].tolist()], solution.status.value
+        ([1.0, 2.0], 'converged')
+        >>> CG(2)(lambda v: (-H @ v[0],), (torch.tensor([4.0, 7.0]),)).status.value
+        'indefinite'
 
     Reference: Hestenes and Stiefel (1952); for hypergradients Pedregosa (2016), arXiv:1602.02355.
     """
@@ -139,6 +154,13 @@ class Dense:
     Args:
         max_size: refuse more unknowns than this.
         damping: solves ``(H + damping I) v = rhs``.
+
+    Example:
+        >>> import torch
+        >>> H = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> solution = Dense()(lambda v: (H @ v[0],), (torch.tensor([4.0, 7.0]),))
+        >>> [round(x, 4) for x in solution.value[0].tolist()], solution.status.value
+        ([1.0, 2.0], 'converged')
     """
 
     max_size: int = 4096
