@@ -46,6 +46,16 @@ class Amortised:
         damping: added to the diagonal of the Hessian.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> methods = [Amortised(0.25, num_steps=n) for n in (1, 2, 3, 30)]  # each halves the error
+        >>> [round(hypergradient(f, g, x, y, method=m).grads[0].item(), 4) for m in methods]
+        [3.0, 4.5, 5.25, 6.0]
+
     Reference: Dagreou, Ablin, Vaiter and Moreau (2022), arXiv:2201.13409 (SOBA); Arbel and Mairal
         (2022), arXiv:2111.14580 (AmIGO).
     """
@@ -136,6 +146,21 @@ def soba(
         num_steps: steps a round.
         damping: added to the diagonal of the Hessian.
         products: a way to take products.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, soba
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> state = None
+        >>> for _ in range(3):  # each has half the error of the one before
+        ...     result = hypergradient(f, g, x, y, method=soba(0.25), state=state)
+        ...     state = result.state
+        ...     print(result.grads[0].item())
+        3.0
+        4.5
+        5.25
 
     Reference: Dagreou, Ablin, Vaiter and Moreau (2022), arXiv:2201.13409; Arbel and Mairal (2022),
         arXiv:2111.14580.

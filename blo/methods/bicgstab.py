@@ -134,6 +134,16 @@ def bicgstab(
         warm_start: start each solve from the solution before it, at one product.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import bicgstab, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=bicgstab(5))
+        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
+        (6.0, 'converged')
+
     Reference: van der Vorst (1992).
     """
     check_warm_start(warm_start, max_products)

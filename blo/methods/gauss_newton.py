@@ -83,6 +83,17 @@ class GaussNewton:
     gradients once (its own graph and that of the mixed product); a product is about one Hessian
     product.
 
+    Example:
+        >>> import torch
+        >>> from blo import Exact, cg, hypergradient
+        >>> g = SplitLoss(lambda x, y: x[0] * y[0] ** 2, lambda z, x, y: 0.5 * (z - 4) ** 2)
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(1.0),)  # g_yy = -2, and J^2 = 4
+        >>> for products in (Exact(), GaussNewton()):
+        ...     method = cg(1, products=products)
+        ...     print(hypergradient(lambda x, y: y[0], g, x, y, method=method).info.status.value)
+        indefinite
+        converged
+
     Reference: Schraudolph (2002), Neural Computation 14, 1723-1738; Martens (2020),
         arXiv:1412.1193.
     """

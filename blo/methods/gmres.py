@@ -166,6 +166,16 @@ def gmres(
         warm_start: start each solve from the solution before it, at one product.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import gmres, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=gmres(5))
+        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
+        (6.0, 'converged')
+
     Reference: Saad and Schultz (1986).
     """
     check_warm_start(warm_start, max_products)

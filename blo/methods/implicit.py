@@ -27,6 +27,16 @@ class Implicit:
         solver: for ``g_yy v = c``.
         products: exact unless given.
         warm_start: start from the last call's `v`.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> grads = hypergradient(f, g, x, y, method=Implicit(CG(1))).grads
+        >>> round(grads[0].item(), 6)  # 3 (3 x - 1)
+        6.0
     """
 
     solver: LinearSolver
@@ -60,6 +70,16 @@ class OneStep:
             Adam and others, it replaces their step by a gradient step; `sama` takes the derivative
             of theirs. 1.0 stands for an inverse Hessian equal to the identity.
         products: a way to take the mixed product.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> grads = hypergradient(f, g, x, y, method=OneStep(0.1)).grads
+        >>> round(grads[0].item(), 6)  # s 6 (y - 1)
+        1.2
     """
 
     scale: float | None = None
@@ -109,6 +129,16 @@ def darts(
         radius: relative length of the difference; see `FiniteDifference`.
         one_sided: see `FiniteDifference`.
 
+    Example:
+        >>> import torch
+        >>> from blo import darts, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=darts(0.1))
+        >>> round(result.grads[0].item(), 6), result.info.num_gradients  # 0.1 * 6 (y - 1)
+        (1.2, 2)
+
     Reference: Liu, Simonyan and Yang (2019), arXiv:1806.09055, equations 7 and 8.
     """
     return OneStep(scale, FiniteDifference(radius, one_sided))
@@ -119,6 +149,16 @@ def t1t2(scale: float | None = None) -> OneStep:
 
     Args:
         scale: the step `s`; None takes the lower learning rates; see `darts`.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, t1t2
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=t1t2(0.1))
+        >>> round(result.grads[0].item(), 6), result.info.num_products  # 0.1 * 6 (y - 1)
+        (1.2, 1)
 
     Reference: Luketina, Berglund, Greff and Raiko (2016), arXiv:1511.06727.
     """
@@ -144,6 +184,16 @@ def neumann(
         rtol: relative residual to stop at; None stops near the rounding error.
         warm_start: start each series from the solution before it, at one product.
         products: a way to take products.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, neumann
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> methods = [neumann(k, scale=0.25) for k in (0, 1, 2, 20)]  # 1 - scale g_yy = 1/2
+        >>> [round(hypergradient(f, g, x, y, method=m).grads[0].item(), 4) for m in methods]
+        [3.0, 4.5, 5.25, 6.0]
 
     Reference: Lorraine, Vicol and Duvenaud (2020), arXiv:1911.02590.
     """
@@ -174,6 +224,16 @@ def cg(
         warm_start: start each solve from the solution before it, at one product.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import cg, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=cg(5))
+        >>> result.grads[0].item(), result.info.status.value  # 3 (3 x - 1)
+        (6.0, 'converged')
+
     Reference: Pedregosa (2016), arXiv:1602.02355; Rajeswaran et al. (2019), arXiv:1909.04630.
     """
     check_warm_start(warm_start, max_products)
@@ -187,6 +247,16 @@ def dense(*, damping: float = 0.0, max_size: int = 4096) -> Implicit:
     Args:
         damping: added to the diagonal of the Hessian.
         max_size: refuse more unknowns than this.
+
+    Example:
+        >>> import torch
+        >>> from blo import dense, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> grads = hypergradient(f, g, x, y, method=dense()).grads
+        >>> round(grads[0].item(), 6)  # 3 (3 x - 1)
+        6.0
     """
     return Implicit(Dense(max_size, damping))
 

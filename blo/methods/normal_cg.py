@@ -99,6 +99,17 @@ def normal_cg(
         warm_start: start each solve from the solution before it, at one product.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, normal_cg
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> concave = lambda x, y: -g(x, y)  # its stationary point is 3 x too
+        >>> result = hypergradient(f, concave, x, y, method=normal_cg(4))
+        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
+        (6.0, 'converged')
+
     Reference: Hestenes and Stiefel (1952); the default of JAXopt, Blondel et al. (2022),
         arXiv:2105.15183.
     """

@@ -242,6 +242,16 @@ def nystrom(
         warm_start: refine the solution before, at one product.
         products: a way to take products.
 
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, nystrom
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> methods = nystrom(1), nystrom(1, rho=0.5)
+        >>> [round(hypergradient(f, g, x, y, method=m).grads[0].item(), 6) for m in methods]
+        [6.0, 4.8]
+
     Reference: Hataya and Yamada (2023), arXiv:2302.09726.
     """
     return Implicit(Nystrom(rank, rho, gaussian, seed), products, warm_start)

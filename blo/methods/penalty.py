@@ -23,7 +23,18 @@ from blo.methods.tensors import Tensors, add, axpy, norm, scale, subtract
 
 @dataclass(frozen=True)
 class ValuePenalty:
-    """The gradient of the value-function penalty; see `pbgd` for the arguments."""
+    """The gradient of the value-function penalty; see `pbgd` for the arguments.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> grads = hypergradient(f, g, x, y, method=ValuePenalty(10.0, num_steps=9)).grads
+        >>> round(grads[0].item(), 6)  # 6 / (1 + 1 / 2p)
+        5.714286
+    """
 
     penalty: float = 10.0
     num_steps: int = 1
@@ -181,6 +192,16 @@ def pbgd(penalty: float = 10.0, *, num_steps: int = 1, lr: float | None = None) 
         num_steps: steps of `z` at each call.
         lr: size of the steps on ``g + f/p``; None takes one over the largest curvature met, which
             starts with one difference of gradients.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient, pbgd
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> methods = [pbgd(p, num_steps=9) for p in (1.0, 10.0, 1000.0)]
+        >>> [round(hypergradient(f, g, x, y, method=m).grads[0].item(), 2) for m in methods]
+        [4.0, 5.71, 6.0]
 
     Reference: Shen and Chen (2023), arXiv:2302.05185, algorithm 1; in turns, as Jiang, Xiao, Chen
     and Chen (2025), arXiv:2511.16796.

@@ -79,6 +79,17 @@ class Exact:
     Never reverse over forward mode, which is silently wrong for LayerNorm and BatchNorm in torch.
     The graph is built with attention on the math kernel, since no fused attention kernel can be
     differentiated twice.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG, Implicit, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=Implicit(CG(1), Exact()))
+        >>> info = result.info  # of g_yy v once, and g_xy v
+        >>> result.grads[0].item(), info.num_gradients, info.num_products
+        (6.0, 1, 2)
     """
 
     needs_upper_gradient = False
@@ -165,6 +176,17 @@ class FiniteDifference:
         radius: relative step; None takes the value measured best for the type that the loss is
             computed in (`DEFAULT_RADIUS`).
         one_sided: half the cost, less accurate.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG, Implicit, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=Implicit(CG(1), FiniteDifference(1e-3)))
+        >>> info = result.info  # two gradients for g_yy v, two for g_xy v
+        >>> round(result.grads[0].item(), 6), info.num_gradients, info.num_products
+        (6.0, 4, 0)
 
     Reference: Liu, Simonyan and Yang (2019), arXiv:1806.09055, equation 8.
     """
