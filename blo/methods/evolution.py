@@ -41,7 +41,21 @@ Fitness: TypeAlias = Callable[[Tensors, Tensors], Tensor]  # of a shift of x, an
 
 @dataclass(frozen=True)
 class Evolution:
-    """The estimate of evolution strategies; see `evolution` for the arguments."""
+    """The estimate of evolution strategies; see `evolution` for the arguments.
+
+    Example:
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph
+        >>> x, y = (torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+        >>> g = lambda _: (y[0] - x[0] - 1).square().sum()
+        >>> upper_sgd = torch.optim.SGD(x.parameters(), 1.0)
+        >>> lower_sgd = torch.optim.SGD(y.parameters(), 0.25)
+        >>> upper = Problem("upper", lambda _: y[0].sum(), x, upper_sgd, [None])
+        >>> lower = Problem("lower", g, y, lower_sgd, [None], steps=2, method=Evolution(200))
+        >>> record = next(Engine(ProblemGraph([upper, lower])).rounds(1))
+        >>> abs(-x[0].item() - 0.75) < 0.2  # dy/dx after two steps: 1 - (1 - 0.25 * 2)^2
+        True
+    """
 
     num_directions: int = 8
     sigma: float = 0.1

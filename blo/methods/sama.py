@@ -23,6 +23,19 @@ class Sama:
 
     Args:
         products: a way to take the mixed product.
+
+    Example:
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph
+        >>> x, y = (torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+        >>> g = lambda _: (y[0] - x[0] - 1).square().sum()
+        >>> upper_sgd = torch.optim.SGD(x.parameters(), 1.0)
+        >>> lower_sgd = torch.optim.SGD(y.parameters(), 0.25, momentum=0.5, nesterov=True)
+        >>> upper = Problem("upper", lambda _: y[0].sum(), x, upper_sgd, [None])
+        >>> lower = Problem("lower", g, y, lower_sgd, [None], steps=2, method=Sama())
+        >>> record = next(Engine(ProblemGraph([upper, lower])).rounds(1))
+        >>> round(-x[0].item(), 4)  # dy/dx of the last step: 0.25 * (1 + momentum) * 2
+        0.75
     """
 
     products: ProductRule = FiniteDifference()

@@ -33,6 +33,19 @@ class Unrolled:
             moved. The parameters and the optimizer's state before them are taken as constants.
         checkpoint: keep about the square root of the number of iterates and take the steps between
             them again, instead of keeping all.
+
+    Example:
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph
+        >>> x, y = (torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+        >>> g = lambda _: (y[0] - x[0] - 1).square().sum()
+        >>> upper_sgd = torch.optim.SGD(x.parameters(), 1.0)
+        >>> lower_sgd = torch.optim.SGD(y.parameters(), 0.25)
+        >>> upper = Problem("upper", lambda _: y[0].sum(), x, upper_sgd, [None])
+        >>> lower = Problem("lower", g, y, lower_sgd, [None], steps=2, method=Unrolled())
+        >>> record = next(Engine(ProblemGraph([upper, lower])).rounds(1))
+        >>> -x[0].item()  # dy/dx after two steps: 1 - (1 - 0.25 * 2)^2
+        0.75
     """
 
     steps: int | None = None
