@@ -13,7 +13,15 @@ from blo.methods.tensors import Tensors
 
 
 class Status(enum.Enum):
-    """How a linear solve ended; truncation is normal in stochastic training."""
+    """How a linear solve ended; truncation is normal in stochastic training.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG
+        >>> H, rhs = torch.tensor([1.0, 2.0]), (torch.ones(2),)
+        >>> CG(1)(lambda v: (H * v[0],), rhs).status, CG(2)(lambda v: (H * v[0],), rhs).status
+        (<Status.TRUNCATED: 'truncated'>, <Status.CONVERGED: 'converged'>)
+    """
 
     CONVERGED = "converged"
     TRUNCATED = "truncated"
@@ -31,6 +39,19 @@ class Point:
         upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided
             difference reuses it).
         lower_gradient: ``dg/d(lower)`` here, where it was kept.
+
+    Example:
+        >>> import torch
+        >>> from blo import alternating, hypergradient
+        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
+        >>> class Observed:
+        ...     requirements = Requirements()
+        ...     def response(self, context, cotangent, state):
+        ...         print(context.after.upper, context.after.lower)
+        ...         return alternating().response(context, cotangent, state)
+        >>> result = hypergradient(f, g, x, y, method=Observed())
+        (tensor(1.),) (tensor(3.),)
     """
 
     upper: Tensors
@@ -97,6 +118,20 @@ class Context:
         history: the last lower steps, where the method asked for them.
         readers: the loss of the problem that wants the response, on each of its batches, as a
             function of the same upper and lower parameters, where the method asked for it.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import torch
+        >>> from blo import hypergradient, t1t2
+        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
+        >>> class Slower:  # T1-T2 at the learning rate 0.1
+        ...     requirements = t1t2().requirements
+        ...     def response(self, context, cotangent, state):
+        ...         context = replace(context, learning_rates=(0.1,))
+        ...         return t1t2().response(context, cotangent, state)
+        >>> hypergradient(f, g, x, y, method=Slower()).grads  # 0.1 * 6
+        (tensor(0.6000),)
     """
 
     objectives: tuple[Objective, ...]
@@ -127,6 +162,15 @@ class Info:
         num_products: Hessian and mixed products taken on graphs that were kept.
         batches: numbers of the lower batches, in the lower problem's stream; empty for plain
             functions.
+
+    Example:
+        >>> import torch
+        >>> from blo import cg, hypergradient
+        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
+        >>> info = hypergradient(f, g, x, y, method=cg(5)).info
+        >>> info.point, info.status.value, info.residual, info.num_gradients, info.num_products
+        ('after', 'converged', 0.0, 1, 2)
     """
 
     method: str
@@ -147,6 +191,19 @@ class Info:
 class Response(NamedTuple):
     """The contribution ``+(d lower*/d upper)^T cotangent`` in the shapes of the upper
     parameters.
+
+    Example:
+        >>> import torch
+        >>> from blo import cg, hypergradient
+        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
+        >>> class Clipped:
+        ...     requirements = cg().requirements
+        ...     def response(self, context, cotangent, state):
+        ...         value, state, info = cg().response(context, cotangent, state)
+        ...         return Response(tuple(v.clamp(-1, 1) for v in value), state, info)
+        >>> hypergradient(f, g, x, y, method=Clipped()).grads  # not 3
+        (tensor(1.),)
     """
 
     value: Tensors
@@ -172,6 +229,13 @@ class Requirements:
         zeroth_order: the method evaluates the loss above itself, by its readers, so that this may
             have no gradient (an accuracy). Where it has none, the cotangent is zero and the
             response is the whole derivative of the loss above, its direct part included.
+
+    Example:
+        >>> from blo import cg, darts, unrolled
+        >>> darts().requirements.before, cg().requirements.before
+        (True, False)
+        >>> unrolled(5).requirements.history, unrolled().requirements.history
+        (5, None)
     """
 
     before: bool = False
@@ -184,7 +248,20 @@ class Requirements:
 
 
 class Method(Protocol):
-    """How a lower solution responds to the problems above it."""
+    """How a lower solution responds to the problems above it.
+
+    Example:
+        >>> import torch
+        >>> from blo import hypergradient
+        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
+        >>> class Known:  # dy*/dx = 3
+        ...     requirements = Requirements()
+        ...     def response(self, context, cotangent, state):
+        ...         return Response((3 * cotangent[0],), None, Info("Known", "after"))
+        >>> hypergradient(f, g, x, y, method=Known()).grads
+        (tensor(3.),)
+    """
 
     @property
     def requirements(self) -> Requirements:
