@@ -68,9 +68,17 @@ class Engine:
         callbacks: called with the `Record` of every round.
 
     Example:
-        >>> engine = Engine(ProblemGraph([upper, lower]))  # doctest: +SKIP
-        >>> for record in engine.rounds(200):  # doctest: +SKIP
-        ...     print(record.round, record.losses)
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph
+        >>> x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+        >>> f, g = lambda _: 0.5 * (y[0] - 1) ** 2, lambda _: (y[0] - 3 * x[0]) ** 2
+        >>> upper = Problem("upper", f, x, torch.optim.SGD(x.parameters(), 0.1), [None])
+        >>> lower = Problem("lower", g, y, torch.optim.SGD(y.parameters(), 0.5), [None])
+        >>> for record in Engine(ProblemGraph([upper, lower])).rounds(3):
+        ...     print(record.round, round(x[0].item(), 4))  # 1/3 minimises f at y*(x) = 3 x
+        1 0.4
+        2 0.34
+        3 0.334
     """
 
     def __init__(

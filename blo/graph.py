@@ -44,8 +44,15 @@ class ProblemGraph:
             not there, a hypergradient that reaches nobody.
 
     Example:
-        >>> graph = ProblemGraph([upper, lower])  # doctest: +SKIP
-        >>> print(graph)  # doctest: +SKIP
+        >>> import torch
+        >>> from blo import Problem
+        >>> x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+        >>> f, g = lambda _: 0.5 * (y[0] - 1) ** 2, lambda _: (y[0] - 3 * x[0]) ** 2
+        >>> upper = Problem("upper", f, x, torch.optim.SGD(x.parameters(), 0.1), [None])
+        >>> lower = Problem("lower", g, y, torch.optim.SGD(y.parameters(), 0.5), [None])
+        >>> print(ProblemGraph([upper, lower]))
+        upper: 1 parameters; reads lower
+           lower: 1 parameters, 1 step an update above; reads upper, lower; responds by ...
     """
 
     def __init__(self, problems: Sequence[Problem | Sequence[Problem]]) -> None:

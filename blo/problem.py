@@ -53,6 +53,14 @@ class Problem:
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Linear(1, 1, bias=False)
+        >>> loss = lambda batch: (weight(batch) - 1).square().mean()
+        >>> sgd = torch.optim.SGD(weight.parameters(), 0.1)
+        >>> Problem("fit", loss, weight, sgd, [torch.ones(4, 1)], steps=2)
+        Problem('fit', 1 parameters, steps=2, method=OneStep(scale=None, products=...))
     """
 
     def __init__(

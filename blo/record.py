@@ -110,6 +110,17 @@ class Record:
         num_gradients: gradient evaluations so far (a forward and a backward pass on one update's
             batches).
         num_products: Hessian and mixed products on kept graphs so far.
+
+    Example:
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph
+        >>> x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+        >>> f, g = lambda _: 0.5 * (y[0] - 1) ** 2, lambda _: (y[0] - 3 * x[0]) ** 2
+        >>> upper = Problem("upper", f, x, torch.optim.SGD(x.parameters(), 0.1), [None])
+        >>> lower = Problem("lower", g, y, torch.optim.SGD(y.parameters(), 0.5), [None])
+        >>> record = next(Engine(ProblemGraph([upper, lower])).rounds(1))
+        >>> record.round, record.losses, list(record.responses)
+        (1, {'lower': 1.0, 'upper': 2.0}, ['upper <- lower'])
     """
 
     round: int

@@ -24,6 +24,15 @@ class Hypergradient:
         info: how the response was computed: method, point, scale, radius, status, residual, cost.
         direct: ``df/dx``, the part that does not pass through the lower solution.
         state: the method's state; hand it to the next call as `state` to start warm.
+
+    Example:
+        >>> import torch
+        >>> from blo import cg, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2 + x[0]
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> result = hypergradient(f, g, (torch.tensor(1.0),), (torch.tensor(3.0),), method=cg(5))
+        >>> result.grads, result.direct, result.upper_loss  # 3 (3 x - 1) + 1
+        ((tensor(7.),), (tensor(1.),), tensor(3.))
     """
 
     grads: Tensors
