@@ -109,6 +109,15 @@ def singular_values(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ValueError: The model has no active adapter of this kind.
+
+    Example:
+        >>> import torch
+        >>> from adapters import BiLoraConfig, singular_values
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))
+        >>> singular_values(model)
+        {'base_model.model.0': tensor([0.5000, 0.5000])}
     """
     found = {
         name: variant.singular_values(layer, adapter).detach()

@@ -17,6 +17,15 @@ class Levels:
     """The trainable parameters of one adapter, each in exactly one of two lists.
 
     Parameters are held as objects and by name, never by ``requires_grad``, which PEFT rewrites.
+
+    Example:
+        >>> import torch
+        >>> from adapters import BiLoraConfig, levels
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> split = levels(get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"])))
+        >>> [name.rpartition("0.")[2] for name in split.upper_names + split.lower_names]
+        ['lora_diagonal.default', 'lora_A.default.weight', 'lora_B.default.weight']
     """
 
     upper: list[nn.Parameter]

@@ -240,6 +240,15 @@ def mask_rates(model: nn.Module) -> dict[str, float]:
 
     Raises:
         ValueError: The model has no masks.
+
+    Example:
+        >>> import torch
+        >>> from adapters import LoraDropoutConfig, mask_rates
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> config = LoraDropoutConfig(r=2, mask_rate=0.25, target_modules=["0"])
+        >>> mask_rates(get_peft_model(net, config))
+        {'base_model.model.0': 0.25}
     """
     rates = {}
     for name, adapter, layer, variant in _masked_layers(model):

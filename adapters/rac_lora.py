@@ -24,7 +24,19 @@ FACTORS = ("A", "B")
 
 @dataclass(frozen=True)
 class Link:
-    """One link of a chain, to be trained before the next is asked for."""
+    """One link of a chain, to be trained before the next is asked for.
+
+    Example:
+        >>> import torch
+        >>> from adapters import chain
+        >>> from peft import LoraConfig, get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> model = get_peft_model(net, LoraConfig(r=1, target_modules=["0"]))
+        >>> for link in chain(model, num_links=2):  # B alone, zero at the start
+        ...     print(link.index, [parameter.tolist() for parameter in link.parameters])
+        0 [[[0.0], [0.0], [0.0]]]
+        1 [[[0.0], [0.0], [0.0]]]
+    """
 
     index: int
     """0, 1, 2 and so on."""
