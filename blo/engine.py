@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -109,6 +110,7 @@ class Engine:
             for p in graph.problems
             if any(q.method.requirements.readers for q in self._responding[p.name])
         }
+        self._differentiable = {p.name: graph.entry(p) is None for p in graph.problems}
         self._steps: dict[str, Step] = {}
         self._past: dict[str, Past] = {}
         self._states: dict[str, Tensors | None] = {}
@@ -276,20 +278,16 @@ class Engine:
         One forward and one backward pass a batch, whatever is wanted; no backward pass for a loss
         without gradient.
         """
-        differentiable = self.graph.entry(problem) is None
+        differentiable = self._differentiable[problem.name]
         parameters = tuple(t for p in wanted for t in p.parameters)
-        devices = dict.fromkeys(t.device for t in parameters)
         losses: list[float] = []
         pieces: list[Gradient] = []
         states: list[RandomState] = []
         metrics: dict[str, float] = {}
         for batch in batches:
             if keep:
-                states.append(RandomState.capture(devices))
-            with (
-                fresh_autocast(problem.device, self.precision),
-                torch.set_grad_enabled(differentiable),
-            ):
+                states.append(RandomState.capture(dict.fromkeys(t.device for t in parameters)))
+            with fresh_autocast(problem.device, self.precision), _gradients_on(differentiable):
                 output = problem.loss(own_copy(batch))
             loss = scalar(output, f"loss of problem {problem.name!r}")
             losses.append(self._finite(loss, problem))
@@ -401,6 +399,11 @@ def _step(problem: Problem, gradient: Gradient, loss: float) -> None:
         problem.scheduler.step(loss)
     elif problem.scheduler is not None:
         problem.scheduler.step()
+
+
+def _gradients_on(wanted: bool) -> AbstractContextManager[object]:
+    """Return a context with gradients on or off; none where they are so already."""
+    return nullcontext() if torch.is_grad_enabled() == wanted else torch.set_grad_enabled(wanted)
 
 
 def _copies(parameters: tuple[Tensor, ...]) -> Tensors:

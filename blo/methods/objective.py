@@ -10,7 +10,7 @@ its gradients have to be taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -91,9 +91,11 @@ def devices_of(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
     return tuple(dict.fromkeys(t.device for t in tensors))
 
 
-@contextmanager
-def fresh_autocast(device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Run a block under autocast to `dtype` without casts that were cached for other weights.
+def fresh_autocast(
+    device: torch.device, dtype: torch.dtype | None = None
+) -> AbstractContextManager[object]:
+    """Return a context that runs a block under autocast to `dtype` without casts that were cached
+    for other weights.
 
     With ``dtype=None`` the autocast context around the block, if there is one, is entered afresh.
     Autocast keeps its low-precision copies of the weights until the outermost context ends; a
@@ -102,11 +104,9 @@ def fresh_autocast(device: torch.device, dtype: torch.dtype | None = None) -> It
     """
     around = torch.is_autocast_enabled(device.type)
     if dtype is None and not around:
-        yield
-        return
+        return nullcontext()
     dtype = torch.get_autocast_dtype(device.type) if dtype is None else dtype
-    with torch.autocast(device.type, dtype=dtype, cache_enabled=not around):
-        yield
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=not around)
 
 
 @dataclass(frozen=True)
