@@ -106,7 +106,7 @@ class ForwardMode:
         if not reached or tangent is None:
             raise RuntimeError(NO_PATH)
         pairs = zip(tangent.lower, cotangent, strict=True)
-        value = torch.stack([z.flatten(1) @ c.flatten() for z, c in pairs]).sum(0)
+        value = torch.stack([z.reshape(len(z), -1) @ c.flatten() for z, c in pairs]).sum(0)
         info = Info(
             method=repr(self),
             point="before",

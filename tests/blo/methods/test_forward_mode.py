@@ -5,11 +5,12 @@ import gc
 import pytest
 import torch
 from oracles import relative_error
+from torch import nn
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 from trained import LOWER_BATCHES, OPTIMIZERS, Lower, Run, adam, adamw, clipped, lower_loss, sgd
 
-from blo import forward_mode, hypergradient, unrolled
+from blo import Engine, Problem, ProblemGraph, forward_mode, hypergradient, unrolled
 
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -112,3 +113,29 @@ def test_upper_parameters_that_enter_late_are_found():
     run = Run(forward_mode(), sgd(momentum=0.5), steps=2, loss=loss).rounds(3)
     for k in range(3):
         assert relative_error(run.grads[k], run.differences(k)) < 1e-8
+
+
+@pytest.mark.parametrize("method", [forward_mode(), unrolled()], ids=["forward", "reverse"])
+def test_numbers_without_dimensions_are_parameters_like_others(method):
+    """Two steps of SGD on ``(y - x)^2 / 2`` with lr 0.5: ``dy/dx = 1 - 0.5^2``."""
+    x, y = (nn.ParameterDict({"v": torch.tensor(v).double()}) for v in (1.0, 3.0))
+    seen = []
+    top = torch.optim.SGD(x.parameters(), lr=0.0)
+    top.register_step_pre_hook(lambda *_: seen.append(x["v"].grad.clone()))
+    bottom = torch.optim.SGD(y.parameters(), lr=0.5)
+    graph = ProblemGraph(
+        [
+            Problem("x", lambda _: 2 * y["v"], [x, y], top, [None]),
+            Problem(
+                "y",
+                lambda _: (y["v"] - x["v"]).square() / 2,
+                [x, y],
+                bottom,
+                [None],
+                steps=2,
+                method=method,
+            ),
+        ]
+    )
+    Engine(graph).run(1)
+    torch.testing.assert_close(seen[0], torch.tensor(1.5).double())
