@@ -53,6 +53,10 @@ class ParameterSpace:
         """Return whether some module holds `parameter`."""
         return id(parameter) in self._places
 
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return every parameter, once."""
+        return tuple(tensors[name] for ((tensors, name), *_) in self._places.values())
+
     def buffers(self) -> list[Tensor]:
         """Return copies of all buffers, in the order of the modules."""
         return [tensors[name].detach().clone() for tensors, name in self._buffers]
@@ -62,6 +66,18 @@ class ParameterSpace:
         with torch.no_grad():
             for (tensors, name), value in zip(self._buffers, values, strict=True):
                 tensors[name].copy_(value)
+
+    @contextmanager
+    def with_buffers(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Run a block with `values` in the places of the buffers."""
+        before = [tensors[name] for tensors, name in self._buffers]
+        try:
+            for (tensors, name), value in zip(self._buffers, values, strict=True):
+                tensors[name] = value
+            yield
+        finally:
+            for (tensors, name), value in zip(self._buffers, before, strict=True):
+                tensors[name] = value
 
     @contextmanager
     def substituted(self, parameters: Sequence[Tensor], values: Tensors) -> Iterator[None]:

@@ -61,6 +61,7 @@ def slopes(
     f: Callable[[Tensors], Sequence[float]],
     point: Tensors,
     basis: Basis,
+    dtype: torch.dtype,
     radius: float | None = None,
 ) -> list[list[Slope]]:
     """Return the derivatives at `point` of the numbers that `f` returns, along each direction.
@@ -69,10 +70,11 @@ def slopes(
         f: a function of a vector.
         point: the vector.
         basis: the directions.
-        radius: first step relative to `point`; None takes that of its type in `STEPS`.
+        dtype: the type that `f` is as accurate as.
+        radius: first step relative to `point`; None takes that of `dtype` in `STEPS`.
     """
-    start = step_length(point, steps_of(point)[0] if radius is None else radius)
-    eps = max(torch.finfo(t.dtype).eps for t in point)
+    start = step_length(point, STEPS.get(dtype, COARSE)[0] if radius is None else radius)
+    eps = torch.finfo(dtype).eps
     found = []
     for d in basis.directions:
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from blo.batches import own_copy
 from blo.check.evidence import (
     SOLVED_AGAIN,
@@ -19,7 +21,8 @@ from blo.check.evidence import (
     full_precision,
     worst,
 )
-from blo.check.landscape import Landscape, Partials, Values
+from blo.check.landscape import Landscape, Values
+from blo.check.losses import Losses
 from blo.check.rehearsal import Rehearsal, reading_order
 from blo.check.report import Comparison, LinearSolve, Report
 from blo.check.snapshot import untouched
@@ -91,17 +94,23 @@ class _Check:
         self._below = rehearsal.below
         self._felt = felt
         self._claims = {q.name: Claim.of(q.method) for q in self._below}
-        self._start = rehearsal.present()
-        point = self._start[self._name]
-        rtol = settings.solved(coarsest(point))
-        self._landscape = Landscape(self._evaluate, felt, inputs, rtol)
+        self._losses = Losses(rehearsal.graph, self._checked, rehearsal.draws, rehearsal.buffers)
+        present = rehearsal.present()
+        self._dtype = coarsest(tuple(t for v in present.values() for t in v))
+        reason = self._losses.widen(present) if self._dtype != torch.float64 else None
+        self._start = self._losses.cast(present)
+        rtol = settings.solved(coarsest(self._start[self._name]))
+        self._landscape = Landscape(self._losses.evaluate, felt, inputs, rtol)
         self._evidence = Evidence(
             self._name,
-            point,
+            self._start[self._name],
             {q.name: q.method for q in self._below},
+            self._dtype,
             rehearsal.engine.precision,
             settings,
         )
+        if reason is not None:
+            self._evidence.notes.append(f"the references are not computed in float64: {reason}")
 
     def report(self) -> Report:
         """Return what was found; the engine is left in the middle of it."""
@@ -129,7 +138,7 @@ class _Check:
         for p in (self._checked, *self._below):
             wanted = tuple(name for name in graph.reads[p.name] if name in self._start)
             if graph.entry(p) is None:
-                self._evidence.compare_gradient(p.name, self._evaluate, self._start, wanted)
+                self._evidence.compare_gradient(p.name, self._losses.evaluate, self._start, wanted)
             batch = rehearsal.batches[p.name][0]
             with graph.space.substituted((), ()):
                 self._evidence.observe(p.name, partial(_loss, p, batch), p.device)
@@ -156,10 +165,11 @@ class _Check:
             values: Values = {**solution, self._name: x}
             for q in self._below:
                 values = self._landscape.solve(q.name, values)
-            return self._losses(values)
+            return self._pair(values)
 
         residual = max(self._landscape.residuals[q.name] for q in self._below)
-        return self._evidence.compare(SOLVED_AGAIN, value, differenced, residual)
+        dtype = coarsest(self._start[self._name])
+        return self._evidence.compare(SOLVED_AGAIN, value, differenced, residual, dtype=dtype)
 
     def _trained(self) -> dict[str, Tensors]:
         """Put each problem where its method wants it, from the top: at its solution, or at the end
@@ -173,7 +183,7 @@ class _Check:
                 rehearsal.place(values)
             else:
                 rehearsal.run(q, whole=True)
-                values = rehearsal.present()
+                values = self._losses.cast(rehearsal.present())
         for q in reversed(self._below):
             if self._claims[q.name] is Claim.SOLUTION:
                 rehearsal.record(q)
@@ -188,12 +198,13 @@ class _Check:
             """Return the gradient that the last step of `q` would have taken."""
             lower = steps[q.name].lower
             assert lower is not None
-            return self._evaluate(q.name, {**values, q.name: lower}, (q.name,))[1][q.name]
+            before = {**values, **self._losses.cast({q.name: lower})}
+            return self._losses.evaluate(q.name, before, (q.name,))[1][q.name]
 
         lengths = {}
         for q in self._below:
             if isinstance(q.method, OneStep):
-                rehearsal.draws[q.name] = steps[q.name].draw
+                self._losses.redraw(q.name, steps[q.name].draw)
                 point = Point(base[self._name], base[q.name])
                 rates = steps[q.name].learning_rates
                 lengths[q.name] = q.method.step(Context((), point, point, rates))
@@ -209,14 +220,22 @@ class _Check:
                     values[q.name] = subtract(base[q.name], scale(lengths[q.name], moved))
                 else:
                     with full_precision(rehearsal.devices):
-                        values[q.name] = rehearsal.retake(q, values)
-            return self._losses(values)
+                        reached = {q.name: rehearsal.retake(q, values)}
+                    values.update(self._losses.cast(reached))
+            return self._pair(values)
 
         rehearsal.engine.precision = None
         solved = [q.name for q in self._below if self._claims[q.name] is Claim.SOLUTION]
         residual = max((self._landscape.residuals[name] for name in solved), default=0.0)
         through = "; ".join(f"{name!r} {claim.value}" for name, claim in self._claims.items())
-        return self._evidence.compare(f"differences, {through}", value, differenced, residual)
+        limited = Claim.STEPS in self._claims.values()
+        return self._evidence.compare(
+            f"differences, {through}",
+            value,
+            differenced,
+            residual,
+            dtype=self._dtype if limited else coarsest(self._start[self._name]),
+        )
 
     def _separable(self, stepped: Sequence[str]) -> bool:
         """Whether what the methods claim can be taken again problem by problem, from the top."""
@@ -226,17 +245,13 @@ class _Check:
             for name, below in felt.items()
         )
 
-    def _losses(self, values: Values) -> tuple[float, float]:
+    def _pair(self, values: Values) -> tuple[float, float]:
         """Return the checked loss with its own parameters as given, and as they are."""
-        whole = self._evaluate(self._name, values, ())[0]
+        whole = self._losses.evaluate(self._name, values, ())[0]
         if self._rehearsal.graph.entry(self._checked) is not None:
             return whole, whole
         here = {**values, self._name: self._start[self._name]}
-        return whole, self._evaluate(self._name, here, ())[0]
-
-    def _evaluate(self, name: str, values: Values, wanted: Sequence[str]) -> tuple[float, Partials]:
-        with full_precision(self._rehearsal.devices):
-            return self._rehearsal.evaluate(name, values, wanted)
+        return whole, self._losses.evaluate(self._name, here, ())[0]
 
 
 def _loss(problem: Problem, batch: Any) -> object:

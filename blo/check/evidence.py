@@ -83,6 +83,7 @@ class Evidence:
         problem: whose hypergradient is checked.
         point: its parameters.
         methods: how each problem below it responds.
+        dtype: the coarsest type of the parameters that the hypergradient is computed with.
         precision: autocast type of the hypergradient.
         settings: of the check.
     """
@@ -90,6 +91,7 @@ class Evidence:
     problem: str
     point: Tensors
     methods: Mapping[str, Method]
+    dtype: torch.dtype
     precision: torch.dtype | None
     settings: Settings
     solves: list[LinearSolve] = field(default_factory=list)
@@ -104,6 +106,8 @@ class Evidence:
         value: Parts,
         differenced: Callable[[Tensors], tuple[float, float]],
         residual: float,
+        *,
+        dtype: torch.dtype,
     ) -> Comparison:
         """Return how `value` compares with differences; unknown where the lower problems are not
         solved.
@@ -114,20 +118,21 @@ class Evidence:
             differenced: ``x -> (f(x, y(x)), f(x0, y(x)))``, whose derivatives are the whole
                 hypergradient and the response.
             residual: how well the lower problems were solved.
+            dtype: the type that `differenced` is as accurate as.
         """
         if not residual <= UNSOLVED:
             return Comparison.unknown(reference, residual)
-        whole = add(value.direct, value.response)
-        chosen = self.settings
+        direct, response = (_like(v, self.point) for v in (value.direct, value.response))
+        whole, chosen = add(direct, response), self.settings
         directions = basis(
-            (value.response, whole), self.point, num_random=chosen.num_directions, seed=chosen.seed
+            (response, whole), self.point, num_random=chosen.num_directions, seed=chosen.seed
         )
-        rows = slopes(differenced, self.point, directions, chosen.radius)
+        rows = slopes(differenced, self.point, directions, dtype, chosen.radius)
         self.num_directions = len(directions.directions)
         self.complete = directions.complete
         return Comparison.of(
             reference,
-            response=measure(value.response, directions, [row[1] for row in rows]),
+            response=measure(response, directions, [row[1] for row in rows]),
             total=measure(whole, directions, [row[0] for row in rows]),
             residual=residual,
         )
@@ -145,7 +150,8 @@ class Evidence:
         _, partials = evaluate(name, near, wanted)
         gradient = tuple(t for w in wanted for t in partials[w])
         point = tuple(t for w in wanted for t in near[w])
-        fine = coarsest(point) == torch.float64
+        dtype = coarsest(point)
+        fine = dtype == torch.float64
         directions = basis((gradient,), point, num_random=2 * fine, seed=self.settings.seed)
 
         def differenced(moved: Tensors) -> tuple[float]:
@@ -155,7 +161,7 @@ class Evidence:
             return (evaluate(name, there, ())[0],)
 
         radius = 1e-4 if fine else None  # short, not to cross the kinks of ReLUs
-        rows = [row[0] for row in slopes(differenced, point, directions, radius)]
+        rows = [row[0] for row in slopes(differenced, point, directions, dtype, radius)]
         found = measure(gradient, directions, rows) if rows else Measure(0.0, 1.0, 1.0, 0.0, 0.0)
         error = found.relative_error - 3 * found.uncertainty
         self.gradient_errors[name] = max(error, 0.0) if math.isfinite(error) else error
@@ -190,8 +196,7 @@ class Evidence:
         """
         size, moved = float(norm(first.response)), subtract(second.response, first.response)
         change = float(norm(moved))
-        dtype = coarsest(self.point)
-        tol = self.settings.tol or default_tolerance(dtype, self.precision)
+        tol = self.settings.tol or default_tolerance(self.dtype, self.precision)
         vanished = size == 0.0 or size <= 1e-6 * claimed.response
         return Report(
             problem=self.problem,
@@ -205,15 +210,13 @@ class Evidence:
             infos=first.infos,
             num_directions=self.num_directions,
             complete=self.complete,
-            dtype=dtype,
+            dtype=self.dtype,
             precision=self.precision,
             tol=tol,
-            notes=(*self.notes, *self._limits((claimed, solved), tol, dtype)),
+            notes=(*self.notes, *self._limits((claimed, solved), tol)),
         )
 
-    def _limits(
-        self, comparisons: Sequence[Comparison | None], tol: float, dtype: torch.dtype
-    ) -> list[str]:
+    def _limits(self, comparisons: Sequence[Comparison | None], tol: float) -> list[str]:
         """Return what limits the check."""
         found = []
         if not self.complete:
@@ -227,11 +230,13 @@ class Evidence:
                 "regularisation, too few examples in the batches), or its gradient is not that of "
                 "its loss"
             )
-        if dtype != torch.float64:
+        if coarsest(self.point) != torch.float64:
             found.append(
-                f"parameters in {_short(dtype)} limit what differences can tell, to about "
-                f"{default_tolerance(dtype, None):g}; a float64 copy of the problem tells more"
+                f"differences in {_short(self.dtype)} tell errors down to about "
+                f"{default_tolerance(self.dtype, None):g}; a float64 copy of the problem tells more"
             )
+        elif self.dtype != torch.float64:
+            found.append(f"references in float64, the hypergradient in {_short(self.dtype)}")
         if self.precision is not None:
             found.append(f"autocast to {_short(self.precision)} is off in all references")
         return found
@@ -295,6 +300,10 @@ def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
 def coarsest(x: Tensors) -> torch.dtype:
     """Return the type of least precision among the tensors."""
     return max((t.dtype for t in x), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _like(x: Tensors, point: Tensors) -> Tensors:
+    return tuple(t.to(p.dtype) for t, p in zip(x, point, strict=True))
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -72,7 +72,10 @@ class _Check:
             rtol=settings.solved(coarsest(lower)),
         )
         precision = self._objectives[LOWER].precision
-        self._evidence = Evidence(UPPER, self._start[UPPER], {LOWER: method}, precision, settings)
+        self._dtype = coarsest(upper + lower)
+        self._evidence = Evidence(
+            UPPER, self._start[UPPER], {LOWER: method}, self._dtype, precision, settings
+        )
 
     def report(self) -> Report:
         """Return what was found."""
@@ -88,7 +91,10 @@ class _Check:
         def resolved(x: Tensors) -> tuple[float, float]:
             return self._losses(self._solved({**solution, UPPER: x}))
 
-        claimed, solved = self._evidence.compare(SOLVED_AGAIN, first, resolved, residual), None
+        claimed, solved = (
+            self._evidence.compare(SOLVED_AGAIN, first, resolved, residual, dtype=self._dtype),
+            None,
+        )
         if isinstance(self._method, OneStep):
             solved = claimed
             first, second, solves = self._hypergradient(self._start)
@@ -97,6 +103,7 @@ class _Check:
                 first,
                 self._stepped(self._method),
                 0.0,
+                dtype=self._dtype,
             )
         self._evidence.solves += worst(solves)
         return self._evidence.report(claimed, solved, first, second)

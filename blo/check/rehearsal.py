@@ -12,24 +12,13 @@ import torch
 from blo.adjoints import total_gradient
 from blo.batches import BatchStream, to_device
 from blo.check.evidence import Parts, Settings, witnessed
-from blo.check.landscape import Partials, Values
+from blo.check.landscape import Values
 from blo.check.report import LinearSolve
 from blo.check.snapshot import ProblemSnapshot
 from blo.engine import Engine
-from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph, Update
 from blo.methods.objective import RandomState
-from blo.methods.tensors import (
-    Tensors,
-    add,
-    axpy,
-    detach,
-    dot,
-    leaves,
-    scale,
-    subtract,
-    zeros_like,
-)
+from blo.methods.tensors import Tensors, subtract, zeros_like
 from blo.problem import Problem
 from blo.record import Draw
 
@@ -37,7 +26,7 @@ from blo.record import Draw
 class Rehearsal:
     """One problem of an engine, and those below whose solutions matter to it.
 
-    All methods but `evaluate` change the engine: they run inside `untouched`.
+    Its methods change the engine: they run inside `untouched`.
 
     Args:
         engine: whose problems they are.
@@ -67,7 +56,7 @@ class Rehearsal:
             for i, p in enumerate(self.graph.problems)
         }
         self.batches = {p.name: _fixed(p, batches.get(p.name)) for p in (checked, *below)}
-        self._buffers = self.graph.space.buffers()
+        self.buffers = self.graph.space.buffers()
         self.draws: dict[str, Draw] = {}
         for p in (checked, *below):
             if p.name in batches:
@@ -91,48 +80,6 @@ class Rehearsal:
             for name, tensors in values.items():
                 for parameter, value in zip(self.graph[name].parameters, tensors, strict=True):
                     parameter.copy_(value)
-
-    def evaluate(self, name: str, values: Values, wanted: Sequence[str]) -> tuple[float, Partials]:
-        """Return what problem `name` minimises at `values`, and its partial derivatives.
-
-        That is its loss, for the checked problem; for the others with the sign that its optimizer
-        gives it and the penalty of coupled weight decay. Without autocast.
-        """
-        problem, draw = self.graph[name], self.draws[name]
-        used = {k: leaves(v) if k in wanted else detach(v) for k, v in values.items()}
-        parameters = tuple(t for k in used for t in self.graph[k].parameters)
-        flat = tuple(t for v in used.values() for t in v)
-        inputs = tuple(t for w in wanted for t in used[w])
-        loss, grads = 0.0, zeros_like(inputs)
-        share = 1.0 / len(draw.batches)
-        for batch, state in zip(draw.batches, draw.random_states, strict=True):
-            objective = ModuleObjective(
-                self.graph.space, (), parameters, problem.loss, batch, state, None, name
-            )
-            with objective.scope((), flat) as evaluate:
-                value = evaluate()
-                loss += share * float(value.detach())
-                if value.requires_grad and inputs:
-                    found = torch.autograd.grad(
-                        value, inputs, allow_unused=True, materialize_grads=True
-                    )
-                    grads = axpy(share, found, grads)
-        partials: Partials = {}
-        for w in wanted:
-            partials[w], grads = grads[: len(used[w])], grads[len(used[w]) :]
-        if problem is self.checked:
-            return loss, partials
-        loss, partials = (
-            problem.sign() * loss,
-            {w: scale(problem.sign(), g) for w, g in partials.items()},
-        )
-        decay = problem.coupled_weight_decay()
-        if decay is not None:
-            penalty = scale(decay, values[name])
-            loss += 0.5 * float(dot(penalty, values[name]))
-            if name in partials:
-                partials[name] = add(partials[name], penalty)
-        return loss, partials
 
     def record(self, problem: Problem) -> None:
         """Have the engine remember an update of `problem` here, without the step."""
@@ -200,7 +147,7 @@ class Rehearsal:
         start = position % len(batches)
         rotated = list(batches[start:] + batches[:start])
         self.graph.streams[problem.name] = BatchStream(rotated, problem.name)
-        self.graph.space.load_buffers(self._buffers)
+        self.graph.space.load_buffers(self.buffers)
         self._random_states[problem.name].restore()
 
     def _first_recorded(self, problem: Problem) -> int:
