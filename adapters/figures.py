@@ -105,8 +105,8 @@ def _figure(columns: int, *, width: float = 4.8) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "matplotlib draws the figures and is not installed: pip install 'blo-torch[figures]'; the "
-            "numbers come from changes, slope and analyse without it"
+            "matplotlib draws the figures and is not installed: pip install 'blo-torch[figures]'; "
+            "the numbers come from changes, slope and analyse without it"
         ) from error
     figure = Figure(figsize=(width * columns, 3.6), layout="constrained")
     figure.subplots(1, columns)
