@@ -4,6 +4,7 @@ Importing the package registers its types with PEFT, so that ``PeftModel.from_pr
 them.
 """
 
+from adapters.adalora import Allocation
 from adapters.analysis import analyse, changes
 from adapters.autolora import AutoLoraConfig
 from adapters.bidora import BiDoraConfig, DirectionOrthogonality, retrain
@@ -28,6 +29,7 @@ from adapters.rolora import Alternation, average
 from adapters.sora import Shrinkage, SoraConfig
 
 __all__ = [
+    "Allocation",
     "Alternation",
     "AutoLoraConfig",
     "BiDoraConfig",
