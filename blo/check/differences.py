@@ -117,8 +117,8 @@ def measure(vector: Tensors, basis: Basis, reference: Sequence[Slope]) -> Measur
     unsure = math.sqrt(sum(w * s.uncertainty**2 for w, _, s in terms))
     size = float(norm(vector))
     inner = sum(w * a * s.value for w, a, s in terms)
-    if length <= unsure and size <= unsure:
-        return Measure(0.0, 1.0, 1.0, 0.0, 0.0)  # two zeros
+    if length == size == 0.0:
+        return Measure(0.0, 0.0, 1.0, math.inf, 0.0)
     return Measure(
         relative_error=error / length if length else math.inf,
         cosine=inner / (size * length) if size and length else 0.0,

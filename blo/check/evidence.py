@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blo.check.differences import Measure, basis, measure, slopes, step_length, unit
 from blo.check.landscape import Evaluate, Values
@@ -177,10 +176,10 @@ class Evidence:
                 values.append(float(scalar(evaluate(), name).detach()))
         if values[0] != values[1]:
             self.notes.append(f"the loss of {name!r} draws random numbers; the check holds them")
-        if watch.called:
+        for kernel in sorted(watch.kernels):
             self.notes.append(
-                f"the loss of {name!r} calls scaled_dot_product_attention: exact products take it "
-                "on the math kernel, all else on the default one"
+                f"the loss of {name!r} runs the attention kernel {kernel}, which has no second "
+                "derivative: exact products run on the math kernel instead"
             )
 
     def report(
@@ -276,14 +275,18 @@ def worst(solves: Iterable[LinearSolve]) -> list[LinearSolve]:
     return list(found.values())
 
 
-class AttentionWatch(TorchFunctionMode):
-    """Sees whether ``scaled_dot_product_attention`` is called in a block."""
+class AttentionWatch(TorchDispatchMode):
+    """Collects the names of the fused attention kernels that run in a block."""
 
-    called = False
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels: set[str] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take note, and pass everything through."""
-        self.called = self.called or func is functional.scaled_dot_product_attention
+        name = str(func)
+        if "scaled_dot_product" in name or "flex_attention" in name:
+            self.kernels.add(name.removeprefix("aten.").removesuffix(".default").strip("_"))
         return func(*args, **(kwargs or {}))
 
 

@@ -38,6 +38,7 @@ Evaluate: TypeAlias = Callable[[str, Values, Sequence[str]], tuple[float, Partia
 MAX_STEPS = 60
 PATIENCE = 6  # steps without getting nearer by half
 MAX_APPROACH = 200
+MAX_ROUNDS = 5
 MAX_PRODUCTS = 250
 MAX_DENSE = 1000  # unknowns of a problem whose Hessian is built to precondition its solves
 
@@ -138,16 +139,18 @@ class Landscape:
         for name in names:
             if not self.felt[name]:
                 values = self.approach(name, values)
-        for _ in range(2):
+        for _ in range(MAX_ROUNDS):
             start = values
             for name in reversed(names):
                 self.prepare(name, values)
             for name in names:
                 values = self.solve(name, values)
-            moved = (
-                norm(subtract(values[n], start[n])) / step_length(start[n], 1.0) for n in names
+            moved = (float(norm(subtract(values[n], start[n]))) for n in names)
+            furthest = max(
+                m / step_length(start[n], 1.0) for m, n in zip(moved, names, strict=True)
             )
-            if max(map(float, moved)) < 1e-2:
+            nearest = max(self.residuals[n] for n in names)
+            if furthest < 1e-2 and nearest < math.sqrt(self.rtol):
                 break
         return dict(values)
 

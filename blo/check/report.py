@@ -67,6 +67,11 @@ class Comparison:
         """Whether the lower problems were solved and the differences agree with each other."""
         return self.residual <= 0.1 * tol and self.total_uncertainty <= tol
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the two responses are zero as far as the differences can tell."""
+        return self.uncertainty >= 1.0 and self.relative_error <= 3 * self.uncertainty
+
     def agrees(self, tol: float) -> bool:
         """Whether the hypergradient is right within `tol`.
 
@@ -179,10 +184,11 @@ class Report:
                 "the random generator moves: its passes see different dropout masks, or the "
                 "method samples"
             )
-        if self.mixed_vanished and self.claimed.response == 0.0:
+        if self.claimed.unseen:
             found.append(
-                "nothing responds, neither the hypergradient nor what it is held to: the lower "
-                "loss has no mixed derivative here, and nothing was checked"
+                "no response can be seen, neither in the hypergradient nor in what it is held to, "
+                "so nothing was checked: does the lower loss have a term with both upper and lower "
+                "parameters, and is it curved here?"
             )
         elif not (self.claimed.agrees(tol) or math.isnan(self.claimed.relative_error)):
             found += [*self._error(), *self._solvers(tol)]
