@@ -159,6 +159,16 @@ def changes(model: nn.Module, *, checkpoint: str = "", axis: Axis = "out") -> li
 
     Raises:
         ValueError: The model has no adapted linear layer, or an adapter is merged.
+
+    Example:
+        >>> import torch
+        >>> from adapters import BiLoraConfig, changes
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))
+        >>> (found,) = changes(model)  # B starts at zero
+        >>> found.layer, found.magnitude, abs(round(found.direction, 6))
+        ('base_model.model.0', 0.0, 0.0)
     """
     return [
         change(before, after, layer=name, checkpoint=checkpoint, axis=axis)

@@ -127,6 +127,16 @@ class Report:
         precision: the autocast type of the hypergradient, None without.
         tol: what passes.
         notes: what limits the check, and what was seen on the way.
+
+    Example:
+        >>> import torch
+        >>> from blo import check_hypergradient, dense
+        >>> f = lambda x, y: ((y[0] - 1) ** 2).sum()
+        >>> g = lambda x, y: ((y[0] - x[0].sin()) ** 2).sum()
+        >>> x, y = (torch.tensor([0.5, 1.0]).double(),), (torch.zeros(2).double(),)
+        >>> report = check_hypergradient(f, g, x, y, method=dense())
+        >>> report.passed(), report.symptoms(), report.mixed_vanished, report.complete
+        (True, (), False, True)
     """
 
     problem: str
