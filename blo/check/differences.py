@@ -43,18 +43,43 @@ class Measure(NamedTuple):
     """A vector compared with a reference that is known by its slopes along a basis.
 
     Attributes:
-        relative_error: ``|v - reference| / |reference|``.
-        cosine: of the angle between the two; 0 where one vanishes.
-        scale_ratio: ``|v| / |reference|``.
-        uncertainty: of the reference, relative to its length.
+        size: ``|v|``.
         length: ``|reference|``.
+        inner: ``<v, reference>``.
+        error: ``|v - reference|``.
+        unsure: how far off the reference may be.
     """
 
-    relative_error: float
-    cosine: float
-    scale_ratio: float
-    uncertainty: float
+    size: float
     length: float
+    inner: float
+    error: float
+    unsure: float
+
+    @property
+    def relative_error(self) -> float:
+        """The error over the length of the reference; 0 where both are."""
+        return _over(self.error, self.length)
+
+    @property
+    def uncertainty(self) -> float:
+        """The reference's uncertainty over its length; infinite where that is 0."""
+        return _over(self.unsure, self.length) if self.length else math.inf
+
+    @property
+    def cosine(self) -> float:
+        """The cosine of the angle between the two; 0 where one of them is."""
+        return self.inner / (self.size * self.length) if self.size and self.length else 0.0
+
+    @property
+    def scale_ratio(self) -> float:
+        """The length of the vector over that of the reference; 1 where both are 0."""
+        return _over(self.size, self.length) if self.size or self.length else 1.0
+
+    @property
+    def excess(self) -> float:
+        """The error beyond what the reference leaves open, over the longer of the two."""
+        return _over(max(self.error - 3 * self.unsure, 0.0), max(self.size, self.length))
 
 
 def slopes(
@@ -112,19 +137,12 @@ def measure(vector: Tensors, basis: Basis, reference: Sequence[Slope]) -> Measur
     weights = [1.0] * basis.num_own + [basis.weight] * (len(basis.directions) - basis.num_own)
     mine = [float(dot(vector, d)) for d in basis.directions]
     terms = list(zip(weights, mine, reference, strict=True))
-    length = math.sqrt(sum(w * s.value**2 for w, _, s in terms))
-    error = math.sqrt(sum(w * (a - s.value) ** 2 for w, a, s in terms))
-    unsure = math.sqrt(sum(w * s.uncertainty**2 for w, _, s in terms))
-    size = float(norm(vector))
-    inner = sum(w * a * s.value for w, a, s in terms)
-    if length == size == 0.0:
-        return Measure(0.0, 0.0, 1.0, math.inf, 0.0)
     return Measure(
-        relative_error=error / length if length else math.inf,
-        cosine=inner / (size * length) if size and length else 0.0,
-        scale_ratio=size / length if length else math.inf,
-        uncertainty=unsure / length if length else math.inf,
-        length=length,
+        size=float(norm(vector)),
+        length=math.sqrt(sum(w * s.value**2 for w, _, s in terms)),
+        inner=sum(w * a * s.value for w, a, s in terms),
+        error=math.sqrt(sum(w * (a - s.value) ** 2 for w, a, s in terms)),
+        unsure=math.sqrt(sum(w * s.uncertainty**2 for w, _, s in terms)),
     )
 
 
@@ -192,3 +210,7 @@ def _append(found: list[Tensors], vector: Tensors) -> None:
     left = float(norm(v))
     if left > math.sqrt(max(torch.finfo(t.dtype).eps for t in v)):
         found.append(scale(1.0 / left, v))
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b else (0.0 if a == 0.0 else math.inf)

@@ -88,7 +88,7 @@ class _Check:
         inputs: Mapping[str, tuple[str, ...]],
         settings: Settings,
     ) -> None:
-        self._rehearsal = rehearsal
+        self._rehearsal, self._settings = rehearsal, settings
         self._checked = rehearsal.checked
         self._name = rehearsal.checked.name
         self._below = rehearsal.below
@@ -115,13 +115,15 @@ class _Check:
     def report(self) -> Report:
         """Return what was found; the engine is left in the middle of it."""
         self._look()
-        solution = self._landscape.settle([q.name for q in self._below], self._start)
-        first, second, solves = self._at_solution(solution)
-        claimed, solved = self._against_solution(first, solution), None
         stepped = [q.name for q in self._below if self._claims[q.name] is not Claim.SOLUTION]
-        if stepped and self._separable(stepped):
-            solved = claimed
-            values = self._trained()
+        separable = self._separable(stepped)
+        claimed = solved = None
+        if self._settings.to_solution or not (stepped and separable):
+            solution = self._landscape.settle([q.name for q in self._below], self._start)
+            first, second, solves = self._at_solution(solution)
+            claimed = self._against_solution(first, solution)
+        if stepped and separable:
+            solved, values = claimed, self._trained()
             first, second, solves = self._rehearsal.hypergradient()
             claimed = self._against_claims(first, values)
         elif stepped:
@@ -129,6 +131,7 @@ class _Check:
                 f"what {stepped} claim cannot be taken again, since a problem that reads below "
                 "itself is in between; they are held to the solution"
             )
+        assert claimed is not None
         self._evidence.solves += worst(solves)
         return self._evidence.report(claimed, solved, first, second)
 
@@ -179,7 +182,7 @@ class _Check:
         rehearsal.place(values)
         for q in self._below:
             if self._claims[q.name] is Claim.SOLUTION:
-                values = self._landscape.solve(q.name, values)
+                values = self._landscape.settle([q.name], values)
                 rehearsal.place(values)
             else:
                 rehearsal.run(q, whole=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blo.check.differences import Measure, basis, measure, slopes, step_length, unit
+from blo.check.differences import basis, measure, slopes, step_length, unit
 from blo.check.landscape import Evaluate, Values
 from blo.check.report import Comparison, LinearSolve, Report, default_tolerance
 from blo.methods.context import Info, Method
@@ -25,7 +25,7 @@ from blo.methods.tensors import Tensors, add, axpy, norm, subtract
 # The Newton step, relative to the parameters, at which a lower problem counts as solved.
 SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}
 COARSELY_SOLVED = 1e-2
-UNSOLVED = 3e-2  # nothing is differenced beyond
+UNSOLVED = 1e-3  # nothing is differenced beyond
 
 SOLVED_AGAIN = "differences through the lower problem solved again"
 
@@ -38,6 +38,7 @@ class Settings:
     radius: float | None
     rtol: float | None
     tol: float | None
+    to_solution: bool
     warm_up: int
     seed: int
 
@@ -161,9 +162,7 @@ class Evidence:
 
         radius = 1e-4 if fine else None  # short, not to cross the kinks of ReLUs
         rows = [row[0] for row in slopes(differenced, point, directions, dtype, radius)]
-        found = measure(gradient, directions, rows) if rows else Measure(0.0, 1.0, 1.0, 0.0, 0.0)
-        error = found.relative_error - 3 * found.uncertainty
-        self.gradient_errors[name] = max(error, 0.0) if math.isfinite(error) else error
+        self.gradient_errors[name] = measure(gradient, directions, rows).excess
 
     def observe(self, name: str, evaluate: Callable[[], object], device: torch.device) -> None:
         """Note whether the loss that `evaluate` returns draws random numbers, and whether it calls

@@ -18,7 +18,7 @@ from blo.check.evidence import (
     worst,
 )
 from blo.check.landscape import Landscape, Partials, Values
-from blo.check.report import LinearSolve, Report
+from blo.check.report import Comparison, LinearSolve, Report
 from blo.methods.context import Context, Method, Point
 from blo.methods.implicit import OneStep
 from blo.methods.objective import FunctionObjective, LossFn, devices_of
@@ -84,29 +84,43 @@ class _Check:
             upper, lower = leaves(self._start[UPPER]), leaves(self._start[LOWER])
             again = partial(objective.loss, upper, lower)
             self._evidence.observe(name, again, objective.device)
-        solution = self._base()
-        first, second, solves = self._hypergradient(solution)
+        claimed = solved = None
+        stepped = isinstance(self._method, OneStep)
+        if self._settings.to_solution or not stepped:
+            solution = self._base()
+            first, second, solves = self._hypergradient(solution)
+            claimed = self._against_solution(first, solution)
+        if isinstance(self._method, OneStep):
+            solved = claimed
+            first, second, solves = self._hypergradient(self._start)
+            claimed = self._against_step(first, self._method)
+        assert claimed is not None
+        self._evidence.solves += worst(solves)
+        return self._evidence.report(claimed, solved, first, second)
+
+    def _against_solution(self, value: Parts, solution: Values) -> Comparison:
         residual = self._landscape.distance(LOWER, solution)
 
         def resolved(x: Tensors) -> tuple[float, float]:
             return self._losses(self._solved({**solution, UPPER: x}))
 
-        claimed, solved = (
-            self._evidence.compare(SOLVED_AGAIN, first, resolved, residual, dtype=self._dtype),
-            None,
-        )
-        if isinstance(self._method, OneStep):
-            solved = claimed
-            first, second, solves = self._hypergradient(self._start)
-            claimed = self._evidence.compare(
-                "differences, one gradient step from the given lower tensors taken again",
-                first,
-                self._stepped(self._method),
-                0.0,
-                dtype=self._dtype,
-            )
-        self._evidence.solves += worst(solves)
-        return self._evidence.report(claimed, solved, first, second)
+        return self._evidence.compare(SOLVED_AGAIN, value, resolved, residual, dtype=self._dtype)
+
+    def _against_step(self, value: Parts, method: OneStep) -> Comparison:
+        """Return the comparison with one gradient step at each `x`, shifted so that the step at the
+        present `x` leads to the given lower tensors.
+        """
+        x, y = self._start[UPPER], self._start[LOWER]
+        length = method.step(Context((), Point(x, y), Point(x, y)))
+        known = self._evaluate(LOWER, self._start, (LOWER,))[1][LOWER]
+
+        def stepped(x: Tensors) -> tuple[float, float]:
+            values = {**self._start, UPPER: x}
+            moved = subtract(self._evaluate(LOWER, values, (LOWER,))[1][LOWER], known)
+            return self._losses({**values, LOWER: subtract(y, scale(length, moved))})
+
+        reference = "differences, one gradient step from the given lower tensors taken again"
+        return self._evidence.compare(reference, value, stepped, 0.0, dtype=self._dtype)
 
     def _base(self) -> dict[str, Tensors]:
         """Return the tensors with the lower ones at their solution."""
@@ -158,21 +172,6 @@ class _Check:
                 method=method,
                 state=state,
             )
-
-    def _stepped(self, method: OneStep) -> Callable[[Tensors], tuple[float, float]]:
-        """Return the losses after one gradient step at `x`, shifted so that the step at the present
-        `x` leads to the given lower tensors.
-        """
-        x, y = self._start[UPPER], self._start[LOWER]
-        length = method.step(Context((), Point(x, y), Point(x, y)))
-        known = self._evaluate(LOWER, self._start, (LOWER,))[1][LOWER]
-
-        def differenced(x: Tensors) -> tuple[float, float]:
-            values = {**self._start, UPPER: x}
-            moved = subtract(self._evaluate(LOWER, values, (LOWER,))[1][LOWER], known)
-            return self._losses({**values, LOWER: subtract(y, scale(length, moved))})
-
-        return differenced
 
     def _losses(self, values: Values) -> tuple[float, float]:
         """Return the upper loss with the upper tensors as given, and as they are."""

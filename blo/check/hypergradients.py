@@ -29,6 +29,7 @@ def check_hypergradient(
     radius: float | None = None,
     rtol: float | None = None,
     tol: float | None = None,
+    to_solution: bool = True,
     warm_up: int = 0,
     seed: int = 0,
     raise_on_failure: bool = False,
@@ -50,6 +51,7 @@ def check_hypergradient(
     radius: float | None = None,
     rtol: float | None = None,
     tol: float | None = None,
+    to_solution: bool = True,
     warm_up: int = 0,
     seed: int = 0,
     raise_on_failure: bool = False,
@@ -72,6 +74,7 @@ def check_hypergradient(
     radius: float | None = None,
     rtol: float | None = None,
     tol: float | None = None,
+    to_solution: bool = True,
     warm_up: int = 0,
     seed: int = 0,
     raise_on_failure: bool = False,
@@ -119,6 +122,8 @@ def check_hypergradient(
             the differences agree.
         rtol: a lower problem is solved when Newton's step is this small relative to its parameters.
         tol: what passes: 1e-4 in float64, 0.02 in float32, 0.2 in half precision, unless given.
+        to_solution: False leaves out the second comparison of methods that differentiate lower
+            steps, and with it the lower solves, which a large model could not afford.
         warm_up: calls before the one that is checked, whose state it takes over; for methods that
             start warm.
         seed: of the directions and of the losses' random draws.
@@ -139,7 +144,7 @@ def check_hypergradient(
         >>> report.passed(), round(report.cosine, 6)
         (True, 1.0)
     """
-    settings = Settings(num_directions, radius, rtol, tol, warm_up, seed)
+    settings = Settings(num_directions, radius, rtol, tol, to_solution, warm_up, seed)
     if isinstance(subject, Engine):
         plain = {"lower_loss": lower_loss, "upper": upper, "lower": lower}
         _refuse({**plain, "method": method, "solve": solve}, "an engine, whose problems have them")
