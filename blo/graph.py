@@ -12,6 +12,7 @@ from blo.batches import BatchStream, own_copy, to_device
 from blo.evaluation import ParameterSpace
 from blo.methods.alternating import Alternating
 from blo.methods.objective import RandomState, scalar
+from blo.methods.tensors import leaves
 from blo.problem import Problem
 
 
@@ -218,15 +219,29 @@ class ProblemGraph:
         """Return the names of the problems whose parameters the loss reaches on its first batch.
 
         The random state and the buffers are as before, and the batch stays in the stream.
+
+        Raises:
+            ValueError: if the loss reaches a parameter that was taken out of its module before:
+                products and differences put other values in the modules, which it would not see.
         """
         batch = to_device(self.streams[problem.name].peek(), problem.device)
         owned = tuple(t for p in self.problems for t in p.parameters)
         state = RandomState.capture(dict.fromkeys(t.device for t in owned))
-        with state.replay(), self.space.substituted((), ()):
+        placed = leaves(owned)
+        with state.replay(), self.space.substituted(owned, placed):
             loss = scalar(problem.loss(own_copy(batch)), f"loss of problem {problem.name!r}")
             if not loss.requires_grad:
                 return self._declared(problem)
-            grads = torch.autograd.grad(loss, owned, allow_unused=True)
+            both = torch.autograd.grad(loss, placed + owned, allow_unused=True)
+        grads, captured = both[: len(owned)], both[len(owned) :]
+        for parameter, grad in zip(owned, captured, strict=True):
+            if grad is not None:
+                raise ValueError(
+                    f"the loss of problem {problem.name!r} uses the parameter "
+                    f"{self.space.names[id(parameter)]!r} as a tensor taken out of its module "
+                    "before, where no other value can be put in its place; take it from the module "
+                    "inside the loss (module.weight, or module.parameters() called there)"
+                )
         found = []
         for p in self.problems:
             mine, grads = grads[: len(p.parameters)], grads[len(p.parameters) :]

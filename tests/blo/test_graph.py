@@ -146,6 +146,21 @@ def test_shared_and_homeless_parameters_are_refused():
         ProblemGraph([upper, homeless])
 
 
+def test_a_parameter_taken_out_of_its_module_beforehand_is_refused():
+    x, y = Vector(torch.ones(2)), Vector(torch.ones(2))
+    captured = list(y.parameters())
+    taken_inside = lambda b: (
+        (x.value * y.value).sum() + sum(p.square().sum() for p in y.parameters())
+    )
+    taken_before = lambda b: (x.value * y.value).sum() + sum(p.square().sum() for p in captured)
+    upper = problem("upper", lambda b: (y.value - x.value).square().sum(), x)
+    ProblemGraph([upper, problem("lower", taken_inside, y)])
+    with pytest.raises(
+        ValueError, match=r"'lower' uses the parameter '1\.value' .* inside the loss"
+    ):
+        ProblemGraph([upper, problem("lower", taken_before, y)])
+
+
 def test_names_are_unique():
     upper, lower = pair(lambda x, y: ((x - y) ** 2).sum())
     lower.name = "upper"
