@@ -8,10 +8,11 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 
+from applications.common.conll import read_conll
 from applications.common.errors import UsageError
 
 SplitFiles = Mapping[str, Sequence[str]]
-SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+Readers = Mapping[str, Callable[[Path], Dataset]]
 # A cell "null" or "NA" is text, not a missing value.
 AS_TEXT = {"keep_default_na": False, "na_filter": False}
 
@@ -22,6 +23,11 @@ class Layout:
 
     files: SplitFiles
     read: Callable[[Path], Dataset]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all files."""
+        return [name for files in self.files.values() for name in files]
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,27 @@ def cr(file: Path) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": [label] * len(texts)})
 
 
+def subj(file: Path) -> Dataset:
+    """Sentences, one a line, labelled by the name of the file: quotes from reviews (subjective) or
+    plot summaries (objective).
+
+    Reference: Pang and Lee (2004), arXiv:cs/0409058.
+    """
+    texts = lines(file)
+    label = {"quote": "subjective", "plot": "objective"}[file.name.split(".")[0]]
+    return Dataset.from_dict({"text": texts, "label": [label] * len(texts)})
+
+
+def tagged(train: str, validation: str, test: str) -> Layout:
+    """A file of tagged sentences a split."""
+    files = {"train": [train], "validation": [validation], "test": [test]}
+    return Layout(files, read_conll)
+
+
 STSB_COLUMNS = ("genre", "file", "year", "id", "label", "sentence1", "sentence2")
 
-LAYOUTS: Mapping[str, Layout] = {
+# A task may be distributed in more than one layout; the first whose files are there is read.
+LAYOUTS: Mapping[str, Layout | Sequence[Layout]] = {
     "sst2": Layout(
         {"train": ["train.tsv"], "validation": ["dev.tsv"], "test": ["test.tsv"]},
         Table(("sentence", "label")),
@@ -92,8 +116,16 @@ LAYOUTS: Mapping[str, Layout] = {
         Table(STSB_COLUMNS),
     ),
     "trec": Layout({"train": ["TREC.train"], "test": ["TREC.test"]}, trec),
+    "subj": Layout({"train": ["quote.tok.gt9.5000", "plot.tok.gt9.5000"]}, subj),
     "cr": Layout({"train": ["custrev.neg", "custrev.pos"]}, cr),
     "banking77": Layout({"train": ["train.csv"], "test": ["test.csv"]}, banking77),
+    "wnut17": tagged("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),
+    "ncbi_disease": tagged("train.tsv", "devel.tsv", "test.tsv"),
+    "bc5cdr": tagged("train.tsv", "devel.tsv", "test.tsv"),
+    "conll2003": (
+        tagged("eng.train", "eng.testa", "eng.testb"),
+        tagged("train.txt", "valid.txt", "test.txt"),
+    ),
 }
 
 
@@ -103,52 +135,73 @@ def read_layout(task: str, folder: Path) -> dict[str, Dataset]:
     Raises:
         UsageError: the task has no local layout, or its files are not there.
     """
-    layout = LAYOUTS.get(task)
-    if layout is None:
+    found = LAYOUTS.get(task)
+    if found is None:
         raise UsageError(
             f"argument --data_dir: task {task!r} has no local layout (those with one: "
             f"{', '.join(LAYOUTS)}); give --train_file and --test_file instead"
         )
-    names = [name for files in layout.files.values() for name in files]
-    for place in (folder, folder / task):
-        if all((place / name).is_file() for name in names):
-            return {
-                split: concatenate_datasets([layout.read(place / name) for name in files])
-                for split, files in layout.files.items()
-            }
+    layouts = [found] if isinstance(found, Layout) else list(found)
+    for layout in layouts:
+        for place in (folder, folder / task):
+            if all((place / name).is_file() for name in layout.names):
+                return {
+                    split: concatenate_datasets([layout.read(place / name) for name in files])
+                    for split, files in layout.files.items()
+                }
+    choices = " or ".join(", ".join(layout.names) for layout in layouts)
     raise UsageError(
         f"argument --data_dir: neither {folder} nor {folder / task} holds the files of task "
-        f"{task!r} ({', '.join(names)})"
+        f"{task!r} ({choices})"
     )
 
 
-def find_files(folder: Path) -> dict[str, Path]:
-    """The files train.*, validation.* (or dev.*) and test.* in ``folder``, by split."""
-    stems = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
+def read_table(file: Path) -> Dataset:
+    """The rows of a csv or tsv file with a header."""
+    options: dict[str, Any] = dict(AS_TEXT)
+    if file.suffix == ".tsv":
+        options["sep"] = "\t"
+    return load_dataset("csv", data_files=str(file), split="train", **options)
+
+
+def read_rows(file: Path) -> Dataset:
+    """The rows of a json file (a list of objects) or a jsonl file (an object a line)."""
+    return load_dataset("json", data_files=str(file), split="train")
+
+
+TABLES: Readers = {
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".json": read_rows,
+    ".jsonl": read_rows,
+}
+
+
+def find_files(folder: Path, readers: Readers = TABLES) -> dict[str, Path]:
+    """The files train.*, validation.* (or valid.*, dev.*, devel.*) and test.* by split."""
+    stems = dict.fromkeys(("validation", "valid", "dev", "devel"), "validation")
+    stems |= {"train": "train", "test": "test"}
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*")):
-        if file.suffix in SUFFIXES and file.stem in stems:
+        if file.suffix in readers and file.stem in stems:
             found.setdefault(stems[file.stem], file)
     if "train" not in found:
         raise UsageError(
-            f"argument --data_dir: {folder} holds no train file ({', '.join(SUFFIXES)}); name "
+            f"argument --data_dir: {folder} holds no train file ({', '.join(readers)}); name "
             f"the files with --train_file and --test_file, or the task with --task_name"
         )
     return found
 
 
-def read_file(file: Path) -> Dataset:
-    """The rows of one csv, tsv, json or jsonl file.
+def read_file(file: Path, readers: Readers = TABLES) -> Dataset:
+    """The rows of one file, by its ending.
 
     Raises:
         UsageError: the file is missing or of another kind.
     """
-    kind = SUFFIXES.get(file.suffix)
-    if kind is None:
-        raise UsageError(f"{file} must end in one of {', '.join(SUFFIXES)}")
+    read = readers.get(file.suffix)
+    if read is None:
+        raise UsageError(f"{file} must end in one of {', '.join(readers)}")
     if not file.is_file():
         raise UsageError(f"{file} does not exist: check --train_file and its like")
-    options: dict[str, Any] = dict(AS_TEXT) if kind == "csv" else {}
-    if file.suffix == ".tsv":
-        options["sep"] = "\t"
-    return load_dataset(kind, data_files=str(file), split="train", **options)
+    return read(file)
