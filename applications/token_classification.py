@@ -1,7 +1,7 @@
 """Fine-tune a language model to find named entities, with any of the methods of applications.nlu.
 
-Data: a known task (--task_name wnut17), a folder with its files (--data_dir), or files of one word
-and its tag a line, or of json rows with lists of words and tags (--train_file, --test_file).
+Data: a known task (--task_name wnut17), a folder with its files (--data_dir), or files with a word
+and its tag a line, or json rows with lists of words and tags (--train_file, --test_file).
 """
 
 import sys
@@ -12,18 +12,8 @@ from applications.common.tagging import TokenClassification
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
-    """
-    return run_command(
-        TokenClassification(),
-        arguments,
-        description=__doc__,
-        prog="python -m applications.token_classification",
-    )
+    """Run the command; returns its exit status."""
+    return run_command(TokenClassification(), arguments, description=__doc__)
 
 
 if __name__ == "__main__":
