@@ -7,7 +7,7 @@ them.
 from adapters.adalora import Allocation
 from adapters.analysis import analyse, changes
 from adapters.autolora import AutoLoraConfig
-from adapters.bidora import BiDoraConfig, DirectionOrthogonality, retrain
+from adapters.bidora import BiDoraConfig, DirectionOrthogonality
 from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
 from adapters.clora import NullSpace
 from adapters.diagonal import singular_values
@@ -25,6 +25,7 @@ from adapters.model_card import write_model_card
 from adapters.problems import two_level
 from adapters.rac_lora import Link, chain
 from adapters.ranks import rank_pattern, ranks, retrain_config
+from adapters.retraining import retrain
 from adapters.rolora import Alternation, average
 from adapters.sora import Shrinkage, SoraConfig
 

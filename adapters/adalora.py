@@ -15,6 +15,9 @@ from peft import AdaLoraModel, PeftModel
 
 __all__ = ["Allocation"]
 
+# The rank allocator's moving averages, by parameter name.
+AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 
 class Allocation:
     """Calls AdaLoRA's rank allocator after every step of an optimizer.
@@ -24,7 +27,7 @@ class Allocation:
         model: A PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
 
     Attributes:
-        step: The number of steps allocated so far; set it when a run is resumed.
+        step: The number of steps allocated so far.
 
     Raises:
         ValueError: The model has no AdaLoRA adapter.
@@ -57,6 +60,32 @@ class Allocation:
     def _allocate(self, *_: Any) -> None:
         self.step += 1
         self._model.update_and_allocate(self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step and the allocator's running importance of every singular value."""
+        allocator = self._allocator()
+        averages = {name: dict(getattr(allocator, name)) for name in AVERAGES}
+        return {"step": self.step, "rank_pattern": self._config().rank_pattern, **averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            KeyError: the state is not of this class.
+        """
+        allocator = self._allocator()
+        places = {name: p.device for name, p in self._model.model.named_parameters()}
+        for average in AVERAGES:
+            values = {name: v.to(places[name]) for name, v in state[average].items()}
+            setattr(allocator, average, values)
+        self._config().rank_pattern = state["rank_pattern"]
+        self.step = state["step"]
+
+    def _config(self) -> Any:
+        return self._model.peft_config[self._model.trainable_adapter_name]
+
+    def _allocator(self) -> Any:
+        return self._model.rankallocator
 
     def remove(self) -> None:
         """Stops calling the allocator."""

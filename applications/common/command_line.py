@@ -1,5 +1,6 @@
 """From the words of a command line, or a configuration file, to the options of a run."""
 
+import dataclasses
 import json
 from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,15 @@ from applications.common.arguments import (
     RunOptions,
 )
 from applications.common.errors import UsageError
+from applications.common.presets import paper_settings
 
-GROUPS = (ModelOptions, DataOptions, AdapterOptions, LevelOptions, RunOptions)
+GROUPS: Mapping[str, type] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "adapter": AdapterOptions,
+    "levels": LevelOptions,
+    "run": RunOptions,
+}
 CONFIGURATION_SUFFIXES = (".json", ".yaml", ".yml")
 NO_PRESETS: Mapping[str, Any] = {}
 
@@ -56,15 +64,23 @@ class Parser(HfArgumentParser):
         raise UsageError(message)
 
 
-def parser(description: str = "", prog: str | None = None) -> Parser:
-    """The parser of all groups of options."""
+def parser(
+    groups: Mapping[str, type] = GROUPS, description: str = "", prog: str | None = None
+) -> Parser:
+    """The parser of the groups of options."""
     made = Parser(
-        [DataClassType(group) for group in GROUPS],
+        [DataClassType(group) for group in groups.values()],
         description=description,
         prog=prog,
         usage="%(prog)s [FILE.json | FILE.yaml] [--OPTION VALUE ...]",
         formatter_class=Formatter,
         allow_abbrev=False,
+    )
+    made.add_argument(
+        "--preset",
+        choices=["paper"],
+        help="the settings that the paper of the method published for the model and task; other "
+        "flags override them",
     )
     made.add_argument(
         "configuration",
@@ -85,7 +101,12 @@ def words(values: Mapping[str, Any]) -> list[str]:
     return result
 
 
-def read_configuration(path: Path) -> dict[str, Any]:
+def names_of(groups: Mapping[str, type]) -> list[str]:
+    """The names of all options."""
+    return [field.name for group in groups.values() for field in dataclasses.fields(group)]
+
+
+def read_configuration(path: Path, groups: Mapping[str, type] = GROUPS) -> dict[str, Any]:
     """The options in a json or yaml file; every key must be the name of an option."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -94,7 +115,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         raise UsageError(f"configuration file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"configuration file {str(path)!r} must hold one mapping of options")
-    unknown = sorted(set(values) - set(Options().as_dict()))
+    unknown = sorted(set(values) - set(names_of(groups)))
     if unknown:
         raise UsageError(f"configuration file {str(path)!r} has unknown options {unknown}")
     return values
@@ -104,29 +125,49 @@ def parse_options(
     arguments: Sequence[str] = (),
     *,
     presets: Mapping[str, Any] = NO_PRESETS,
+    groups: Mapping[str, type] = GROUPS,
     description: str = "",
     prog: str | None = None,
 ) -> Options:
     """The options that ``arguments`` ask for.
 
-    What comes later counts: the defaults, ``presets``, the configuration file (the first word, if
-    it ends in .json, .yaml or .yml), the flags.
+    What comes later counts: the defaults, ``presets``, the published settings that ``--preset``
+    asks for, the configuration file (the first word, if it ends in .json, .yaml or .yml), the
+    flags.
+
+    Args:
+        arguments: the words of the command line.
+        presets: option names and values.
+        groups: the groups of options the command has, by their name in `Options`.
+        description: what ``--help`` says first.
+        prog: the name of the command.
 
     Raises:
-        UsageError: an unknown flag, a value of the wrong type or outside its range.
+        UsageError: an unknown flag, a value of the wrong type or outside its range, or a preset
+            for settings that were never published.
     """
     given = list(arguments)
     file: dict[str, Any] = {}
     if given and Path(given[0]).suffix in CONFIGURATION_SUFFIXES:
-        file = read_configuration(Path(given.pop(0)))
-    parsed: Any = parser(description, prog).parse_args_into_dataclasses(
-        args=[*words(presets), *words(file), *given],
-        look_for_args_file=False,
-        return_remaining_strings=True,
+        file = read_configuration(Path(given.pop(0)), groups)
+    made = parser(groups, description, prog)
+    options, preset = parsed(made, [*words(presets), *words(file), *given], groups)
+    if preset is None:
+        return options
+    published = words(paper_settings(options))
+    return parsed(made, [*words(presets), *published, *words(file), *given], groups)[0]
+
+
+def parsed(
+    made: Parser, arguments: list[str], groups: Mapping[str, type]
+) -> tuple[Options, str | None]:
+    """The options in the words of a command line, and the preset they name."""
+    found: Any = made.parse_args_into_dataclasses(
+        args=arguments, look_for_args_file=False, return_remaining_strings=True
     )
-    *groups, rest, unknown = parsed
+    *values, rest, unknown = found
     if unknown:
-        known = [f"--{name}" for name in Options().as_dict()]
+        known = [f"--{name}" for name in names_of(groups)]
         near = get_close_matches(unknown[0], known, n=1)
         remedy = f"did you mean {near[0]}?" if near else "--help lists the options"
         raise UsageError(f"unknown argument {unknown[0]!r}: {remedy}")
@@ -135,4 +176,4 @@ def parse_options(
             f"unexpected word {rest.configuration!r}: options are --NAME VALUE, and a "
             f"configuration file (.json, .yaml) comes first"
         )
-    return Options(*groups)
+    return Options(**dict(zip(groups, values, strict=True))), rest.preset

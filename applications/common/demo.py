@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from applications.common.arguments import Method, Options
+from applications.common.classification import TextClassification
 from applications.common.experiment import finetune
 from applications.common.models import adapter_config
 from applications.common.tasks import CARRIED_TASK
@@ -52,9 +53,11 @@ def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
         f"Demo: {options.data.max_train_samples} BBC headlines, five classes, model "
         f"{options.model.model_name_or_path}, methods {', '.join(methods)}"
     )
-    for name in methods:
-        adapter_config(options.adapter, name)  # refuses before the first method has trained
-    summaries = [finetune(of_method(options, name), say=say) for name in methods]
+    family = TextClassification()
+    chosen_options = [of_method(options, name) for name in methods]
+    for each in chosen_options:  # refuses before the first method has trained
+        adapter_config(each.adapter, family.task_type, num_steps=each.run.max_steps)
+    summaries = [finetune(each, family, say=say) for each in chosen_options]
     console.print(table(summaries))
     say(f"results and a report.html for each method: {options.run.output_dir}")
     return summaries

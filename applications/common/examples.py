@@ -8,15 +8,17 @@ from datasets import ClassLabel, Dataset
 
 from applications.common.errors import UsageError
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "tagging", "generation"]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Labelled texts by split: columns ``text``, ``pair`` (tasks on two texts) and ``label``.
+    """Examples by split, in columns that depend on the kind of task.
 
-    A label is a class number, with its name in ``label_names``, or a decimal for regression.
-    ``notes`` says in words what was decided about the data.
+    Classification and regression: ``text``, ``pair`` (tasks on two texts) and ``label``, a class
+    number, with its name in ``label_names``, or a decimal. Tagging: ``tokens`` and ``tags``, the
+    numbers of their names. Generation: ``source`` and ``references``, all of them. ``notes`` says
+    in words what was decided about the data.
     """
 
     name: str
@@ -28,8 +30,8 @@ class TaskData:
 
     @property
     def num_labels(self) -> int:
-        """The number of classes, or 1 for regression."""
-        return len(self.label_names) if self.kind == "classification" else 1
+        """The number of classes or tags, or 1 for regression."""
+        return max(1, len(self.label_names))
 
 
 def task_data(

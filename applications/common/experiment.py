@@ -1,6 +1,6 @@
 """One fine-tuning run, from options to a folder of results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,29 +8,35 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from adapters import export_lora
-from applications.common import graphs, models
-from applications.common.arguments import BI_LEVEL_METHODS, Method, Options
-from applications.common.batches import encode, evaluation_batches, training_batches
+from applications.common import models
+from applications.common.arguments import (
+    MASKING_METHODS,
+    AdapterOptions,
+    LevelOptions,
+    Method,
+    Options,
+    Retraining,
+)
 from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.metrics import Evaluation, evaluate
+from applications.common.family import Family
+from applications.common.metrics import Evaluation
 from applications.common.outputs import RunFolder, write_whole
+from applications.common.phases import Model, Phase, Workload, phases, prepare
 from applications.common.report import run_report
-from applications.common.splits import Splits, at_most, sizes, split_task, two_levels
-from applications.common.summary import summarise
-from applications.common.tasks import load_task
-from applications.common.training import train
-from blo import Engine, ProblemGraph
+from applications.common.splits import at_most, sizes, split_task
+from applications.common.summary import at_step, num_parameters, summarise
+from applications.common.training import Loop, Trained, put_values, trained_values
+from blo import Engine
 
 Say = Callable[[str], None]
 DEFAULT_METHOD: Method = "bilora"
+DEFAULT_RETRAINING: Mapping[str, Retraining] = {"bidora": "values", "autolora": "ranks"}
 
 
-def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
-    """Train one method on one task and write the folder of results.
+def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str, Any]:
+    """Train one method on one task, phase after phase, and write the folder of results.
 
     Returns:
         The summary, as in summary.json.
@@ -38,40 +44,48 @@ def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
     Raises:
         UsageError: something that was asked for cannot be done; the message says how to go on.
     """
-    options = completed(options)
-    method, run = str(options.adapter.method), options.run
+    options = completed(options, family)
     device = models.device(options.model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    task = load_task(options.data)
-    splits = split_task(task, options.data)
-    model, tokenizer = models.adapted_model(
-        options.model, options.adapter, task, method=method, seed=run.seed
-    )
-    score = scorer(model, tokenizer, task, options)
-    updates, graph = problem_graph(model, tokenizer, task, splits, options)
-    engine = Engine(graph, precision=models.precision(options.model))
+    task = family.load_task(options.data)
+    work = prepare(options, family, task, split_task(task, options.data))
+    splits = work.splits
+    held_out = selection_data(work)
+    sequence = phases(work)
+    phase = next(sequence)  # what the adapter refuses is refused before files are touched
+    counts = num_parameters(phase.model, options.adapter)
     folder = prepared_folder(options)
     for note in splits.notes:
         say(f"{task.name}: {note}")
-    say(f"{method}: {updates.num_lower_steps} updates, results in {folder.path}")
-    held_out = splits.validation
-    validate = None if held_out is None else lambda: score(held_out)
-    training = train(engine, updates=updates, folder=folder, options=options, validate=validate)
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    evaluations = {name: score(part) for name, part in parts.items() if part is not None}
-    folder.save_adapter(model)
-    if options.adapter.export_lora:
+    say(f"{options.adapter.method}: results in {folder.path}")
+    loop = Loop(folder, options)
+    trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
+    while True:
+        say(f"{phase.name}: {phase.updates.rounds} updates")
+        score = scorer(phase.model, work)
+        validate = None if held_out is None else lambda: score(held_out)  # noqa: B023
+        engine = Engine(phase.graph, precision=models.precision(options.model))
+        done = loop.train(phase, engine, validate)
+        before_retraining = phase.name == "search" and not phase.last
+        at_end = {"train": score(splits.train), "test": score(splits.test)}
+        trained.append((phase.name, done, at_end if before_retraining else {}))
+        if phase.last:
+            break
+        phase = next(sequence)
+    evaluations = at_end
+    if splits.validation is not None:
+        evaluations = {**at_end, "validation": score(splits.validation)}
+    folder.save_model(phase.model)
+    model = phase.model
+    if options.adapter.export_lora and isinstance(model, PeftModel):
         write_whole(folder.path / "lora", lambda draft: export_lora(model, str(draft)))
     summary = summarise(
-        options,
-        task=task,
-        train_size=len(splits.train),
+        work,
         evaluations=evaluations,
-        model=model,
-        engine=engine,
-        updates=updates,
-        training=training,
+        counts=counts,
+        trained=trained,
+        selected=selected_step(work, phase, done, folder, held_out),
         device=device,
     )
     folder.write_summary(summary)
@@ -79,6 +93,39 @@ def finetune(options: Options, *, say: Say = print) -> dict[str, Any]:
         folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
     )
     return summary
+
+
+def selection_data(work: Workload) -> Dataset | None:
+    """What evaluations during training look at: the validation split, or D2.
+
+    Raises:
+        UsageError: selection was asked for and there is nothing to select on.
+    """
+    run, splits = work.options.run, work.splits
+    if run.select_on == "upper_data":
+        return work.upper
+    if splits.validation is None and run.metric_for_best_model is not None:
+        raise UsageError(
+            f"argument --metric_for_best_model: no validation split to select on, got "
+            f"{run.metric_for_best_model!r}; cut one from the training examples with "
+            f"--validation_fraction, or give --select_on upper_data"
+        )
+    return splits.validation
+
+
+def selected_step(
+    work: Workload, phase: Phase, done: Trained, folder: RunFolder, held_out: Dataset | None
+) -> dict[str, Any] | None:
+    """The numbers of the selected step, whose model goes to ``selected/``; the result stays."""
+    if done.selected is None or held_out is None:
+        return None
+    score, final = scorer(phase.model, work), trained_values(phase.model)
+    put_values(phase.model, folder.read_selected())
+    found = {"train": score(work.splits.train), "test": score(work.splits.test)}
+    result = at_step(phase.name, done.selected, found, score(held_out), work.task.metric)
+    folder.save_model(phase.model, "selected")
+    put_values(phase.model, final)
+    return result
 
 
 def prepared_folder(options: Options) -> RunFolder:
@@ -90,85 +137,93 @@ def prepared_folder(options: Options) -> RunFolder:
     return folder
 
 
-def completed(options: Options) -> Options:
-    """The options with the method and the output folder filled in, checked together."""
-    method = options.adapter.method or DEFAULT_METHOD
-    penalty = options.adapter.orthogonality
-    if penalty > 0 and method not in BI_LEVEL_METHODS:
-        raise UsageError(
-            f"argument --orthogonality: method {method} has no such penalty, got {penalty}; "
-            f"leave it out, or choose one of {', '.join(BI_LEVEL_METHODS)}"
-        )
-    if options.adapter.export_lora and method != "bilora":
-        raise UsageError(
-            f"argument --export_lora: only bilora is folded to a plain LoRA, got --method {method}"
-        )
+def completed(options: Options, family: Family) -> Options:
+    """The options with method, retraining and output folder filled in, checked together."""
+    adapter = replace(options.adapter, method=options.adapter.method or DEFAULT_METHOD)
+    method, level = str(adapter.method), options.levels
+    retraining = level.retraining
+    if retraining is None:
+        nested = adapter.bi_level and level.control in ("none", "same_data")
+        retraining = DEFAULT_RETRAINING.get(method, "none") if nested else "none"
+    level = replace(level, retraining=retraining)
+    check_adapter(adapter)
+    check_levels(adapter, level)
+    if options.run.select_on == "upper_data":
+        check_selection(adapter, level)
     place = options.run.output_dir
     if place is None:
         data = options.data
         named = data.task_name or Path(str(data.train_file or data.data_dir)).stem
-        place = f"runs/nlu/{named.replace('/', '-')}-{method}-seed{options.run.seed}"
-    return replace(
-        options,
-        adapter=replace(options.adapter, method=method),
-        run=replace(options.run, output_dir=place),
-    )
+        place = f"runs/{family.command}/{named.replace('/', '-')}-{method}-seed{options.run.seed}"
+    run = replace(options.run, output_dir=place)
+    return replace(options, adapter=adapter, levels=level, run=run)
 
 
-def problem_graph(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskData,
-    splits: Splits,
-    options: Options,
-) -> tuple[graphs.Plan, ProblemGraph]:
-    """The planned updates and the graph of the method, with its data.
-
-    Bi-level methods divide the training examples into D1 (lower) and D2 (upper); the others train
-    on all of them.
-    """
-    data, run, level = options.data, options.run, options.levels
-
-    def batches(examples: Dataset, seed: int) -> Any:
-        encoded = encode(examples, tokenizer, data.max_seq_length)
-        size = run.per_device_train_batch_size
-        return training_batches(encoded, tokenizer, size=size, seed=seed)
-
-    model.train()
-    if options.adapter.method not in BI_LEVEL_METHODS:
-        updates = graphs.plan(len(splits.train), steps=1, bi_level=False, options=run)
-        return updates, graphs.one_level(model, batches(splits.train, run.seed), updates, run)
-    lower, upper = two_levels(
-        splits.train, task, upper_fraction=level.upper_fraction, seed=data.split_seed
-    )
-    updates = graphs.plan(len(lower), steps=level.lower_steps, bi_level=True, options=run)
-    return updates, graphs.bi_level(
-        model,
-        lower_batches=batches(lower, run.seed),
-        upper_batches=batches(upper, run.seed + 1),
-        updates=updates,
-        adapter=options.adapter,
-        level=level,
-        run=run,
-    )
+def check_adapter(adapter: AdapterOptions) -> None:
+    """Refuse options that the method does not have."""
+    method = str(adapter.method)
+    if adapter.orthogonality > 0 and method not in ("bilora", "bidora"):
+        raise UsageError(
+            f"argument --orthogonality: method {method} has no such penalty, got "
+            f"{adapter.orthogonality}; leave it out, or choose one of bilora, bidora"
+        )
+    if adapter.export_lora and method != "bilora":
+        raise UsageError(
+            f"argument --export_lora: only bilora is folded to a plain LoRA, got --method {method}"
+        )
+    if adapter.mask_rate is not None and method not in MASKING_METHODS:
+        raise UsageError(
+            f"argument --mask_rate: method {method} has no masks, got {adapter.mask_rate}; choose "
+            f"one of {', '.join(MASKING_METHODS)}"
+        )
 
 
-def scorer(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: TaskData, options: Options
-) -> Callable[[Dataset], Evaluation]:
+def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
+    """Refuse controls and phases that the method does not have."""
+    method, control, retraining = str(adapter.method), level.control, level.retraining
+    one_level = ("none", "lower_data_only")
+    known = ("none", "joint", "two_stage", "same_data") if adapter.bi_level else one_level
+    if control not in known:
+        raise UsageError(
+            f"argument --control: method {method} has the controls {', '.join(known)}, got "
+            f"{control!r}"
+        )
+    if retraining == "none":
+        return
+    if not adapter.bi_level or control in ("joint", "two_stage"):
+        raise UsageError(
+            f"argument --retraining: there is no search to retrain after with --method {method} "
+            f"--control {control}, got {retraining!r}; leave it out"
+        )
+    if retraining == "ranks" and method != "autolora":
+        raise UsageError(
+            f"argument --retraining: only autolora selects ranks, got 'ranks' with --method "
+            f"{method}; use values"
+        )
+
+
+def check_selection(adapter: AdapterOptions, level: LevelOptions) -> None:
+    """Refuse to select on D2 where it is trained on like the rest, or does not exist."""
+    whole = not adapter.bi_level and level.control != "lower_data_only"
+    if whole or level.control in ("joint", "same_data") or level.retraining != "none":
+        raise UsageError(
+            f"argument --select_on: with --method {adapter.method}, --control {level.control} and "
+            f"--retraining {level.retraining} all data are trained on, got 'upper_data'; use "
+            f"validation with --validation_fraction"
+        )
+
+
+def scorer(model: Model, work: Workload) -> Callable[[Dataset], Evaluation]:
     """A function from examples to the model's evaluation on them (or ``max_eval_samples``)."""
-    data = options.data
+    data = work.options.data
 
     def score(examples: Dataset) -> Evaluation:
-        chosen = at_most(examples, data.max_eval_samples, task, data.split_seed)
-        encoded = encode(chosen, tokenizer, data.max_seq_length)
-        size = options.run.per_device_eval_batch_size
-        return evaluate(
+        return work.family.evaluate(
             model,
-            evaluation_batches(encoded, tokenizer, size=size),
-            kind=task.kind,
-            device=models.device(options.model),
-            precision=models.precision(options.model),
+            at_most(examples, data.max_eval_samples, work.task, data.split_seed),
+            tokenizer=work.tokenizer,
+            task=work.task,
+            options=work.options,
         )
 
     return score

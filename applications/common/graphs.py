@@ -1,19 +1,42 @@
 """Each method as a graph of problems over one adapted model."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from adapters import Binarisation, DirectionOrthogonality, Orthogonality, levels, two_level
+from adapters import (
+    Binarisation,
+    DirectionOrthogonality,
+    Orthogonality,
+    levels,
+    mean_loss,
+    two_level,
+)
 from applications.common.arguments import AdapterOptions, LevelOptions, RunOptions
 from applications.common.batches import Batch
-from blo import Method, Problem, ProblemGraph, alternating, cg, darts, neumann, t1t2
+from blo import (
+    Method,
+    Problem,
+    ProblemGraph,
+    alternating,
+    cg,
+    darts,
+    minres,
+    neumann,
+    nystrom,
+    sama,
+    t1t2,
+    unrolled,
+)
+
+Loss = Callable[[Batch], Any]
+Penalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,15 +61,21 @@ class Plan:
         return self.rounds if self.bi_level else 0
 
 
-def plan(num_examples: int, *, steps: int, bi_level: bool, options: RunOptions) -> Plan:
-    """The updates that ``max_steps``, or the epochs over the lower level's examples, ask for."""
-    per_round = steps if bi_level else 1
-    total = options.max_steps
-    if total < 0:
-        batches = math.ceil(num_examples / options.per_device_train_batch_size)
-        epochs = options.num_train_epochs
-        total = max(1, math.ceil(epochs * batches / options.gradient_accumulation_steps))
-    return Plan(math.ceil(total / per_round), per_round, bi_level)
+def num_updates(num_examples: int, options: RunOptions) -> int:
+    """The updates that ``max_steps``, or the epochs over ``num_examples``, ask for."""
+    if options.max_steps > 0:
+        return options.max_steps
+    batches = math.ceil(num_examples / options.per_device_train_batch_size)
+    epochs = options.num_train_epochs
+    return max(1, math.ceil(epochs * batches / options.gradient_accumulation_steps))
+
+
+def adamw(
+    parameters: Sequence[nn.Parameter], rate: float, decay: float, options: RunOptions
+) -> AdamW:
+    """AdamW, by default that of PyTorch."""
+    betas = (options.adam_beta1, options.adam_beta2)
+    return AdamW(parameters, rate, betas, options.adam_epsilon, weight_decay=decay)
 
 
 def scheduler(optimizer: Optimizer, total: int, options: RunOptions) -> LRScheduler:
@@ -60,65 +89,88 @@ def scheduler(optimizer: Optimizer, total: int, options: RunOptions) -> LRSchedu
 def method(options: LevelOptions) -> Method:
     """The hypergradient method that the options name."""
     scale, products = options.hypergradient_scale, options.hypergradient_products
-    if options.hypergradient == "darts":
-        return darts(scale)
-    if options.hypergradient == "t1t2":
-        return t1t2(scale)
-    if options.hypergradient == "neumann":
-        return neumann(products, scale=scale)
-    if options.hypergradient == "cg":
-        return cg(products)
-    return alternating()
+    damping = options.hypergradient_damping
+    made: dict[str, Callable[[], Method]] = {
+        "darts": lambda: darts(scale),
+        "t1t2": lambda: t1t2(scale),
+        "neumann": lambda: neumann(products, scale=scale, damping=damping),
+        "cg": lambda: cg(products, damping=damping),
+        "minres": lambda: minres(products, damping=damping),
+        "nystrom": lambda: nystrom(products),
+        "sama": sama,
+        "unrolled": unrolled,
+        "alternating": alternating,
+    }
+    return made[options.hypergradient]()
 
 
-def one_level(
-    model: PeftModel, batches: Iterable[Batch], updates: Plan, options: RunOptions
-) -> ProblemGraph:
-    """Plain training of all trainable parameters."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = AdamW(trainable, options.learning_rate, weight_decay=options.weight_decay)
+def training_loss(model: nn.Module, options: AdapterOptions) -> Loss:
+    """The model's own loss; under LoRA Dropout its mean under ``num_masks`` masks."""
 
     def loss(batch: Batch) -> Tensor:
         result: Tensor = model(**batch).loss
         return result
 
+    return mean_loss(model, loss, num_masks=options.num_masks) if options.masks else loss
+
+
+def penalties(options: AdapterOptions) -> list[Penalty]:
+    """What is added to the lower loss."""
+    weight, squared = options.orthogonality, options.orthogonality_squared
+    if weight == 0:
+        return []
+    kind = DirectionOrthogonality if options.method == "bidora" else Orthogonality
+    return [kind(weight, squared)]
+
+
+def one_level(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    adapter: AdapterOptions,
+    run: RunOptions,
+    name: str = "lower",
+    penalty: Sequence[Penalty] = (),
+) -> ProblemGraph:
+    """Plain training of what the optimizer holds."""
+    own = training_loss(model, adapter)
+
+    def loss(batch: Batch) -> Any:
+        return sum((term(model) for term in penalty), start=own(batch))
+
     problem = Problem(
-        "lower",
+        name,
         loss,
         model,
         optimizer,
         batches,
-        scheduler=scheduler(optimizer, updates.num_lower_steps, options),
-        accumulate=options.gradient_accumulation_steps,
+        scheduler=schedule,
+        accumulate=run.gradient_accumulation_steps,
     )
     return ProblemGraph([problem])
 
 
 def bi_level(
-    model: PeftModel,
+    model: nn.Module,
     *,
     lower_batches: Iterable[Batch],
     upper_batches: Iterable[Batch],
+    lower: Optimizer,
+    lower_schedule: LRScheduler,
     updates: Plan,
     adapter: AdapterOptions,
     level: LevelOptions,
     run: RunOptions,
 ) -> ProblemGraph:
     """The adapter's two levels, D1 below and D2 above."""
-    split = levels(model)
-    lower = AdamW(split.lower, run.learning_rate, weight_decay=run.weight_decay)
     upper_rate = level.upper_learning_rate or run.learning_rate
-    upper = AdamW(split.upper, upper_rate, weight_decay=level.upper_weight_decay)
-
-    def loss(batch: Batch) -> Tensor:
-        result: Tensor = model(**batch).loss
-        return result
-
-    orthogonality = DirectionOrthogonality if adapter.method == "bidora" else Orthogonality
-    weight, upper_weight = adapter.orthogonality, adapter.binarisation
+    upper = adamw(levels(model).upper, upper_rate, level.upper_weight_decay, run)
+    weight = adapter.binarisation
     return two_level(
         model,
-        loss=loss,
+        loss=training_loss(model, adapter),
         upper_batches=upper_batches,
         lower_batches=lower_batches,
         upper_optimizer=upper,
@@ -127,7 +179,7 @@ def bi_level(
         steps=updates.steps,
         accumulate=run.gradient_accumulation_steps,
         upper_scheduler=scheduler(upper, updates.num_upper_steps, run),
-        lower_scheduler=scheduler(lower, updates.num_lower_steps, run),
-        penalty=[orthogonality(weight)] if weight > 0 else [],
-        upper_penalty=[Binarisation(upper_weight)] if upper_weight > 0 else [],
+        lower_scheduler=lower_schedule,
+        penalty=penalties(adapter),
+        upper_penalty=[Binarisation(weight)] if weight > 0 else [],
     )

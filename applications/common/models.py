@@ -1,24 +1,21 @@
 """The base model, its tokenizer, and the adapter of each method."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from adapters import BiDoraConfig, BiLoraConfig
-from applications.common.arguments import AdapterOptions, ModelOptions
+from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, LoraDropoutConfig
+from applications.common.arguments import MASKING_METHODS, AdapterOptions, ModelOptions
 from applications.common.carried import minilm_folder
 from applications.common.errors import UsageError
-from applications.common.examples import TaskData
 
 CARRIED_MODEL = "minilm"
+DEFAULT_MASK_RATE = 0.5
+NOTHING: Mapping[str, Any] = {}
 
 
 def location(options: ModelOptions) -> str:
@@ -50,34 +47,32 @@ def precision(options: ModelOptions) -> torch.dtype | None:
     return torch.bfloat16 if options.precision == "bf16" else None
 
 
-def load_base(
-    options: ModelOptions, task: TaskData
+def load_pretrained(
+    auto_model: Any,
+    options: ModelOptions,
+    *,
+    tokenizer_options: Mapping[str, Any] = NOTHING,
+    **settings: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The pre-trained model with a new head for the task, and its tokenizer.
+    """The pre-trained model in float32, with the head of ``auto_model``, and its tokenizer.
+
+    Args:
+        auto_model: the class of transformers that loads it.
+        options: which model.
+        tokenizer_options: for the tokenizer.
+        settings: for the model: what its head needs.
 
     Raises:
         UsageError: the model is neither a folder nor reachable on the Hub.
     """
     place = location(options)
-    extra: dict[str, Any] = {}
     if options.attn_implementation is not None:
-        extra["attn_implementation"] = options.attn_implementation
-    if task.kind == "classification":
-        extra["id2label"] = dict(enumerate(task.label_names))
-        extra["label2id"] = {name: number for number, name in enumerate(task.label_names)}
+        settings["attn_implementation"] = options.attn_implementation
+    revision = options.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=options.revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            place,
-            revision=options.revision,
-            dtype=torch.float32,
-            num_labels=task.num_labels,
-            problem_type=(
-                "regression" if task.kind == "regression" else "single_label_classification"
-            ),
-            # A checkpoint with a head of another size gets a new one, as one without a head does.
-            ignore_mismatched_sizes=True,
-            **extra,
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, **tokenizer_options)
+        model = auto_model.from_pretrained(
+            place, revision=revision, dtype=torch.float32, **settings
         )
     except OSError as error:
         raise UsageError(
@@ -88,14 +83,19 @@ def load_base(
     return model, tokenizer
 
 
-def adapter_config(options: AdapterOptions, method: str) -> PeftConfig:
-    """The PEFT configuration of a method.
+def adapter_config(options: AdapterOptions, task_type: TaskType, *, num_steps: int) -> PeftConfig:
+    """The PEFT configuration of the method.
+
+    Args:
+        options: the method and its size.
+        task_type: PEFT's name of the head.
+        num_steps: updates in all; AdaLoRA's budget falls between 10 % and 70 % of them.
 
     Raises:
         UsageError: the adapter refuses a value.
     """
     common: dict[str, Any] = {
-        "task_type": TaskType.SEQ_CLS,
+        "task_type": task_type,
         "r": options.lora_r,
         "lora_alpha": options.lora_alpha,
         "lora_dropout": options.lora_dropout,
@@ -103,6 +103,12 @@ def adapter_config(options: AdapterOptions, method: str) -> PeftConfig:
     }
     if options.lora_target_modules == ["all-linear"]:
         common["target_modules"] = "all-linear"
+    method = str(options.method)
+    if method in MASKING_METHODS:
+        rate = options.mask_rate
+        if rate is None and method == "lora_dropout":
+            rate = DEFAULT_MASK_RATE
+        common |= {"mask_rate": rate or 0.0, "learn_mask_rate": options.learn_mask_rate}
     if method == "bilora" and options.lora_r == 1 and options.singular_values == "softmax":
         raise UsageError(
             "argument --lora_r: one softmax value is always 1, got 1; use a rank of at least 2, "
@@ -114,31 +120,56 @@ def adapter_config(options: AdapterOptions, method: str) -> PeftConfig:
                 values=options.singular_values, scale_by_rank=options.scale_by_rank, **common
             )
         if method == "bidora":
-            return BiDoraConfig(**common)
+            return BiDoraConfig(norm_axis=options.norm_axis, **common)
+        if method == "autolora":
+            return AutoLoraConfig(**common)
+        if method == "lora_dropout":
+            return LoraDropoutConfig(**common)
+        if method == "adalora":
+            return adalora_config(common, num_steps)
         return LoraConfig(use_dora=method == "dora", **common)
     except ValueError as error:
         raise UsageError(f"method {method}: {error}") from error
 
 
-def adapted_model(
-    model_options: ModelOptions,
-    adapter_options: AdapterOptions,
-    task: TaskData,
-    *,
-    method: str,
-    seed: int,
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The base model with the method's adapter, and the tokenizer.
+def adalora_config(common: Mapping[str, Any], num_steps: int) -> AdaLoraConfig:
+    """AdaLoRA that starts at one and a half times the rank and prunes to the rank on average.
 
-    The seed is set first: the new head and the adapter's factors are drawn from it.
+    1.5, and an orthogonality penalty of 0.1, are the choices of the paper and its code; so that the
+    scale stays what ``lora_alpha`` / ``lora_r`` says, alpha is multiplied by the same factor.
+
+    Reference: Zhang et al. (2023), arXiv:2303.10512.
     """
-    set_seed(seed)
-    config = adapter_config(adapter_options, method)
-    base, tokenizer = load_base(model_options, task)
+    settings = dict(common)
+    rank = settings.pop("r")
+    initial = math.ceil(1.5 * rank)
+    settings["lora_alpha"] *= initial / rank
+    return AdaLoraConfig(
+        init_r=initial,
+        target_r=rank,
+        tinit=num_steps // 10,
+        tfinal=num_steps - round(0.7 * num_steps),
+        deltaT=max(1, num_steps // 100),
+        total_step=num_steps,
+        orth_reg_weight=0.1,
+        **settings,
+    )
+
+
+def adapted(
+    base: PreTrainedModel, config: PeftConfig | None, options: AdapterOptions
+) -> PreTrainedModel | PeftModel:
+    """The base model with an adapter, or itself where the method trains all weights.
+
+    Raises:
+        UsageError: the modules to adapt are not there.
+    """
+    if config is None:
+        return base
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
-        modules = adapter_options.lora_target_modules
+        modules = options.lora_target_modules
         raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
     assert isinstance(model, PeftModel)
-    return model.to(device(model_options)), tokenizer
+    return model

@@ -68,7 +68,16 @@ def page(
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The logged losses, by level, and validation losses where there are some, over the rounds."""
+    """The logged losses of every phase, by level, and those on held-out data, over the rounds."""
+    names = list(dict.fromkeys(line["phase"] for line in lines))
+    return [
+        Picture(f"Losses: {name}", curve([line for line in lines if line["phase"] == name]))
+        for name in names
+    ]
+
+
+def curve(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The losses of one phase, drawn."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     logged = [line for line in lines if "losses" in line]
@@ -85,19 +94,20 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Picture]:
             [line["round"] for line in validated],
             [line["validation"]["loss"] for line in validated],
             marker="o",
-            label="validation split",
+            label="held-out data",
         )
-    if not axes.lines:
-        return []
     axes.set(xlabel="round", ylabel="loss")
     axes.legend(frameon=False)
-    return [Picture("Losses", svg(figure))]
+    return svg(figure)
 
 
 def ends(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
-    """How often the solve behind a response ended in each way, over the logged rounds."""
+    """How often the solve behind a response ended in each way, over the logged rounds.
+
+    Methods that solve nothing, such as one-step ones, have no residual and are not counted.
+    """
     responses = (info for line in lines for info in line.get("responses", {}).values())
-    return Counter(info["status"] for info in responses)
+    return Counter(info["status"] for info in responses if info["residual"] is not None)
 
 
 def shown(value: Any) -> str:
@@ -129,6 +139,12 @@ def run_report(
         *("num_gradients", "num_hvps", "wall_seconds", "peak_memory_mb", "device"),
     ]
     costs = [[name.replace("_", " "), shown(summary[name])] for name in cost_names]
+    phase_names = [
+        *("name", "lower_steps", "upper_steps", "num_gradients", "num_hvps", "seconds"),
+    ]
+    phase_rows = [[shown(phase[name]) for name in phase_names] for phase in summary["phases"]]
+    selected = summary["selected"] or {"step": "none was asked for"}
+    chosen = [[name.replace("_", " "), shown(value)] for name, value in selected.items()]
     hypergradient = summary["hypergradient"] or {"method": "none: one level"}
     how = [[name, shown(value)] for name, value in hypergradient.items()]
     how += [["logged rounds that ended " + name, shown(n)] for name, n in ends(lines).items()]
@@ -138,7 +154,9 @@ def run_report(
         f"the training split, {shown(summary['test_metric'])} on the test split.",
         tables=[
             Table("Quality", ["split", "examples", "loss", *names], quality),
+            Table("Selected step", ["what", "value"], chosen),
             Table("Cost", ["what", "value"], costs),
+            Table("Phases", [name.replace("_", " ") for name in phase_names], phase_rows),
             Table("Hypergradient", ["what", "value"], how),
         ],
         figures=curves(lines),

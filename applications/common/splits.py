@@ -62,7 +62,7 @@ def stratified(
 
 
 def strata(examples: Dataset, task: TaskData) -> list[Hashable]:
-    """The class of each example; for regression one class for all."""
+    """The class of each example; one class for all where there are none."""
     if task.kind == "classification":
         return list(examples["label"])
     return [0] * len(examples)
@@ -115,9 +115,11 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
 
 
 def texts(examples: Dataset) -> set[tuple[str, ...]]:
-    """The distinct texts (or pairs of texts) of a split."""
-    columns = [examples[name] for name in ("text", "pair") if name in examples.column_names]
-    return set(zip(*columns, strict=True))
+    """The distinct texts (or pairs of texts) of a split, tagged ones with spaces between words."""
+    if "tokens" in examples.column_names:
+        return {(" ".join(words),) for words in examples["tokens"]}
+    names = [name for name in ("text", "pair", "source") if name in examples.column_names]
+    return set(zip(*(examples[name] for name in names), strict=True))
 
 
 def at_most(examples: Dataset, limit: int | None, task: TaskData, seed: int) -> Dataset:

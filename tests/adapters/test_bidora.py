@@ -100,8 +100,8 @@ def test_retraining_refuses_what_it_cannot_restart() -> None:
     assert retrain(adapted("bert", "bidora", bias="lora_only"), restart=False)
     with pytest.raises(ValueError, match="init_lora_weights, got False"):
         retrain(adapted("bert", "bidora", init_lora_weights=False))
-    with pytest.raises(ValueError, match="retrain needs an active BiDoRA adapter"):
-        retrain(adapted("bert", "real"))
+    with pytest.raises(ValueError, match="no active bi-level adapter"):
+        retrain(base_model("bert"))
 
 
 def test_a_refusal_changes_nothing() -> None:

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from applications.common import models
 from applications.common.arguments import Options
-from applications.common.experiment import finetune, scorer
+from applications.common.classification import TextClassification
+from applications.common.experiment import completed, finetune
+from applications.common.family import Family
 from applications.common.outputs import RunFolder
+from applications.common.phases import prepare
 from applications.common.splits import split_task
-from applications.common.tasks import load_task
 
 METHODS = ("lora", "dora", "bilora", "bidora")
-TIMED = ("wall_seconds", "peak_memory_mb")
+ALL_METHODS = ("full", *METHODS, "adalora", "lora_dropout", "autolora")
+TIMED = ("wall_seconds", "peak_memory_mb", "phases")
+FAMILY = TextClassification()
 Run = Callable[..., Options]
 
 
@@ -23,12 +26,13 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
-def run(options: Options) -> tuple[dict[str, Any], Path]:
-    return finetune(options, say=silent), Path(str(options.run.output_dir))
+def run(options: Options, family: Family = FAMILY) -> tuple[dict[str, Any], Path]:
+    return finetune(options, family, say=silent), Path(str(options.run.output_dir))
 
 
 def untimed(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name not in TIMED}
+    phases = [{k: v for k, v in phase.items() if k != "seconds"} for phase in summary["phases"]]
+    return {name: value for name, value in summary.items() if name not in TIMED} | {"p": phases}
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -36,11 +40,17 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{name: v for name, v in line.items() if name != "seconds"} for line in lines]
 
 
-def reloaded(options: Options, adapter: Path) -> tuple[float | None, float]:
+def reloaded(
+    options: Options, adapter: Path, family: Family = FAMILY
+) -> tuple[float | None, float]:
     """Test metric and loss of the saved adapter on a base model with another random head."""
+    options = completed(options, family)
+    task = family.load_task(options.data)
+    work = prepare(options, family, task, split_task(task, options.data))
     torch.manual_seed(12345)
-    task = load_task(options.data)
-    base, tokenizer = models.load_base(options.model, task)
+    base, tokenizer = family.load_base(options.model, task)
     model = PeftModel.from_pretrained(base, str(adapter))
-    found = scorer(model, tokenizer, task, options)(split_task(task, options.data).test)
+    found = family.evaluate(
+        model, work.splits.test, tokenizer=tokenizer, task=task, options=options
+    )
     return found.metrics[task.metric], found.loss

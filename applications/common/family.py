@@ -1,0 +1,60 @@
+"""What differs between the commands, and nothing else: data, head, batches, evaluation."""
+
+from typing import Protocol
+
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from applications.common.arguments import DataOptions, ModelOptions, Options
+from applications.common.batches import Collator, Encoded
+from applications.common.examples import TaskData
+from applications.common.metrics import Evaluation
+
+
+class Family(Protocol):
+    """One kind of fine-tuning: texts classified, words tagged, or text generated.
+
+    The driver, `applications.common.experiment.finetune`, is the same for all. A batch goes to
+    ``model(**batch)``, whose ``loss`` is minimised.
+    """
+
+    @property
+    def command(self) -> str:
+        """The name of the command: ``nlu``."""
+
+    @property
+    def task_type(self) -> TaskType:
+        """PEFT's name of the head, which decides what is trained beside the adapter."""
+
+    def load_task(self, options: DataOptions) -> TaskData:
+        """The examples that the options ask for, in the splits in which they are distributed."""
+
+    def load_base(
+        self, options: ModelOptions, task: TaskData
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The pre-trained model with a head for the task, in float32, and its tokenizer."""
+
+    def encode(
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: DataOptions
+    ) -> Encoded:
+        """Training rows of token numbers with their ``labels``."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """From rows to a padded batch."""
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        examples: Dataset,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        task: TaskData,
+        options: Options,
+    ) -> Evaluation:
+        """Loss and metrics of the model on the examples, in evaluation mode; the mode is restored.
+
+        Changes neither the random state nor the model, so that an evaluation in between does not
+        change a training run.
+        """

@@ -1,0 +1,279 @@
+"""What a run trains, one phase after the other: a search, and what follows it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
+from adapters import Allocation, Binarisation, levels, retrain, retrain_config
+from applications.common import graphs, models
+from applications.common.arguments import Options
+from applications.common.batches import training_batches
+from applications.common.examples import TaskData
+from applications.common.family import Family
+from applications.common.graphs import Plan
+from applications.common.splits import Splits, two_levels
+from blo import ProblemGraph
+
+Model = PreTrainedModel | PeftModel
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps beside the engine's state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state was taken."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of one model."""
+
+    name: str
+    model: Model
+    graph: ProblemGraph
+    updates: Plan
+    last: bool
+    """Whether it leaves the run's result."""
+    stateful: tuple[Stateful, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All that the phases of one run share.
+
+    ``lower`` and ``upper`` are D1 and D2, a partition of the training examples. With the control
+    ``same_data`` both are all of them; for one-level methods only ``lower_data_only`` cuts D2 off.
+    """
+
+    options: Options
+    family: Family
+    task: TaskData
+    splits: Splits
+    base: PreTrainedModel
+    tokenizer: Any
+    lower: Dataset
+    upper: Dataset
+
+    def batches(self, examples: Dataset, seed: int) -> Any:
+        """Shuffled training batches."""
+        encoded = self.family.encode(examples, self.tokenizer, self.options.data)
+        size = self.options.run.per_device_train_batch_size
+        return training_batches(encoded, self.family.collator(self.tokenizer), size=size, seed=seed)
+
+
+def prepare(options: Options, family: Family, task: TaskData, splits: Splits) -> Workload:
+    """The base model, and the training examples divided between the levels.
+
+    The seed is set first: new heads and adapters' factors are drawn from it.
+
+    Raises:
+        UsageError: the model cannot be loaded, or there are too few examples to divide.
+    """
+    set_seed(options.run.seed)
+    base, tokenizer = family.load_base(options.model, task)
+    level, train = options.levels, splits.train
+    lower, upper = train, train
+    divided = options.adapter.bi_level and level.control not in ("joint", "same_data")
+    if divided or level.control == "lower_data_only":
+        fraction, seed = level.upper_fraction, options.data.split_seed
+        lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
+    return Workload(options, family, task, splits, base, tokenizer, lower, upper)
+
+
+def phases(work: Workload) -> Iterator[Phase]:
+    """The phases in their order. Each is built when the one before it has been trained.
+
+    One level: ``training``. Two levels: ``warm_up`` (where asked for), ``search``, and
+    ``retraining`` where the method has one. Controls: ``training`` of both levels' parameters
+    (joint); ``training`` of the lower ones, then ``values`` (two_stage).
+    """
+    options = work.options
+    adapter, level, run = options.adapter, options.levels, options.run
+    steps = graphs.num_updates(num_rows(work), run)
+    config = None
+    if adapter.method != "full":
+        config = models.adapter_config(adapter, work.family.task_type, num_steps=steps)
+    model = models.adapted(work.base, config, adapter)
+    place(model, options)
+    if not adapter.bi_level:
+        yield one_level(work, model, steps)
+    elif level.control == "joint":
+        yield joint(work, model, steps)
+    elif level.control == "two_stage":
+        yield from two_stage(work, model, steps)
+    else:
+        yield from search(work, model, steps)
+        if level.retraining != "none":
+            yield retraining(work, model)
+
+
+def place(model: nn.Module, options: Options) -> None:
+    """Move the model to the device of the run, in training mode."""
+    model.to(models.device(options.model))
+    model.train()
+
+
+def num_rows(work: Workload) -> int:
+    """The number of examples in an epoch of the lower level."""
+    return len(work.family.encode(work.lower, work.tokenizer, work.options.data))
+
+
+def one_level(work: Workload, model: Model, steps: int) -> Phase:
+    """Plain training of all trainable parameters."""
+    options = work.options
+    run = options.run
+    optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
+    stateful: tuple[Stateful, ...] = ()
+    if options.adapter.method == "adalora":
+        assert isinstance(model, PeftModel)
+        stateful = (Allocation(optimizer, model),)
+    graph = graphs.one_level(
+        model,
+        work.batches(work.lower, run.seed),
+        optimizer=optimizer,
+        schedule=graphs.scheduler(optimizer, steps, run),
+        adapter=options.adapter,
+        run=run,
+    )
+    return Phase("training", model, graph, Plan(steps, 1, False), True, stateful)
+
+
+def joint(work: Workload, model: Model, steps: int) -> Phase:
+    """The parameters of both levels trained together on all the data, each at its own rate."""
+    options = work.options
+    adapter, run, split = options.adapter, options.run, levels(model)
+    rate = options.levels.upper_learning_rate or run.learning_rate
+    optimizer = graphs.adamw(split.lower, run.learning_rate, run.weight_decay, run)
+    decay = options.levels.upper_weight_decay
+    optimizer.add_param_group({"params": split.upper, "lr": rate, "weight_decay": decay})
+    weight = adapter.binarisation
+    upper_penalty = [Binarisation(weight)] if weight > 0 else []
+    graph = graphs.one_level(
+        model,
+        work.batches(work.splits.train, run.seed),
+        optimizer=optimizer,
+        schedule=graphs.scheduler(optimizer, steps, run),
+        adapter=adapter,
+        run=run,
+        penalty=[*graphs.penalties(adapter), *upper_penalty],
+    )
+    return Phase("training", model, graph, Plan(steps, 1, False), True)
+
+
+def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
+    """The lower level on D1 to its end, then the upper one on D2: no nesting."""
+    options = work.options
+    adapter, run, split = options.adapter, options.run, levels(model)
+    lower = graphs.adamw(split.lower, run.learning_rate, run.weight_decay, run)
+    graph = graphs.one_level(
+        model,
+        work.batches(work.lower, run.seed),
+        optimizer=lower,
+        schedule=graphs.scheduler(lower, steps, run),
+        adapter=adapter,
+        run=run,
+        penalty=graphs.penalties(adapter),
+    )
+    yield Phase("training", model, graph, Plan(steps, 1, False), False)
+    upper_steps = -(-steps // options.levels.lower_steps)
+    rate = options.levels.upper_learning_rate or run.learning_rate
+    upper = graphs.adamw(split.upper, rate, options.levels.upper_weight_decay, run)
+    graph = graphs.one_level(
+        model,
+        work.batches(work.upper, run.seed + 1),
+        optimizer=upper,
+        schedule=graphs.scheduler(upper, upper_steps, run),
+        adapter=adapter,
+        run=run,
+        name="upper",
+        penalty=[Binarisation(adapter.binarisation)] if adapter.binarisation > 0 else [],
+    )
+    yield Phase("values", model, graph, Plan(upper_steps, 0, True), True)
+
+
+def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
+    """The two levels, after a warm-up of the lower one where it is asked for."""
+    options = work.options
+    adapter, level, run = options.adapter, options.levels, options.run
+    # Rounds are whole: the last one may take a few lower steps more than were asked for.
+    warm_up = min(level.upper_warmup_steps, steps)
+    updates = Plan(-(-(steps - warm_up) // level.lower_steps), level.lower_steps, True)
+    last = level.retraining == "none"
+    lower = graphs.adamw(levels(model).lower, run.learning_rate, run.weight_decay, run)
+    schedule = graphs.scheduler(lower, warm_up + updates.num_lower_steps, run)
+    lower_batches = work.batches(work.lower, run.seed)
+    if warm_up:
+        graph = graphs.one_level(
+            model,
+            lower_batches,
+            optimizer=lower,
+            schedule=schedule,
+            adapter=adapter,
+            run=run,
+            penalty=graphs.penalties(adapter),
+        )
+        yield Phase("warm_up", model, graph, Plan(warm_up, 1, False), False)
+    graph = graphs.bi_level(
+        model,
+        lower_batches=lower_batches,
+        upper_batches=work.batches(work.upper, run.seed + 1),
+        lower=lower,
+        lower_schedule=schedule,
+        updates=updates,
+        adapter=adapter,
+        level=level,
+        run=run,
+    )
+    yield Phase("search", model, graph, updates, last)
+
+
+def retraining(work: Workload, searched: Model) -> Phase:
+    """All training examples from the start, with what the search has found.
+
+    ``values``: the upper parameters fixed, the lower ones new. ``ranks``: stock LoRA of the ranks
+    selected, on the base model with the head it started with.
+    """
+    options = work.options
+    adapter, level, run = options.adapter, options.levels, options.run
+    assert isinstance(searched, PeftModel)
+    if level.retraining == "ranks":
+        config = retrain_config(searched)
+        set_seed(run.seed)
+        base, _ = work.family.load_base(options.model, work.task)
+        model: Model = models.adapted(base, config, adapter)
+        place(model, options)
+        parameters, penalty = trainable(model), list[Any]()
+    else:
+        model, parameters = searched, retrain(searched)
+        penalty = graphs.penalties(adapter)
+    steps = level.retraining_steps or graphs.num_updates(num_rows(work), run)
+    decay = level.retraining_weight_decay
+    optimizer = graphs.adamw(
+        parameters,
+        level.retraining_learning_rate or run.learning_rate,
+        run.weight_decay if decay is None else decay,
+        run,
+    )
+    graph = graphs.one_level(
+        model,
+        work.batches(work.splits.train, run.seed + 2),
+        optimizer=optimizer,
+        schedule=graphs.scheduler(optimizer, steps, run),
+        adapter=adapter,
+        run=run,
+        penalty=penalty,
+    )
+    return Phase("retraining", model, graph, Plan(steps, 1, False), True)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
