@@ -17,6 +17,7 @@ from transformers import (
 from applications.common.arguments import DataOptions, ModelOptions, Options
 from applications.common.batches import Collator, Encoded, evaluation_batches
 from applications.common.examples import TaskData
+from applications.common.family import Stage
 from applications.common.metrics import Evaluation, evaluation
 from applications.common.models import load_pretrained
 from applications.common.prediction import evaluating, predictor
@@ -55,11 +56,11 @@ class TextClassification:
         )
 
     def encode(
-        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: DataOptions
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> Encoded:
         """The examples as token numbers, with their label; too long inputs are cut."""
         texts = [list(examples[name]) for name in ("text", "pair") if name in examples.column_names]
-        tokens = tokenizer(*texts, truncation=True, max_length=options.max_seq_length)
+        tokens = tokenizer(*texts, truncation=True, max_length=options.data.max_seq_length)
         rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
         labels = examples["label"]
         return [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
@@ -76,9 +77,11 @@ class TextClassification:
         tokenizer: PreTrainedTokenizerBase,
         task: TaskData,
         options: Options,
+        split: str,
+        stage: Stage,
     ) -> Evaluation:
         """Loss and metrics of the model on the examples."""
-        encoded = self.encode(examples, tokenizer, options.data)
+        encoded = self.encode(examples, tokenizer, options)
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
         outputs, labels = [], []

@@ -20,7 +20,7 @@ from applications.common.arguments import (
     Retraining,
 )
 from applications.common.errors import UsageError
-from applications.common.family import Family
+from applications.common.family import Family, Stage
 from applications.common.metrics import Evaluation
 from applications.common.outputs import RunFolder, write_whole
 from applications.common.phases import Model, Phase, Workload, phases, prepare
@@ -64,18 +64,18 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     while True:
         say(f"{phase.name}: {phase.updates.rounds} updates")
         score = scorer(phase.model, work)
-        validate = None if held_out is None else lambda: score(held_out)  # noqa: B023
+        validate = None if held_out is None else lambda: score(held_out, "validation", "training")  # noqa: B023
         engine = Engine(phase.graph, precision=models.precision(options.model))
         done = loop.train(phase, engine, validate)
         before_retraining = phase.name == "search" and not phase.last
-        at_end = {"train": score(splits.train), "test": score(splits.test)}
+        at_end = {"train": score(splits.train, "train"), "test": score(splits.test, "test")}
         trained.append((phase.name, done, at_end if before_retraining else {}))
         if phase.last:
             break
         phase = next(sequence)
     evaluations = at_end
     if splits.validation is not None:
-        evaluations = {**at_end, "validation": score(splits.validation)}
+        evaluations = {**at_end, "validation": score(splits.validation, "validation")}
     folder.save_model(phase.model)
     model = phase.model
     if options.adapter.export_lora and isinstance(model, PeftModel):
@@ -121,8 +121,10 @@ def selected_step(
         return None
     score, final = scorer(phase.model, work), trained_values(phase.model)
     put_values(phase.model, folder.read_selected())
-    found = {"train": score(work.splits.train), "test": score(work.splits.test)}
-    result = at_step(phase.name, done.selected, found, score(held_out), work.task.metric)
+    parts = {"train": work.splits.train, "test": work.splits.test}
+    found = {name: score(part, name, "selected") for name, part in parts.items()}
+    chosen_on = score(held_out, "validation", "selected")
+    result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
     folder.save_model(phase.model, "selected")
     put_values(phase.model, final)
     return result
@@ -213,17 +215,21 @@ def check_selection(adapter: AdapterOptions, level: LevelOptions) -> None:
         )
 
 
-def scorer(model: Model, work: Workload) -> Callable[[Dataset], Evaluation]:
-    """A function from examples to the model's evaluation on them (or ``max_eval_samples``)."""
+def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:
+    """A function from examples, the name of their split and the stage of the model to the model's
+    evaluation on them (or ``max_eval_samples``).
+    """
     data = work.options.data
 
-    def score(examples: Dataset) -> Evaluation:
+    def score(examples: Dataset, split: str, stage: Stage = "final") -> Evaluation:
         return work.family.evaluate(
             model,
             at_most(examples, data.max_eval_samples, work.task, data.split_seed),
             tokenizer=work.tokenizer,
             task=work.task,
             options=work.options,
+            split=split,
+            stage=stage,
         )
 
     return score

@@ -1,6 +1,6 @@
 """What differs between the commands, and nothing else: data, head, batches, evaluation."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from datasets import Dataset
 from peft import TaskType
@@ -11,6 +11,8 @@ from applications.common.arguments import DataOptions, ModelOptions, Options
 from applications.common.batches import Collator, Encoded
 from applications.common.examples import TaskData
 from applications.common.metrics import Evaluation
+
+Stage = Literal["training", "final", "selected"]
 
 
 class Family(Protocol):
@@ -37,7 +39,7 @@ class Family(Protocol):
         """The pre-trained model with a head for the task, in float32, and its tokenizer."""
 
     def encode(
-        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: DataOptions
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> Encoded:
         """Training rows of token numbers with their ``labels``."""
 
@@ -52,8 +54,13 @@ class Family(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         task: TaskData,
         options: Options,
+        split: str,
+        stage: Stage,
     ) -> Evaluation:
         """Loss and metrics of the model on the examples, in evaluation mode; the mode is restored.
+
+        ``split`` names the examples, ``stage`` the state of the model: metrics that cost much may
+        be None during training.
 
         Changes neither the random state nor the model, so that an evaluation in between does not
         change a training run.

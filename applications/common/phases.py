@@ -64,7 +64,7 @@ class Workload:
 
     def batches(self, examples: Dataset, seed: int) -> Any:
         """Shuffled training batches."""
-        encoded = self.family.encode(examples, self.tokenizer, self.options.data)
+        encoded = self.family.encode(examples, self.tokenizer, self.options)
         size = self.options.run.per_device_train_batch_size
         return training_batches(encoded, self.family.collator(self.tokenizer), size=size, seed=seed)
 
@@ -123,7 +123,7 @@ def place(model: nn.Module, options: Options) -> None:
 
 def num_rows(work: Workload) -> int:
     """The number of examples in an epoch of the lower level."""
-    return len(work.family.encode(work.lower, work.tokenizer, work.options.data))
+    return len(work.family.encode(work.lower, work.tokenizer, work.options))
 
 
 def one_level(work: Workload, model: Model, steps: int) -> Phase:

@@ -22,6 +22,7 @@ from applications.common.conll import read_conll
 from applications.common.entities import OUTSIDE, entity_scores, entity_type
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
+from applications.common.family import Stage
 from applications.common.local_files import Readers, read_rows
 from applications.common.metrics import Evaluation, calibration, numbers, reliability
 from applications.common.models import load_pretrained
@@ -98,13 +99,13 @@ class TokenClassification:
         return model, tokenizer
 
     def encode(
-        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: DataOptions
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> Encoded:
         """A row a sentence; ``labels`` has a word's tag at its first piece and -100 elsewhere.
 
         A sentence of which no word has a piece teaches nothing and is left out.
         """
-        rows, words = aligned(examples, tokenizer, options.max_seq_length)
+        rows, words = aligned(examples, tokenizer, options.data.max_seq_length)
         return [row for row, tagged in zip(rows, words, strict=True) if tagged]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -119,6 +120,8 @@ class TokenClassification:
         tokenizer: PreTrainedTokenizerBase,
         task: TaskData,
         options: Options,
+        split: str,
+        stage: Stage,
     ) -> Evaluation:
         """Loss and metrics of the model on the sentences."""
         rows, words = aligned(examples, tokenizer, options.data.max_seq_length)

@@ -51,6 +51,12 @@ def reloaded(
     base, tokenizer = family.load_base(options.model, task)
     model = PeftModel.from_pretrained(base, str(adapter))
     found = family.evaluate(
-        model, work.splits.test, tokenizer=tokenizer, task=task, options=options
+        model,
+        work.splits.test,
+        tokenizer=tokenizer,
+        task=task,
+        options=options,
+        split="test",
+        stage="final",
     )
     return found.metrics[task.metric], found.loss
