@@ -1,0 +1,23 @@
+"""Fine-tune a causal language model to write text for an input: all weights, or LoRA and its kin.
+
+Data: a known task (--task_name e2e, webnlg), its files (--data_dir), or files with an input and a
+text a line (--train_file, --test_file). Scores: BLEU, NIST, ROUGE-L, chrF and perplexity.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from applications.common.arguments import GenerationOptions
+from applications.common.command import run_command
+from applications.common.command_line import GROUPS
+from applications.common.generation import TextGeneration
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    groups = {**GROUPS, "generation": GenerationOptions}
+    return run_command(TextGeneration(), arguments, description=__doc__, groups=groups)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
