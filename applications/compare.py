@@ -21,6 +21,7 @@ from applications.comparison.attempt import Ended
 from applications.comparison.backends import Pool, Processes, RayTasks, Work, outcomes
 from applications.comparison.folder import place_of, refuse_changed
 from applications.comparison.grid import Grid, Run, narrowed, planned, read_grid, shard
+from applications.comparison.page import write_report
 from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
 from applications.comparison.settings import check_command, given
@@ -135,7 +136,7 @@ def compare(
         return 0
     if not asked.overwrite:
         refuse_changed(out, runs)
-    remember(out, [PROG, *words], reference=grid.reference)
+    remember(out, [PROG, *words], methods=list(grid.methods), reference=grid.reference)
     failed = run_all(runs, asked, console)
     return finish(out, console, missing=failed)
 
@@ -209,6 +210,8 @@ def finish(out: Path, console: Console, *, missing: int) -> int:
         place = f"{failure['folder']}: {failure['reason']}; see log.txt there"
         console.print(f"failed: {place}", markup=False, highlight=False, soft_wrap=True)
     text = f"{len(results)} finished runs in {out / 'results.jsonl'}"
+    if results:
+        text += f"; {write_report(out)}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 1 if missing else 0
 

@@ -3,17 +3,19 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from applications.common.outputs import write_whole
-from applications.comparison.folder import RunPlace, held, run_places
+from applications.comparison.folder import held, run_places
 from applications.comparison.grid import ALL
 
 Result = Mapping[str, Any]
 """A summary.json with "variant", "task_label" and "train_size_label"."""
 
+Address = tuple[str, str, str, int]
 LABELS = ("variant", "task_label", "train_size_label")
 
 
@@ -80,12 +82,15 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def remember(out: Path, command: Sequence[str], *, reference: str | None) -> None:
+def remember(
+    out: Path, command: Sequence[str], *, methods: Sequence[str], reference: str | None
+) -> None:
     """Append an invocation to OUT/invocations.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
     line = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"{command[0]} {shlex.join(command[1:])}",
+        "methods": list(methods),
         "reference": reference,
     }
     with (out / "invocations.jsonl").open("a", encoding="utf-8") as stream:
@@ -110,6 +115,52 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def evaluations(place: RunPlace) -> list[dict[str, Any]]:
-    """The evaluation lines of a run's metrics.jsonl."""
-    return [line for line in read_lines(place.path / "metrics.jsonl") if "validation" in line]
+@dataclass(frozen=True)
+class Gathered:
+    """All that a report is made of.
+
+    ``curves`` holds the evaluation lines of a run, ``options`` all options of it, both by task,
+    train size, variant and seed; they are empty where only results.jsonl is there.
+    """
+
+    results: Sequence[Result]
+    failures: Sequence[Mapping[str, Any]] = ()
+    unfinished: Sequence[str] = ()
+    invocations: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[Address, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    options: Mapping[Address, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants with results: in the order in which invocations named them, then by name."""
+        named = [str(name) for line in self.invocations for name in line.get("methods", ())]
+        there = {str(result["variant"]) for result in self.results}
+        return [name for name in dict.fromkeys([*named, *sorted(there)]) if name in there]
+
+    @property
+    def reference(self) -> str | None:
+        """The reference of the last invocation that has results."""
+        named = [line["reference"] for line in self.invocations if line.get("reference")]
+        return named[-1] if named and named[-1] in self.variants else None
+
+
+def address(labels: Result) -> Address:
+    """Task, train size, variant and seed of a result."""
+    task, size, variant = (str(labels[n]) for n in ("task_label", "train_size_label", "variant"))
+    return task, size, variant, int(labels["seed"])
+
+
+def gathered(out: Path) -> Gathered:
+    """What lies in the folder of a grid: its runs, or results.jsonl alone."""
+    if not (out / "runs").is_dir():
+        return Gathered(read_lines(out / "results.jsonl"), invocations=invocations(out))
+    curves, options = {}, {}
+    for place in run_places(out):
+        record = place.record()
+        if record is not None and place.summary() is not None:
+            lines = read_lines(place.path / "metrics.jsonl")
+            curves[address(record)] = [line for line in lines if "validation" in line]
+            options[address(record)] = record["resolved"]
+    return Gathered(
+        collected(out), failures(out), unfinished(out), invocations(out), curves, options
+    )

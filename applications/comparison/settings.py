@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from applications.common.arguments import GenerationOptions
+from applications.common.classification import TextClassification
 from applications.common.command_line import GROUPS, names_of, parse_options, parser, words
 from applications.common.errors import UsageError
+from applications.common.experiment import completed
 
 COMMANDS: Mapping[str, Mapping[str, type]] = {
     "nlu": GROUPS,
@@ -123,6 +125,11 @@ def resolved(command: str, options: Mapping[str, Any], place: str) -> dict[str, 
         UsageError: they are refused; ``place`` says which run it is.
     """
     try:
-        return parse_options(words(options), groups=COMMANDS[command]).as_dict()
+        parsed = parse_options(words(options), groups=COMMANDS[command])
+        # The family only names the folder of the results, which is not that of a grid's run.
+        whole: dict[str, Any] = completed(parsed, TextClassification()).as_dict()
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
+    if all(whole[name] is None for name in ("task_name", "data_dir", "train_file")):
+        raise UsageError(f"{place}: no data: give task_name, data_dir or train_file")
+    return whole

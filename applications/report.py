@@ -1,0 +1,47 @@
+"""Write the report of a grid that applications.compare has run: summary.json and an HTML page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from applications.common.errors import UsageError
+from applications.comparison.page import write_report
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving the process."""
+        raise UsageError(message)
+
+
+def parser() -> Parser:
+    """The parser of this command's options."""
+    made = Parser(prog="python -m applications.report", description=__doc__, allow_abbrev=False)
+    made.add_argument("folder", type=Path, metavar="DIR", help="folder of the grid")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the page; default: DIR/report.html")
+    made.add_argument(
+        "--reference", metavar="NAME", help="compare every variant with this one only"
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, 0, or 2 where there is nothing to report."""
+    try:
+        asked = parser().parse_args(arguments)
+        if not asked.folder.is_dir():
+            raise UsageError(f"there is no folder {str(asked.folder)!r}")
+        path = write_report(asked.folder, page=asked.out, reference=asked.reference)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
