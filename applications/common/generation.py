@@ -246,7 +246,7 @@ def generated(
         num_beams=how.num_beams,
         do_sample=False,
         early_stopping=False,
-        length_penalty=how.length_penalty,
+        length_penalty=how.length_penalty if how.num_beams > 1 else None,
         max_new_tokens=how.max_new_tokens,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -261,11 +261,12 @@ def generated(
             chosen = order[start : start + size]
             batch = padded_left([prompts[n] for n in chosen], padding=tokenizer.pad_token_id)
             length = batch["input_ids"].shape[1]
-            rules = [NoRepetition(how.no_repeat_ngram_size, length)]
+            repeats = how.no_repeat_ngram_size
+            rules = [NoRepetition(repeats, length)] if repeats else []
             written = model.generate(  # type: ignore[operator]
                 **{name: value.to(device(options.model)) for name, value in batch.items()},
                 generation_config=settings,
-                logits_processor=LogitsProcessorList(rules if how.no_repeat_ngram_size else []),
+                logits_processor=LogitsProcessorList(rules),
             )[:, length:]
             found = tokenizer.batch_decode(written, skip_special_tokens=True)
             for number, text in zip(chosen, found, strict=True):
