@@ -13,6 +13,7 @@ from applications.common.arguments import DataOptions
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
 from applications.common.local_files import find_files, read_file
+from applications.common.tasks import check_command
 
 SOURCE_COLUMNS = ("source", "mr", "meaning_representation", "input")
 REFERENCE_COLUMNS = ("references", "ref", "human_reference", "target")
@@ -64,6 +65,7 @@ def load_generation_task(options: DataOptions) -> TaskData:
         }
         files = {split: Path(file) for split, file in given.items() if file is not None}
         return from_tables(name or files["train"].stem, read_all(files), options)
+    check_command(name, "nlg")
     if folder:
         if name == "e2e":
             return read_e2e(folder, options)

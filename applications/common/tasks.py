@@ -94,6 +94,13 @@ TASKS: Mapping[str, TaskSpec] = {
     "bc5cdr": tagged("tner/bc5cdr", label="tags", names=BC5CDR_TAGS),
     "wnut17": tagged("leondz/wnut_17"),
 }
+# The command of every task; applications.common.meaning_representations knows the last ones.
+COMMANDS: Mapping[str, str] = {
+    **{name: spec.command for name, spec in TASKS.items()},
+    CARRIED_TASK: "nlu",
+    "e2e": "nlg",
+    "webnlg": "nlg",
+}
 
 
 def load_task(options: DataOptions) -> TaskData:
@@ -134,33 +141,32 @@ def load_source(options: DataOptions, command: str, readers: Readers) -> Source:
             split: Path(file) for split, file in zip(SPLITS, given, strict=True) if file is not None
         }
         return from_files(name or files["train"].stem, files, options, readers)
+    check_command(name, command)
     if name is not None and name in TASKS:
-        check_command(name, command)
         return from_layout(name, folder) if folder else from_spec(name, readers)
     if folder:
         files = find_files(folder, readers)
         return from_files(name or folder.resolve().name, files, options, readers)
     if name is None:
         raise UsageError("no data: give --task_name, --data_dir or --train_file")
-    if name == CARRIED_TASK and command == "nlu":
+    if name == CARRIED_TASK:
         return Source(name, {"train": bbc_headlines()}, ("text",), "label")
     if "/" in name:
         found = from_hub(name, None, None, advice(command, readers))
         return Source(name, usual(name, found), (), options.label_column)
-    known = [task for task, spec in TASKS.items() if spec.command == command]
-    known += [CARRIED_TASK] if command == "nlu" else []
+    known = [task for task, owner in COMMANDS.items() if owner == command]
     raise UsageError(
         f"argument --task_name: unknown task {name!r}; known are {', '.join(known)}; "
         f"other data sets are named as 'owner/name' or given by --train_file"
     )
 
 
-def check_command(name: str, command: str) -> None:
-    """Raise a UsageError where the task belongs to another command."""
-    if TASKS[name].command != command:
+def check_command(name: str | None, command: str) -> None:
+    """Raise a UsageError where the name is that of another command's task."""
+    owner = command if name is None else COMMANDS.get(name, command)
+    if owner != command:
         raise UsageError(
-            f"argument --task_name: {name!r} is a task of "
-            f"python -m applications.{TASKS[name].command}"
+            f"argument --task_name: {name!r} is a task of python -m applications.{owner}"
         )
 
 
