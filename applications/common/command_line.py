@@ -43,7 +43,7 @@ class Formatter(ArgumentDefaultsHelpFormatter):
         names = [
             name
             for name in action.option_strings
-            if "-" not in name.lstrip("-") and not name.startswith("--no_")
+            if "-" not in name.lstrip("-") and name != f"--no_{action.dest}"
         ]
         value = f" {self._format_args(action, self._value(action))}" if action.nargs != 0 else ""
         return ", ".join(names) + value

@@ -13,6 +13,7 @@ from adapters import Allocation, Binarisation, levels, retrain, retrain_config
 from applications.common import graphs, models
 from applications.common.arguments import Options
 from applications.common.batches import training_batches
+from applications.common.errors import UsageError
 from applications.common.examples import TaskData
 from applications.common.family import Family
 from applications.common.graphs import Plan
@@ -204,7 +205,12 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run
     # Rounds are whole: the last one may take a few lower steps more than were asked for.
-    warm_up = min(level.upper_warmup_steps, steps)
+    warm_up = level.upper_warmup_steps
+    if warm_up >= steps:
+        raise UsageError(
+            f"argument --upper_warmup_steps: must be less than the {steps} updates of the run, got "
+            f"{warm_up}"
+        )
     updates = Plan(-(-(steps - warm_up) // level.lower_steps), level.lower_steps, True)
     last = level.retraining == "none"
     lower = graphs.adamw(levels(model).lower, run.learning_rate, run.weight_decay, run)

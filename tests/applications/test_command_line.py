@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from applications.common.arguments import Options
-from applications.common.command_line import parse_options, parser, words
+from applications.common.arguments import GenerationOptions, Options
+from applications.common.command_line import GROUPS, parse_options, parser, words
 from applications.common.errors import UsageError
 from applications.nlu import main
 
@@ -92,11 +92,11 @@ def test_an_unknown_key_in_a_configuration_file_is_an_error(tmp_path: Path) -> N
 
 
 def test_every_option_is_explained_in_the_help() -> None:
-    text = parser().format_help()
-    for group in fields(Options):
-        kind = group.default_factory
-        assert callable(kind)
-        for option in fields(kind()):
+    groups = {**GROUPS, "generation": GenerationOptions}
+    assert list(groups) == [group.name for group in fields(Options)]
+    text = parser(groups).format_help()
+    for group in groups.values():
+        for option in fields(group):
             assert f"--{option.name}" in text
             assert option.metadata["help"]
 

@@ -5,9 +5,9 @@ import pytest
 import scipy.stats
 import sklearn.metrics as sk
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from applications.common.metrics import ECE_BINS, evaluate, evaluation
+from applications.common.metrics import ECE_BINS, evaluation
 
 
 def predictions(classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -65,33 +65,35 @@ def test_regression_metrics_are_those_of_scipy() -> None:
     assert found.loss == pytest.approx(sk.mean_squared_error(y, x), abs=ATOL)
 
 
-class Outputs:
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_brier_score_is_the_mean_squared_distance_to_the_truth(classes: int) -> None:
+    logits, labels = predictions(classes)
+    probabilities = logits.softmax(-1).numpy()
+    truth = np.eye(classes)[labels.numpy()]
+    expected = ((probabilities - truth) ** 2).sum(-1).mean()
+    found = evaluation(logits, labels, "classification").metrics["brier"]
+    assert found == pytest.approx(expected, abs=ATOL)
+    if classes == 2:  # scikit-learn's counts one of the two classes
+        half = sk.brier_score_loss(labels.numpy(), probabilities[:, 1])
+        assert found == pytest.approx(2 * half, abs=ATOL)
 
 
-class Linear(nn.Module):
-    """A model in the form of transformers: keywords in, ``logits`` out; with dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Outputs:
-        return Outputs(self.layer(self.dropout(x)))
-
-
-def test_an_evaluation_in_batches_is_that_of_the_whole_and_changes_no_state() -> None:
-    model = Linear().train()
-    x, labels = torch.randn(10, 3), torch.arange(10) % 2
-    batches = [{"x": x[i : i + 4], "labels": labels[i : i + 4]} for i in (0, 4, 8)]
-    before = torch.get_rng_state()
-    found = evaluate(model, batches, kind="classification", device=torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert model.training
-    probabilities = model.layer(x).detach().double().softmax(-1)
-    assert found.loss == pytest.approx(sk.log_loss(labels.numpy(), probabilities), abs=1e-6)
+def test_the_bins_of_a_reliability_diagram_add_up_to_the_calibration_error() -> None:
+    logits, labels = predictions(5)
+    found = evaluation(logits, labels, "classification")
+    assert found.reliability is not None
+    assert [b["count"] for b in found.reliability if b["confidence"] is None] == [
+        0 for b in found.reliability if b["count"] == 0
+    ]
+    assert sum(b["count"] for b in found.reliability) == len(labels)
+    filled = [b for b in found.reliability if b["count"]]
+    gap = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / len(labels)
+    assert gap == pytest.approx(found.metrics["ece"], abs=ATOL)
+    right = sum(b["count"] * b["accuracy"] for b in filled) / len(labels)
+    assert right == pytest.approx(found.metrics["accuracy"], abs=ATOL)
+    for k, each in enumerate(found.reliability):
+        if each["confidence"] is not None:
+            assert k / ECE_BINS < each["confidence"] <= (k + 1) / ECE_BINS
 
 
 @pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero")

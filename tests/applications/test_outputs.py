@@ -45,32 +45,53 @@ def test_a_summary_with_other_keys_is_refused(tmp_path: Path) -> None:
 
 def test_a_log_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.log({"round": 1})
-    folder.log({"round": 2})
+    lines = [{"phase_index": 0, "round": 1}, {"phase_index": 0, "round": 2}]
+    for line in lines:
+        folder.log(line)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"rou')
-    assert folder.metrics() == [{"round": 1}, {"round": 2}]
-    folder.forget_after(1)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1}\n'
+    assert folder.metrics() == lines
+    folder.forget_after(0, 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"phase_index": 0, "round": 1}\n'
+
+
+def test_a_resumed_phase_forgets_its_own_lines_only(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for phase in (0, 1, 2):
+        for number in (1, 2):
+            folder.log({"phase_index": phase, "round": number})
+    folder.forget_after(1, 1)
+    kept = [(line["phase_index"], line["round"]) for line in folder.metrics()]
+    assert kept == [(0, 1), (0, 2), (1, 1), (2, 1), (2, 2)]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for number in (2, 4, 10):
-        folder.save_checkpoint(number, {"round": number}, keep=2)
-    assert [path.name for path in folder.checkpoints()] == [
-        "round-00000004.pt",
-        "round-00000010.pt",
+        folder.save_checkpoint(1, number, {"round": number}, keep=2)
+    folder.save_checkpoint(0, 7, {}, keep=1)
+    assert [path.name for path in folder.checkpoints(1)] == [
+        "phase-1-round-00000004.pt",
+        "phase-1-round-00000010.pt",
     ]
+    assert len(folder.checkpoints()) == 3
 
 
 def test_clearing_a_run_folder_keeps_files_of_others(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.write_config({})
     folder.log({"round": 1})
-    folder.save_checkpoint(1, {}, keep=1)
+    folder.save_checkpoint(0, 1, {}, keep=1)
     (tmp_path / "notes.txt").touch()
     folder.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_is_no_run_is_not_cleared(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder(tmp_path).clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "model"]
 
 
 def test_texts_in_a_report_are_escaped() -> None:

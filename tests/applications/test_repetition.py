@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from applications.common import experiment
+from applications.common import phases
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
 from applications.common.outputs import RunFolder
@@ -20,17 +20,31 @@ class PowerCutError(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+CUTS = [
+    *((method, (), "search" if method.startswith("bi") else "training") for method in METHODS),
+    ("full", (), "training"),
+    ("adalora", ("--max_steps", "20"), "training"),
+    ("lora_dropout", (), "training"),
+    ("lora_dropout", ("--learn_mask_rate",), "search"),
+    ("bidora", (), "retraining"),
+    ("autolora", (), "retraining"),
+    ("bilora", ("--upper_warmup_steps", "2"), "search"),
+    ("bilora", ("--control", "two_stage"), "values"),
+    ("bilora", ("--metric_for_best_model", "loss", "--eval_steps", "2"), "search"),
+]
+
+
+@pytest.mark.parametrize("method, extra, phase", CUTS)
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(
-    method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
+    method: str, extra: tuple[str, ...], phase: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--max_steps", "8", "--save_steps", "3", "--eval_steps", "4")
+    flags = ("--max_steps", "8", "--save_steps", "3", "--eval_steps", "4", *extra)
     straight, straight_folder = run(tiny(method, *flags, folder="straight"))
     log = RunFolder.log
 
     def cut(folder: RunFolder, line: dict[str, Any]) -> None:
         log(folder, line)
-        if line["round"] == 4:
+        if (line["phase"], line["round"]) == (phase, 4):
             raise PowerCutError
 
     with monkeypatch.context() as patch:
@@ -40,8 +54,8 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(
     resumed, folder = run(tiny(method, *flags, "--resume", folder="cut"))
     assert untimed(resumed) == untimed(straight)
     assert logged(folder) == logged(straight_folder)
-    name = "adapter_model.safetensors"
-    ours, theirs = (load_file(f / "adapter" / name) for f in (folder, straight_folder))
+    name = "model/model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
+    ours, theirs = (load_file(f / name) for f in (folder, straight_folder))
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert torch.equal(ours[key], theirs[key])
@@ -83,14 +97,14 @@ def test_the_levels_data_depend_on_the_split_seed_and_not_on_the_seed(
     tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuts: list[list[str]] = []
-    divide = experiment.two_levels
+    divide = phases.two_levels
 
     def remember(*args: Any, **options: Any) -> tuple[Dataset, Dataset]:
         lower, upper = divide(*args, **options)
         cuts.append(list(upper["text"]))
         return lower, upper
 
-    monkeypatch.setattr(experiment, "two_levels", remember)
+    monkeypatch.setattr(phases, "two_levels", remember)
     for seeds in (("0", "0"), ("1", "0"), ("0", "1")):
         run(tiny("bilora", "--max_steps", "1", "--seed", seeds[0], "--split_seed", seeds[1]))
     assert cuts[0] == cuts[1]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from applications.common import experiment, models
+from applications.common import models
 from applications.common.carried import HEADLINES_PACKAGE
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
@@ -22,6 +22,7 @@ CONTRACT = [
     *("validation_metric", "test_metric", "train_loss", "test_loss", "ece", "generalisation_gap"),
     *("trainable_params", "upper_params", "num_lower_steps", "num_upper_steps", "num_gradients"),
     *("num_hvps", "wall_seconds", "peak_memory_mb", "hypergradient", "device", "versions"),
+    *("brier", "control", "retraining", "selected", "metrics", "reliability", "phases"),
 ]
 
 
@@ -47,8 +48,11 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     assert written["generalisation_gap"] == pytest.approx(gap)
     assert set(written["versions"]) == {"torch", "peft", "transformers", "blo-torch"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines if "losses" in line] == [1, 2, 4, 6]
-    assert [line["round"] for line in lines if "validation" in line] == [3, 6]
+    assert {line["phase"] for line in lines} == {phase["name"] for phase in summary["phases"]}
+    for phase in range(len(summary["phases"])):
+        own = [line for line in lines if line["phase_index"] == phase]
+        assert [line["round"] for line in own if "losses" in line] == [1, 2, 4, 6]
+        assert [line["round"] for line in own if "validation" in line] == [3, 6]
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     page = (folder / "report.html").read_text()
     assert "<svg" in page
@@ -98,20 +102,20 @@ def test_frozen_weights_are_bit_identical_after_a_run(
     method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: dict[str, Any] = {}
-    make = models.adapted_model
+    make = models.adapted
 
     def remember(*args: Any, **options: Any) -> Any:
-        model, tokenizer = make(*args, **options)
+        model = make(*args, **options)
         kept["model"] = model
         kept["before"] = {name: p.detach().clone() for name, p in model.named_parameters()}
-        return model, tokenizer
+        kept["trainable"] = {name for name, p in model.named_parameters() if p.requires_grad}
+        return model
 
-    monkeypatch.setattr(experiment.models, "adapted_model", remember)
+    monkeypatch.setattr(models, "adapted", remember)
     run(tiny(method))
     after = dict(kept["model"].named_parameters())
     moved = {name for name, value in kept["before"].items() if not torch.equal(value, after[name])}
-    trainable = {name for name, parameter in after.items() if parameter.requires_grad}
-    assert moved == trainable
+    assert moved == kept["trainable"]
 
 
 def test_baselines_have_no_orthogonality_penalty_to_ask_for(tiny: Run) -> None:

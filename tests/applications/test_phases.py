@@ -1,0 +1,276 @@
+"""What each control, retraining and selection trains, on a tiny random BERT."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+import blo
+from adapters import masking, retrain_config
+from applications.common.errors import UsageError
+from applications.common.experiment import completed, scorer
+from applications.common.phases import phases, prepare
+from applications.common.splits import split_task
+from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run
+
+BI_LEVEL = ("bilora", "bidora", "autolora")
+UPPER = ("lora_diagonal", "lora_magnitude_vector")
+
+
+def values(folder: Path, name: str = "adapter") -> dict[str, Tensor]:
+    return load_file(folder / name / "adapter_model.safetensors")
+
+
+def upper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: v for n, v in tensors.items() if any(part in n for part in UPPER)}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def work_of(options: Any) -> Any:
+    options = completed(options, FAMILY)
+    task = FAMILY.load_task(options.data)
+    return prepare(options, FAMILY, task, split_task(task, options.data))
+
+
+@pytest.mark.parametrize("method", ["bilora", "bidora"])
+def test_retraining_keeps_the_values_that_the_search_has_found(method: str, tiny: Run) -> None:
+    _, searched = run(tiny(method, "--retraining", "none", folder="searched"))
+    summary, retrained = run(tiny(method, "--retraining", "values", folder="retrained"))
+    assert same(upper(values(searched)), upper(values(retrained)))
+    assert not same(values(searched), values(retrained))
+    assert [(p["name"], p["lower_steps"]) for p in summary["phases"]] == [
+        ("search", 6),
+        ("retraining", 6),
+    ]
+    assert (summary["num_lower_steps"], summary["num_upper_steps"]) == (12, 6)
+    assert (summary["num_gradients"], summary["retraining"]) == (6 * 4 + 6, "values")
+    # The end of the search is reported too, as the run without retraining reports it.
+    alone = json.loads((searched / "summary.json").read_text())
+    for split in ("train", "test"):
+        assert summary["phases"][0]["metrics"][split] == alone["metrics"][split]
+
+
+def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) -> None:
+    flags = ("--upper_learning_rate", "0.5", "--lora_r", "4")
+    search, searched = run(tiny("autolora", *flags, "--retraining", "none", folder="searched"))
+    summary, folder = run(tiny("autolora", *flags, folder="retrained"))
+    work = work_of(tiny("autolora", *flags))
+    model = PeftModel.from_pretrained(work.base, str(searched / "adapter"))
+    expected = retrain_config(model)
+    written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert written["peft_type"] == "LORA"
+    assert written["rank_pattern"] == expected.rank_pattern
+    assert min(expected.rank_pattern.values()) < 4  # something was selected
+    assert reloaded(tiny("lora"), folder / "adapter")[1] == pytest.approx(
+        summary["test_loss"], rel=1e-6
+    )
+    assert summary["trainable_params"] == search["trainable_params"]
+
+
+def test_joint_training_moves_both_levels_with_one_gradient_an_update(tiny: Run) -> None:
+    summary, folder = run(tiny("bilora", "--control", "joint"))
+    assert (summary["num_gradients"], summary["num_upper_steps"]) == (6, 0)
+    assert summary["upper_params"] == 8
+    moved = upper(values(folder))
+    assert all(value.std() > 0 for value in moved.values())  # equal logits at the start
+    work = work_of(tiny("bilora", "--control", "joint", "--upper_learning_rate", "0.5"))
+    phase = next(phases(work))
+    (problem,) = phase.graph.problems
+    assert [group["lr"] for group in problem.optimizer.param_groups] == [1e-2, 0.5]
+    assert len(work.lower) == len(work.splits.train)
+
+
+def test_two_stages_train_one_level_after_the_other(tiny: Run) -> None:
+    work = work_of(tiny("bilora", "--control", "two_stage", "--lower_steps", "2"))
+    assert set(work.lower["text"]).isdisjoint(work.upper["text"])
+    sequence = phases(work)
+    first = next(sequence)
+    assert (first.name, first.updates.rounds, first.last) == ("training", 6, False)
+    names = {id(p): n for n, p in first.model.named_parameters()}
+    below = {names[id(p)] for p in first.graph.problems[0].parameters}
+    second = next(sequence)
+    above = {names[id(p)] for p in second.graph.problems[0].parameters}
+    assert (second.name, second.updates.num_upper_steps, second.last) == ("values", 3, True)
+    trainable = {n for n, p in first.model.named_parameters() if p.requires_grad}
+    assert below | above == trainable
+    assert not below & above
+    assert all(any(part in name for part in UPPER) for name in above)
+    summary, _ = run(tiny("bilora", "--control", "two_stage", "--lower_steps", "2"))
+    assert [(p["lower_steps"], p["upper_steps"]) for p in summary["phases"]] == [(6, 0), (0, 3)]
+
+
+def test_the_same_data_serve_both_levels_where_asked(tiny: Run) -> None:
+    work = work_of(tiny("bilora", "--control", "same_data"))
+    assert list(work.lower["text"]) == list(work.upper["text"]) == list(work.splits.train["text"])
+    apart = work_of(tiny("bilora"))
+    assert len(apart.lower) + len(apart.upper) == len(work.lower)
+
+
+def test_training_on_the_lower_data_alone_is_training_where_nothing_else_exists(
+    tiny: Run, tmp_path: Path
+) -> None:
+    options = tiny("lora", "--control", "lower_data_only", folder="control")
+    work = work_of(options)
+    names = work.task.label_names
+    (tmp_path / "d1").mkdir()
+    for split, rows in (("train", work.lower), ("test", work.splits.test)):
+        with (tmp_path / "d1" / f"{split}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["text", "label"])
+            writer.writerows(zip(rows["text"], (names[k] for k in rows["label"]), strict=True))
+    control, folder = run(options)
+    plain, alone = run(tiny("lora", "--data_dir", str(tmp_path / "d1"), folder="alone"))
+    assert same(values(folder), values(alone))
+    assert control["test_loss"] == plain["test_loss"]
+    assert control["train_size"] == 48  # the training numbers are those of all examples
+    assert plain["train_size"] == len(work.lower)
+
+
+def test_a_warm_up_goes_on_along_one_schedule_and_leaves_the_upper_level_alone(tiny: Run) -> None:
+    flags = ("--upper_warmup_steps", "2", "--logging_steps", "1")
+    summary, folder = run(tiny("bilora", *flags))
+    rates = [line["learning_rates"]["lower"] for line in logged(folder) if "learning_rates" in line]
+    # After each step: linear to zero over all six lower steps, of which two are the warm-up.
+    assert rates == pytest.approx([1e-2 * (5 - k) / 6 for k in range(6)])
+    assert [p["name"] for p in summary["phases"]] == ["warm_up", "search"]
+    assert (summary["num_gradients"], summary["num_upper_steps"]) == (2 + 4 * 4, 4)
+    with pytest.raises(UsageError, match=r"--upper_warmup_steps: must be less than the 6"):
+        run(tiny("bilora", "--upper_warmup_steps", "6"))
+
+
+SELECT = ("--eval_steps", "1", "--metric_for_best_model", "loss", "--lr_scheduler_type", "constant")
+
+
+@pytest.mark.parametrize("method", ["lora", "bilora"])
+def test_the_selected_step_is_the_run_that_ends_there(method: str, tiny: Run) -> None:
+    flags = (*SELECT, "--learning_rate", "0.3")
+    summary, folder = run(tiny(method, *flags, folder="long"))
+    losses = [line["validation"]["loss"] for line in logged(folder) if "validation" in line]
+    best = min(range(6), key=losses.__getitem__) + 1
+    chosen = summary["selected"]
+    assert (chosen["lower_steps"], chosen["validation_loss"]) == (best, losses[best - 1])
+    assert best < 6  # otherwise the final step is meant, and nothing is tested
+    stop = ("--max_steps", str(best))
+    short, short_folder = run(tiny(method, *flags, *stop, folder="short"))
+    assert same(values(folder, "selected"), values(short_folder))
+    for name in ("train_metric", "train_loss", "test_metric", "test_loss", "ece", "brier"):
+        assert chosen[name] == short[name]
+    # The result is that of the last step.
+    plain, plain_folder = run(tiny(method, *flags[4:], folder="plain"))
+    assert same(values(folder), values(plain_folder))
+    assert summary["test_loss"] == plain["test_loss"] != chosen["test_loss"]
+
+
+def test_d2_selects_for_a_method_that_does_not_train_on_it(tiny: Run) -> None:
+    flags = (*SELECT, "--select_on", "upper_data", "--control", "lower_data_only")
+    summary, folder = run(tiny("lora", *flags))
+    work = work_of(tiny("lora", *flags))
+    last = [line["validation"] for line in logged(folder) if "validation" in line][-1]
+    model = PeftModel.from_pretrained(work.base, str(folder / "adapter"))
+    found = scorer(model, work)(work.upper, "upper_data")
+    assert last["loss"] == pytest.approx(found.loss, rel=1e-6)
+    assert summary["selected"] is not None
+
+
+def test_patience_ends_a_run_and_a_resumed_one_stays_ended(tiny: Run) -> None:
+    flags = (*SELECT, "--early_stopping_patience", "2", "--learning_rate", "1", "--max_steps", "20")
+    summary, folder = run(tiny("lora", *flags))
+    losses = [line["validation"]["loss"] for line in logged(folder) if "validation" in line]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 1 + 2 < 20
+    assert summary["num_lower_steps"] == len(losses)
+    again, _ = run(tiny("lora", *flags, "--resume"))
+    assert again["selected"] == summary["selected"]
+    assert again["num_lower_steps"] == summary["num_lower_steps"]
+
+
+@pytest.mark.parametrize(
+    "method, flags, message",
+    [
+        ("lora", ["--control", "joint"], r"--control: method lora .*got 'joint'"),
+        ("bilora", ["--control", "lower_data_only"], "--control: method bilora"),
+        ("lora", ["--retraining", "values"], "--retraining: there is no search"),
+        ("bilora", ["--control", "joint", "--retraining", "values"], "no search to retrain"),
+        ("bilora", ["--retraining", "ranks"], "--retraining: only autolora selects ranks"),
+        ("dora", ["--mask_rate", "0.5"], "--mask_rate: method dora has no masks"),
+        ("lora", ["--learn_mask_rate"], "--learn_mask_rate: needs"),
+        ("lora", ["--early_stopping_patience", "2"], "--early_stopping_patience: needs"),
+        ("lora", ["--metric_for_best_model", "loss"], "--metric_for_best_model: needs"),
+        ("lora", [*SELECT, "--select_on", "upper_data"], "--select_on: .*all data"),
+        ("bidora", [*SELECT, "--select_on", "upper_data"], "--retraining values all data"),
+        ("lora", [*SELECT[:2], "--metric_for_best_model", "bleu"], "no metric 'bleu'"),
+        ("bilora", ["--hypergradient", "unrolled", "--hypergradient_scale", "1"], "no scale"),
+        ("bilora", ["--hypergradient", "darts", "--hypergradient_damping", "1"], "no damping"),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(
+    method: str, flags: list[str], message: str, tiny: Run
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tiny(method, *flags))
+
+
+def test_nothing_to_select_on_is_refused(tiny: Run, tiny_data: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_bytes((tiny_data / f"{name}.csv").read_bytes())
+    with pytest.raises(UsageError, match="no validation split to select on"):
+        run(tiny("lora", *SELECT, "--data_dir", str(tmp_path)))
+
+
+HYPERGRADIENTS = {
+    "darts": blo.darts(),
+    "t1t2": blo.t1t2(),
+    "neumann": blo.neumann(2, damping=0.5),
+    "cg": blo.cg(2, damping=0.5),
+    "minres": blo.minres(2, damping=0.5),
+    "nystrom": blo.nystrom(2),
+    "sama": blo.sama(),
+    "unrolled": blo.unrolled(),
+    "alternating": blo.alternating(),
+}
+
+
+@pytest.mark.parametrize("name", HYPERGRADIENTS)
+def test_every_hypergradient_is_the_one_that_is_asked_for(name: str, tiny: Run) -> None:
+    flags = ["--hypergradient", name, "--hypergradient_products", "2", "--lower_steps", "2"]
+    if name in ("neumann", "cg", "minres"):
+        flags += ["--hypergradient_damping", "0.5"]
+    phase = next(phases(work_of(tiny("bilora", *flags))))
+    assert phase.graph.problems[1].method == HYPERGRADIENTS[name]
+    summary, _ = run(tiny("bilora", *flags, "--max_steps", "2"))
+    assert summary["hypergradient"]["method"] == name
+
+
+def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny: Run) -> None:
+    options = tiny("lora_dropout", "--num_masks", "3", "--mask_rate", "0.4")
+    summary, folder = run(options)
+    work = work_of(options)
+    model = PeftModel.from_pretrained(work.base, str(folder / "adapter"))
+    before = torch.get_rng_state()
+    found = scorer(model, work)(work.splits.test, "test")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found.loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    rows = sorted(
+        FAMILY.encode(work.splits.test, work.tokenizer, options),
+        key=lambda row: len(row["input_ids"]),
+    )
+    batch = FAMILY.collator(work.tokenizer)(rows)
+    labels = batch.pop("labels")
+    torch.manual_seed(0)
+    with torch.no_grad(), masking(model.eval(), on=True):
+        drawn = [model(**batch).logits.softmax(-1) for _ in range(3)]
+    loss = -torch.stack(drawn).mean(0)[range(len(labels)), labels].log().mean()
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    alone = scorer(model, work_of(tiny("lora_dropout", "--ensemble", "false")))(
+        work.splits.test, "test"
+    )
+    assert alone.loss != found.loss
