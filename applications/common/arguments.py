@@ -75,20 +75,28 @@ class DataOptions:
 
     task_name: str | None = option(
         None,
-        "a known task (GLUE: cola sst2 mrpc stsb qqp mnli qnli rte wnli; trec, cr, banking77; "
-        "bbc_headlines from a pip package) or a data set on the Hub as 'owner/name'",
+        "a known task (nlu: cola sst2 mrpc stsb qqp mnli qnli rte wnli of GLUE, trec, subj, cr, "
+        "banking77, and bbc_headlines from a pip package; token_classification: conll2003, "
+        "ncbi_disease, bc5cdr, wnut17; nlg: e2e, webnlg) or a data set on the Hub as 'owner/name'",
         "--task",
     )
     data_dir: str | None = option(
         None, "folder with the task's files (its own, or the one above); no network is used"
     )
-    train_file: str | None = option(None, "csv, tsv, json or jsonl file with the training examples")
+    train_file: str | None = option(
+        None,
+        "file with the training examples: csv, tsv, json or jsonl; for token_classification json "
+        "or jsonl with lists, or conll, iob, tsv, txt with a word and its tag a line",
+    )
     validation_file: str | None = option(None, "held-out examples for choosing settings")
     test_file: str | None = option(None, "examples on which nothing is chosen")
     text_columns: list[str] | None = option(
-        None, "one or two text columns of the files; default: the text columns found"
+        None,
+        "one or two text columns of the files, or the column of words; default: those found",
     )
-    label_column: str = option("label", "label column of the files; decimals mean regression")
+    label_column: str = option(
+        "label", "column of labels (decimals mean regression), tags or references in the files"
+    )
     max_seq_length: int = option(128, "longer inputs are cut to this many tokens")
     max_train_samples: int | None = option(None, "keep this many training examples, stratified")
     max_eval_samples: int | None = option(None, "evaluate on at most this many of each split")
