@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=False)
     file = Path(words[0]) if words and Path(words[0]).suffix in SUFFIXES else None
-    signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         asked, rest = parser().parse_known_args(words if file is None else words[1:])
         check_numbers(asked)
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:

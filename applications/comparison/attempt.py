@@ -82,6 +82,11 @@ def attempt(
         return started(run, place, lock, environment(threads, devices), stop)
 
 
+def program(command: str) -> list[str]:
+    """The words that start an application."""
+    return [sys.executable, "-m", f"applications.{command}"]
+
+
 def environment(threads: int, devices: str | None) -> dict[str, str]:
     """The environment of a run's process."""
     own = dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -95,8 +100,8 @@ def started(
 ) -> Outcome:
     """Start the run's process and wait for its end."""
     config = place.prepare(run)
-    command = [sys.executable, "-m", f"applications.{run.command}", str(config), "--resume"]
-    command += words({PRESET: run.options.get(PRESET)})
+    preset = words({PRESET: run.options.get(PRESET)})
+    command = [*program(run.command), str(config), "--resume", *preset]
     begin = time.monotonic()
     with (place.path / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(

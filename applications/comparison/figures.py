@@ -179,7 +179,7 @@ def curves(found: Gathered, cell: Cell) -> Drawing | None:
         axes[1][column].set_xlabel(label)
     axes[0][0].set_ylabel(f"validation {metric}")
     axes[1][0].set_ylabel("validation loss")
-    legend_below(figure, axes[0][0])
+    legend_below(figure, axes[1][0])
     return drawn(
         figure,
         f"{named(cell)}: learning curves",
@@ -249,7 +249,7 @@ def reliability(found: Gathered, cell: Cell) -> Drawing | None:
         chosen = [r for r in found.results if cell_of(r) == cell and r["variant"] == variant]
         bins = pooled(chosen)
         if bins is not None:
-            panels[variant] = (bins, len(chosen))
+            panels[variant] = (bins, sum(bool(r.get("reliability")) for r in chosen))
     if not panels:
         return None
     columns = min(4, len(panels))
@@ -300,6 +300,7 @@ def diagram(top: Axes, bottom: Axes, bins: Sequence[tuple[float, float, int]], l
     for axes in (top, bottom):
         tidy(axes)
         axes.tick_params(labelsize=8)
+    bottom.tick_params(labelbottom=True)
 
 
 def forest(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing | None:
@@ -316,7 +317,7 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing | None:
         axes.plot(row["difference"], place, "o", color=color, mfc=color if clear else "white")
     axes.axvline(0, color="#222222", linewidth=0.8)
     axes.set_yticks(
-        range(len(rows)), [f"{row['first']} - {row['second']}" for row in reversed(rows)]
+        range(len(rows)), [f"{row['first']} less {row['second']}" for row in reversed(rows)]
     )
     more = rows[0]["more_is_better"]
     axes.set_xlabel(f"difference ({'right' if more else 'left'} of zero: the first is better)")

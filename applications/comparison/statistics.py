@@ -154,7 +154,8 @@ def mean_interval(
       plain percentile bootstrap's 95 % interval covers the mean in 84 %, this one in 93 %.
     - less: Student's interval with the pooled variance of the cells.
 
-    None with the reason where a cell holds a single difference, which has no spread.
+    None with the reason where a cell holds a single difference, which has no spread, and where no
+    cell has any.
 
     References: Rao and Wu (1988), Resampling inference with complex survey data, JASA 83(401);
     Hesterberg (2015), What teachers should know about the bootstrap, The American Statistician
@@ -163,6 +164,8 @@ def mean_interval(
     arrays = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell) > 0]
     if not arrays or min(len(cell) for cell in arrays) < 2:
         return Interval(None, None, None, "a cell with fewer than two differences has no spread")
+    if all(float(np.ptp(cell)) == 0 for cell in arrays) and any(cell.any() for cell in arrays):
+        return Interval(None, None, None, "the differences of a cell are all equal: no spread")
     number = sum(len(cell) for cell in arrays)
     freedom = number - len(arrays)
     t = float(special.stdtrit(freedom, (1 + level) / 2))

@@ -55,12 +55,13 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
 
 
-def spread(one: Mapping[str, float] | None) -> str:
-    """Mean, standard deviation and number of runs."""
+def spread(one: Mapping[str, float] | None, runs: int) -> str:
+    """Mean and standard deviation, and the number of values where it is not that of the runs."""
     if one is None:
         return DASH
     std = DASH if one["std"] is None else number(one["std"])
-    return f"{number(one['mean'])} \u00b1 {std} ({one['n']})"
+    few = "" if one["n"] == runs else f" (n={one['n']})"
+    return f"{number(one['mean'])} \u00b1 {std}{few}"
 
 
 def cost(one: Mapping[str, float] | None) -> str:
@@ -89,7 +90,7 @@ def difference(row: Mapping[str, Any] | None) -> Entry:
     if row is None:
         return Entry(DASH)
     mean = number(row["difference"], 4, sign=True)
-    return Entry(f"{mean} {interval(row)} ({row['num_pairs']})", mark(row))
+    return Entry(f"{mean} (n={row['num_pairs']})\n{interval(row)}", mark(row))
 
 
 def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Table:
@@ -121,8 +122,8 @@ def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Tabl
         head,
         rows,
         "Means are over the means of the tasks and train sizes. Differences are paired by task, "
-        "train size and seed, with a 95 % interval and the number of pairs; \u25b2 and \u25bc stand "
-        "where the interval leaves zero out, for better and worse. Intervals are about these tasks "
+        "train size and seed, with a 95 % interval and the number of pairs; where the interval "
+        "leaves zero out, \u25b2 means better and \u25bc worse. Intervals are about these tasks "
         "and are not corrected for the number of variants; Holm's p-values below are.",
     )
 
@@ -137,17 +138,17 @@ def cell_table(found: Gathered, summary: Mapping[str, Any], cell: Cell, step: St
     rows = []
     for one in mine:
         values: Spreads = one[step]
+        runs = len(one["seeds"])
+        rest = ("train_metric", "generalisation_gap", "validation_metric", "test_loss", "ece")
         row = [
-            Entry(one["variant"]),
-            Entry(spread(values["test_metric"]), "better" if one["variant"] == ahead else ""),
-            *(Entry(spread(values[n])) for n in ("train_metric", "generalisation_gap")),
-            *(Entry(spread(values[n])) for n in ("validation_metric", "test_loss")),
-            *(Entry(spread(values[n])) for n in ("ece", "brier")),
-            *(Entry(cost(one["costs"][n])) for n in ("num_gradients", "wall_seconds")),
+            *entries(one["variant"], str(runs)),
+            Entry(spread(values["test_metric"], runs), "better" if one["variant"] == ahead else ""),
+            *entries(*(spread(values[name], runs) for name in (*rest, "brier"))),
+            *entries(*(cost(one["costs"][name]) for name in ("num_gradients", "wall_seconds"))),
         ]
         rows.append(row)
     head = [
-        *("variant", f"test {metric}", f"train {metric}", "gap", f"validation {metric}"),
+        *("variant", "runs", f"test {metric}", f"train {metric}", "gap", f"validation {metric}"),
         *("test loss", "ECE", "Brier", "gradient units", "seconds"),
     ]
     return Table(f"{named(cell)}, {step} step", head, rows, verdict(mine, ahead, metric, step))
@@ -164,7 +165,7 @@ def clearly_ahead(found: Gathered, cell: Cell, step: Step) -> str | None:
 
 def verdict(mine: Sequence[Mapping[str, Any]], ahead: str | None, metric: str, step: str) -> str:
     """What the table allows to say."""
-    text = "Mean \u00b1 standard deviation over the seeds (number of runs). "
+    text = "Mean \u00b1 standard deviation over the seeds. "
     if step == "selected":
         text += "Numbers at the step with the best validation score; costs are of the whole run. "
     if ahead is not None:
