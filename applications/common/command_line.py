@@ -37,13 +37,18 @@ NO_PRESETS: Mapping[str, Any] = {}
 class Formatter(ArgumentDefaultsHelpFormatter):
     """Shows one spelling of a flag (hyphens work too), and a default where there is one."""
 
+    def add_argument(self, action: Action) -> None:
+        """Leave out the flag ``--no_X`` that HfArgumentParser adds to every ``--X`` that is on."""
+        if f"--no_{action.dest}" not in action.option_strings:
+            super().add_argument(action)
+
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
         names = [
             name
             for name in action.option_strings
-            if "-" not in name.lstrip("-") and name != f"--no_{action.dest}"
+            if "-" not in name.lstrip("-")
         ]
         value = f" {self._format_args(action, self._value(action))}" if action.nargs != 0 else ""
         return ", ".join(names) + value
