@@ -241,6 +241,11 @@ class LevelOptions:
     )
 
     upper_fraction: float = option(0.2, "share of the training examples the upper level sees (D2)")
+    cross_fitting: int | None = option(
+        None,
+        "search with this many folds: one upper level over as many lower ones, each of which "
+        "leaves out a fold; instead of D1 and D2, and followed by --retraining values",
+    )
     lower_steps: int = option(1, "lower updates per upper update")
     upper_learning_rate: float | None = option(
         None, "learning rate of the upper level; default: --learning_rate"
@@ -268,6 +273,7 @@ class LevelOptions:
         inside = 0 < self.upper_fraction < 1
         remedy = "must lie between 0 and 1, both out; 0.2 is the papers' choice"
         require(inside, "upper_fraction", self.upper_fraction, remedy)
+        require_all(self, ("cross_fitting",), 2, "must be at least 2")
         require_all(self, ("lower_steps", "hypergradient_products"), 1, "must be at least 1")
         rate, scale = self.upper_learning_rate, self.hypergradient_scale
         require(rate is None or rate > 0, "upper_learning_rate", rate, "must be greater than 0")

@@ -146,7 +146,8 @@ def completed(options: Options, family: Family) -> Options:
     retraining = level.retraining
     if retraining is None:
         nested = adapter.bi_level and level.control in ("none", "same_data")
-        retraining = DEFAULT_RETRAINING.get(method, "none") if nested else "none"
+        default: Retraining = "none" if level.cross_fitting is None else "values"
+        retraining = DEFAULT_RETRAINING.get(method, default) if nested else "none"
     level = replace(level, retraining=retraining)
     check_adapter(adapter)
     check_levels(adapter, level)
@@ -190,6 +191,14 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
             f"argument --control: method {method} has the controls {', '.join(known)}, got "
             f"{control!r}"
         )
+    if level.cross_fitting is not None:
+        fits = adapter.bi_level and control == "none" and level.upper_warmup_steps == 0
+        if not fits or retraining == "none":
+            raise UsageError(
+                f"argument --cross_fitting: needs a bi-level method, a retraining, and neither "
+                f"--control nor --upper_warmup_steps, got {level.cross_fitting} with --method "
+                f"{method}, --control {control} and --retraining {retraining}"
+            )
     if retraining == "none":
         return
     if not adapter.bi_level or control in ("joint", "two_stage"):

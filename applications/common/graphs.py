@@ -123,6 +123,15 @@ def penalties(options: AdapterOptions) -> list[Penalty]:
     return [kind(weight, squared)]
 
 
+def penalised(loss: Loss, model: nn.Module, penalty: Sequence[Penalty]) -> Loss:
+    """The loss with the penalties of the model added."""
+
+    def whole(batch: Batch) -> Any:
+        return sum((term(model) for term in penalty), start=loss(batch))
+
+    return whole
+
+
 def one_level(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -135,14 +144,9 @@ def one_level(
     penalty: Sequence[Penalty] = (),
 ) -> ProblemGraph:
     """Plain training of what the optimizer holds."""
-    own = training_loss(model, adapter)
-
-    def loss(batch: Batch) -> Any:
-        return sum((term(model) for term in penalty), start=own(batch))
-
     problem = Problem(
         name,
-        loss,
+        penalised(training_loss(model, adapter), model, penalty),
         model,
         optimizer,
         batches,

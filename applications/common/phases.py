@@ -13,11 +13,12 @@ from adapters import Allocation, Binarisation, levels, retrain, retrain_config
 from applications.common import graphs, models
 from applications.common.arguments import Options
 from applications.common.batches import training_batches
+from applications.common.cross_fitting import cross_fitted
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
 from applications.common.family import Family
 from applications.common.graphs import Plan
-from applications.common.splits import Splits, two_levels
+from applications.common.splits import Splits, folds, two_levels
 from blo import ProblemGraph
 
 Model = PreTrainedModel | PeftModel
@@ -82,7 +83,8 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     base, tokenizer = family.load_base(options.model, task)
     level, train = options.levels, splits.train
     lower, upper = train, train
-    divided = options.adapter.bi_level and level.control not in ("joint", "same_data")
+    whole = level.control in ("joint", "same_data") or level.cross_fitting is not None
+    divided = options.adapter.bi_level and not whole
     if divided or level.control == "lower_data_only":
         fraction, seed = level.upper_fraction, options.data.split_seed
         lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
@@ -110,6 +112,9 @@ def phases(work: Workload) -> Iterator[Phase]:
         yield joint(work, model, steps)
     elif level.control == "two_stage":
         yield from two_stage(work, model, steps)
+    elif level.cross_fitting is not None:
+        yield cross_fitting(work, model, steps, level.cross_fitting)
+        yield retraining(work, model)
     else:
         yield from search(work, model, steps)
         if level.retraining != "none":
@@ -239,6 +244,23 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
         run=run,
     )
     yield Phase("search", model, graph, updates, last)
+
+
+def cross_fitting(work: Workload, model: Model, steps: int, count: int) -> Phase:
+    """One upper level over a lower one for each fold; the first fold's model is the result."""
+    options = work.options
+    updates = Plan(-(-steps // options.levels.lower_steps), options.levels.lower_steps, True)
+    size, collator = options.run.per_device_train_batch_size, work.family.collator(work.tokenizer)
+    parts = folds(work.splits.train, work.task, count=count, seed=options.data.split_seed)
+    graph = cross_fitted(
+        model,
+        folds=[work.family.encode(part, work.tokenizer, options) for part in parts],
+        collator=collator,
+        batches=lambda rows, seed: training_batches(rows, collator, size=size, seed=seed),
+        updates=updates,
+        options=options,
+    )
+    return Phase("search", model, graph, updates, False)
 
 
 def retraining(work: Workload, searched: Model) -> Phase:

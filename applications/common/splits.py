@@ -141,6 +141,26 @@ def two_levels(
     return lower, upper
 
 
+def folds(train: Dataset, task: TaskData, *, count: int, seed: int) -> list[Dataset]:
+    """A partition of the training examples into ``count`` parts of equal size, up to one.
+
+    Stratified for classification.
+
+    Raises:
+        UsageError: there are fewer examples than folds.
+    """
+    if len(train) < count:
+        raise UsageError(
+            f"argument --cross_fitting: {len(train)} examples cannot be divided into {count} folds"
+        )
+    found, rest = [], train
+    for left in range(count, 1, -1):
+        share_of_one = round(len(rest) / left)
+        fold, rest = cut(rest, share_of_one, task, seed=seed, stream="levels")
+        found.append(fold)
+    return [*found, rest]
+
+
 def sizes(splits: Splits) -> Mapping[str, int]:
     """The number of examples of each split."""
     validation = 0 if splits.validation is None else len(splits.validation)
