@@ -1,6 +1,7 @@
 """One run, in a process of its own, from the lock to the record of how it ended."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def started(
             pass_fds=(lock,),
             start_new_session=True,
         )
+        os.pwrite(lock, f"{process.pid} on {platform.node()}\n".encode(), 0)
         try:
             while process.poll() is None and not (stop is not None and stop.is_set()):
                 time.sleep(POLL_SECONDS)
@@ -125,7 +127,8 @@ def started(
         return Outcome(run, Ended.INTERRUPTED, seconds)
     if process.returncode == 0 and place.summary() is not None:
         return Outcome(run, Ended.FINISHED, seconds)
-    reason = explained(process.returncode)
+    log_end = last_lines(place.path / "log.txt")
+    reason = ": ".join([explained(process.returncode), *log_end[-1:]])
     write_json(
         place.path / "failure.json",
         {
@@ -133,7 +136,7 @@ def started(
             "status": process.returncode,
             "seconds": round(seconds, 1),
             "command": command,
-            "log": last_lines(place.path / "log.txt"),
+            "log": log_end,
         },
     )
     return Outcome(run, Ended.FAILED, seconds, reason)
@@ -162,9 +165,8 @@ def explained(status: int) -> str:
         return f"killed by {name}{hint}"
     words = {
         0: "ended without a whole summary.json",
-        1: "training failed (status 1)",
-        2: "refused by the application (status 2)",
-        130: "interrupted (status 130)",
+        2: "refused by the application",
+        130: "interrupted",
     }
     return words.get(status, f"ended with status {status}")
 

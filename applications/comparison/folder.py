@@ -2,8 +2,8 @@
 
 In ``OUT/runs/TASK/SIZE/VARIANT/seedN`` stand, beside what the application writes: ``run.json`` (the
 run's place in the grid and its options, written before it starts), ``lock`` (held, by flock, while
-some process works on the run), ``log.txt`` (what the application printed) and ``failure.json`` (how
-the last attempt failed).
+some process works on the run; its number is inside), ``log.txt`` (what the application printed) and
+``failure.json`` (how the last attempt failed).
 """
 
 import fcntl

@@ -239,7 +239,7 @@ def options_table(found: Gathered) -> Table | None:
 def failure_table(found: Gathered) -> Table | None:
     """The runs that failed or were not finished."""
     rows = [
-        entries(str(failure["folder"]), str(failure["reason"]), "\n".join(failure["log"][-3:]))
+        entries(str(failure["folder"]), str(failure["reason"]), "\n".join(failure["log"][-4:]))
         for failure in found.failures
     ]
     rows += [entries(folder, "not finished", "") for folder in found.unfinished]

@@ -179,7 +179,7 @@ def test_results_without_a_record_are_not_taken_for_those_of_the_grid(
 @pytest.mark.parametrize(
     "rate, reason",
     [
-        (stand_in.FAILS, "training failed (status 1)"),
+        (stand_in.FAILS, "ended with status 1: FloatingPointError: the loss is not finite"),
         (stand_in.IS_KILLED, "killed by SIGKILL, perhaps for want of memory"),
         (stand_in.LEAVES_NOTHING, "ended without a whole summary.json"),
     ],
