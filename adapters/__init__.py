@@ -12,7 +12,6 @@ from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
 from adapters.clora import NullSpace
 from adapters.diagonal import singular_values
 from adapters.export import export_lora
-from adapters.levels import Levels, levels
 from adapters.lora_dropout import (
     LoraDropoutConfig,
     ensemble,
@@ -22,9 +21,10 @@ from adapters.lora_dropout import (
 )
 from adapters.lora_rite import LoraRite, lora_pairs
 from adapters.model_card import write_model_card
+from adapters.partition import Levels, levels
 from adapters.problems import two_level
 from adapters.rac_lora import Link, chain
-from adapters.ranks import rank_pattern, ranks, retrain_config
+from adapters.rank_selection import rank_pattern, ranks, retrain_config
 from adapters.retraining import retrain
 from adapters.rolora import Alternation, average
 from adapters.sora import Shrinkage, SoraConfig

@@ -22,7 +22,7 @@ from adapters.peft_glue import (
     adapted_layers,
     mask_logit,
 )
-from adapters.ranks import alpha_pattern, rank_pattern
+from adapters.rank_selection import alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from adapters.levels import levels
+from adapters.partition import levels
 from blo import Info
 
 __all__ = ["write_model_card"]

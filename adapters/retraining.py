@@ -5,7 +5,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from adapters.levels import levels
+from adapters.partition import levels
 from adapters.peft_glue import (
     BiLevelVariant,
     adapted_layers,

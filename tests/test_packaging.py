@@ -1,6 +1,9 @@
 """What the distribution declares, against what the packages import."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -72,3 +75,12 @@ def test_the_version_is_written_once():
         if f'"{version("blo-torch")}"' in path.read_text(encoding="utf-8")
     ]
     assert holders == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize("package", ["blo", "adapters"])
+def test_no_module_has_the_name_of_a_public_function(package):
+    """``import adapters.levels`` would replace the function by a module."""
+    found = importlib.import_module(package)
+    modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
+    public = {name for name, value in vars(found).items() if not inspect.ismodule(value)}
+    assert modules.isdisjoint(public)
