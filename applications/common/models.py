@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, LoraDropoutConfig
 from applications.common.arguments import MASKING_METHODS, AdapterOptions, ModelOptions
@@ -166,6 +167,8 @@ def adapted(
     """
     if config is None:
         return base
+    if isinstance(config, LoraConfig) and any(isinstance(m, Conv1D) for m in base.modules()):
+        config.fan_in_fan_out = True  # as PEFT would, with a warning
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
