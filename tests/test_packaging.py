@@ -55,7 +55,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
     [
         ("blo", ()),
         ("adapters", ("peft", "figures")),
-        ("applications", ("peft", "figures", "apps")),
+        ("applications", ("peft", "figures", "apps", "ray")),
     ],
 )
 def test_every_import_is_declared(package, extras):
