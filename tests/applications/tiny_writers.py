@@ -38,6 +38,8 @@ def write_model(folder: Path, architecture: str) -> None:
             n_head=2,
             n_positions=POSITIONS,
             tie_word_embeddings=False,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
             bos_token_id=2,
             eos_token_id=2,
         )
