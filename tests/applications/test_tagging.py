@@ -207,17 +207,16 @@ def test_loss_accuracy_and_calibration_are_those_of_words() -> None:
     logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 3]], dtype=torch.float64)
     names = ("O", "B-x", "I-x")
     # The second sentence has a word without an output, between the other two.
-    found = tagging_evaluation([logits[:1], logits[1:]], [[0], [0, 2]], [[1], [1, 2, 2]], names)
+    found = tagging_evaluation([logits[:1], logits[1:]], [[0], [0, 2]], [[1], [1, 0, 2]], names)
     probabilities = torch.stack([row.exp() / row.exp().sum() for row in logits])
     labels = [1, 1, 2]
     nll = [-probabilities[k, label].log() for k, label in enumerate(labels)]
     assert found.loss == pytest.approx(float(sum(nll)) / 3, rel=1e-12)
     assert found.metrics["accuracy"] == 2 / 4
     assert found.metrics["coverage"] == 3 / 4
-    # Predicted: O | B O I, where an I behind an O is an entity of its own. Of the true entities,
-    # x | x x x, none is found whole.
-    expected = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_x": 0.0}
-    assert {name: found.metrics[name] for name in expected} == expected
+    # Predicted: O | B O I, where an I behind an O is an entity of its own; true: B | B O I.
+    expected = {"precision": 1.0, "recall": 2 / 3, "f1": 0.8, "f1_x": 0.8}
+    assert {name: found.metrics[name] for name in expected} == approximately({**expected})
     squares = [
         sum((float(probabilities[k, c]) - (c == label)) ** 2 for c in range(3))
         for k, label in enumerate(labels)
