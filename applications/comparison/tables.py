@@ -56,12 +56,13 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def spread(one: Mapping[str, float] | None, runs: int) -> str:
-    """Mean and standard deviation, and the number of values where it is not that of the runs."""
+    """Mean and standard deviation (not of one value); the number of values if not all runs."""
     if one is None:
         return DASH
-    std = DASH if one["std"] is None else number(one["std"])
     few = "" if one["n"] == runs else f" (n={one['n']})"
-    return f"{number(one['mean'])} \u00b1 {std}{few}"
+    if one["std"] is None:
+        return f"{number(one['mean'])}{few}"
+    return f"{number(one['mean'])} \u00b1 {number(one['std'])}{few}"
 
 
 def cost(one: Mapping[str, float] | None) -> str:
@@ -116,7 +117,7 @@ def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Tabl
         rows.append(row)
     head = ["variant", "runs"]
     for name in outcomes:
-        head += [OUTCOME_NAMES[name], f"less {baseline}"]
+        head += ["gap" if name == "generalisation_gap" else OUTCOME_NAMES[name], f"less {baseline}"]
     return Table(
         f"All tasks, final step, against {baseline}",
         head,
