@@ -244,6 +244,19 @@ def test_a_lock_lives_as_long_as_the_process_of_the_run_and_dies_with_it(out: Pa
     assert attempt(run, out, threads=1).ended is Ended.FINISHED
 
 
+def test_the_process_of_a_run_inherits_its_lock(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = (
+        "import os, pathlib, sys\n"
+        "lock = os.stat(pathlib.Path(sys.argv[1]).with_name('lock'))\n"
+        "for descriptor in range(3, 256):\n"
+        "    try: inherited = os.path.samestat(os.fstat(descriptor), lock)\n"
+        "    except OSError: continue\n"
+        "    if inherited: sys.exit(7)\n"
+    )
+    monkeypatch.setattr(attempts, "program", lambda command: [sys.executable, "-S", "-c", look])
+    assert attempt(one_run(), out, threads=1).reason == "ended with status 7"
+
+
 def test_a_run_held_by_a_process_that_dies_is_taken_over(out: Path) -> None:
     run = one_run()
     with place_of(out, run).lock() as lock:
