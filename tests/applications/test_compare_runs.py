@@ -165,6 +165,7 @@ def test_an_option_that_the_record_does_not_know_counts_as_its_default(out: Path
     (place.path / "run.json").write_text(json.dumps(record))
     assert place.finished(run)
     assert place.changes(one_run(lora_alpha=3)) == ["lora_alpha=None, now 3.0"]
+    assert not place.finished(one_run(lora_alpha=3))
 
 
 def test_results_without_a_record_are_not_taken_for_those_of_the_grid(
