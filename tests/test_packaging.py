@@ -55,7 +55,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
     [
         ("blo", ()),
         ("adapters", ("peft", "figures")),
-        ("applications", ("peft", "figures", "apps", "ray")),
+        ("applications", ("peft", "figures", "apps", "ray", "nlg")),
     ],
 )
 def test_every_import_is_declared(package, extras):

@@ -35,7 +35,7 @@ from applications.common.metrics import Evaluation
 from applications.common.models import device, load_pretrained
 from applications.common.outputs import write_whole
 from applications.common.prediction import evaluating, predictor
-from applications.common.text_metrics import text_scores
+from applications.common.text_metrics import check_packages, text_scores
 
 IGNORED = -100
 """The label of a token that is read and not to be predicted."""
@@ -51,7 +51,12 @@ class TextGeneration:
     task_type: TaskType = TaskType.CAUSAL_LM
 
     def load_task(self, options: DataOptions) -> TaskData:
-        """The inputs that the options ask for, each with all its references."""
+        """The inputs that the options ask for, each with all its references.
+
+        Raises:
+            UsageError: unknown or missing data, or what texts are scored with is not installed.
+        """
+        check_packages()
         return load_generation_task(options)
 
     def load_base(

@@ -7,24 +7,24 @@ since 2020 and carries 100 MB of Java) are left out.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import zip_longest
 from statistics import fmean
 
 from applications.common.errors import UsageError
 
-try:
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-except ImportError as error:
-    raise UsageError(
-        f"the package {error.name} is not installed: text generation is scored with it; install "
-        f'it with  pip install "blo-torch[nlg]"'
-    ) from error
-
 Words = tuple[str, ...]
 NIST_ORDER = 5
+
+
+def check_packages() -> None:
+    """Raise a UsageError unless the packages that texts are scored with are installed."""
+    missing = [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the package {missing[0]} is not installed: generated text is scored with it; install "
+            f'it with  pip install "blo-torch[nlg]"'
+        )
 
 
 def text_scores(
@@ -51,6 +51,10 @@ def text_scores(
         raise ValueError(f"input {without[0]} has no reference: leave it out of the evaluation")
     if not hypotheses:
         return dict.fromkeys(("bleu", "nist", "rouge_l", "chrf"))
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     # sacrebleu wants the first references of all inputs, then the second ones ...; None is a gap.
     streams = [list(stream) for stream in zip_longest(*references)]
     rouge = RougeScorer(["rougeL"])
@@ -71,6 +75,8 @@ def text_scores(
 
 def words(text: str) -> Words:
     """The words of a text as mteval-v13a divides them, in lower case."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
     divide: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
     return tuple(divide(text.lower()).split())
 
