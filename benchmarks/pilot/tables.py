@@ -1,0 +1,199 @@
+"""The tables and the figure of docs/results.md, from the results that the pilot's grids left.
+
+    python -m benchmarks.pilot.tables [--collect RUNS]
+
+``--collect RUNS`` first copies what the grids in RUNS (folders comparison, leads ...) left to
+``benchmarks/results/pilot/``: results.jsonl, summary.json, and curves.jsonl, the evaluations
+during training of every run.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from applications.common.outputs import RunFolder
+from applications.comparison.folder import run_places
+from applications.comparison.results import LABELS, order, read_lines, write_lines
+from applications.comparison.summary import (
+    Cell,
+    Result,
+    cell_of,
+    cell_summary,
+    cells_of,
+    compared,
+)
+from benchmarks.accuracy import write_between
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "pilot"
+PAGE = ROOT / "docs" / "results.md"
+GRIDS = {"comparison": "lora", "leads": "pace5"}
+"""The grids in the page, and the variant that the others are compared with."""
+DRAWN = ("lora", "lora_d1_only", "dora", "bilora_real", "bilora_softmax", "bidora")
+COLUMNS = ("train_metric", "test_metric", "test_loss", "ece", "brier", "generalisation_gap")
+HEADS = ("train", "test", "test loss", "ECE", "Brier", "gap")
+
+
+def collect(source: Path, target: Path) -> None:
+    """Copy what one grid left."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("results.jsonl", "summary.json"):
+        shutil.copyfile(source / name, target / name)
+    curves = []
+    for place in run_places(source):
+        record = place.record()
+        if record is None or place.summary() is None:
+            continue
+        lines = [line for line in RunFolder(place.path).metrics() if "validation" in line]
+        kept = ("phase", "lower_steps", "num_gradients", "validation")
+        curves.append(
+            {name: record[name] for name in (*LABELS, "seed")}
+            | {"lines": [{name: line[name] for name in kept} for line in lines]}
+        )
+    write_lines(target / "curves.jsonl", sorted(curves, key=order))
+
+
+def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """``mean ± standard deviation``."""
+    if not found:
+        return "-"
+    deviation = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{deviation}"
+
+
+def difference(results: Sequence[Result], variant: str, reference: str, outcome: str) -> str:
+    """The mean paired difference to the reference, and its 95 % interval."""
+    row = compared(results, (variant, reference), outcome) if variant != reference else None
+    if row is None:
+        return "-"
+    text = f"{row['difference']:+.3f}"
+    if row["interval"] is None:
+        return text
+    low, high = row["interval"]
+    return f"{text} [{low:+.3f}, {high:+.3f}]"
+
+
+def table(results: Sequence[Result], cell: Cell, reference: str) -> str:
+    """One task and train size, a row a variant."""
+    chosen = [result for result in results if cell_of(result) == cell]
+    variants = sorted({str(result["variant"]) for result in chosen}, key=place_of(reference))
+    heads = ["variant", "n", *HEADS, f"test, minus {reference}", "loss, minus", "units", "s"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for variant in variants:
+        found = cell_summary(chosen, cell, variant)
+        cells = [
+            *(f"`{variant}`", str(len(found["seeds"]))),
+            *(spread(found["final"][name]) for name in COLUMNS),
+            *(
+                difference(chosen, variant, reference, name)
+                for name in ("test_metric", "test_loss")
+            ),
+            f"{found['costs']['num_gradients']['mean']:.0f}",
+            f"{found['costs']['wall_seconds']['mean']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def place_of(reference: str) -> Any:
+    """A sort key: the reference first, the others by name."""
+    return lambda variant: (variant != reference, variant)
+
+
+def phase_table(results: Sequence[Result]) -> str:
+    """What retraining adds: the end of the search beside the end of the run."""
+    heads = ("task", "variant", "n", "test after search", "test at the end", "loss", "loss at end")
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for cell in cells_of(results):
+        for variant in sorted({str(r["variant"]) for r in results}):
+            runs = [r for r in results if cell_of(r) == cell and r["variant"] == variant]
+            ends = [r["phases"][0]["metrics"].get("test") for r in runs if len(r["phases"]) > 1]
+            if not ends or None in ends:
+                continue
+            name = runs[0]["metric_name"]
+            columns = [
+                [end[name] for end in ends],
+                [r["test_metric"] for r in runs],
+                [end["loss"] for end in ends],
+                [r["test_loss"] for r in runs],
+            ]
+            cells = [" ".join(cell), f"`{variant}`", str(len(runs)), *map(mean_of, columns)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """The mean and the standard deviation of some values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
+def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Held-out metric and loss against lower steps and gradient units: means over the seeds."""
+    cells = sorted({(c["task_label"], c["train_size_label"]) for c in curves})
+    figure = Figure(figsize=(9, 2.9 * len(cells)), layout="constrained")
+    rows = figure.subplots(len(cells), 2, squeeze=False)
+    for (task, size), axes in zip(cells, rows, strict=True):
+        for variant in DRAWN:
+            runs = [
+                c["lines"]
+                for c in curves
+                if (c["task_label"], c["train_size_label"], c["variant"]) == (task, size, variant)
+            ]
+            if not runs:
+                continue
+            last = runs[0][-1]["phase"]
+            points = [[line for line in run if line["phase"] == last] for run in runs]
+            losses = [[line["validation"]["loss"] for line in run] for run in points]
+            mean = [sum(values) / len(values) for values in zip(*losses, strict=True)]
+            for one, name in zip(axes, ("lower_steps", "num_gradients"), strict=True):
+                one.plot([line[name] for line in points[0]], mean, marker=".", label=variant)
+        for one, label in zip(
+            axes, ("lower steps of the last phase", "gradient units"), strict=True
+        ):
+            one.set(xlabel=label, ylabel="held-out loss", title=f"{task}, {size} examples")
+            one.spines[["top", "right"]].set_visible(False)
+    rows[0][1].set_xscale("log")
+    rows[0][0].legend(frameon=False, fontsize=8)
+    for pair in rows[1:]:
+        pair[1].set_xscale("log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def write() -> None:
+    """Renew the page and its figure."""
+    for grid, reference in GRIDS.items():
+        if not (RESULTS / grid / "results.jsonl").exists():
+            continue
+        results = read_lines(RESULTS / grid / "results.jsonl")
+        for cell in cells_of(results):
+            write_between(PAGE, f"{grid} {' '.join(cell)}", table(results, cell, reference))
+        write_between(PAGE, f"{grid} phases", phase_table(results))
+    curves = read_lines(RESULTS / "comparison" / "curves.jsonl")
+    draw(curves, ROOT / "docs" / "figures" / "pilot_curves.svg")
+
+
+def main() -> None:
+    """Collect, if asked to, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--collect", type=Path, help="folder with the grids' folders")
+    options = parser.parse_args()
+    if options.collect is not None:
+        for folder in sorted(options.collect.iterdir()):
+            if (folder / "results.jsonl").exists():
+                collect(folder, RESULTS / folder.name)
+    write()
+    print(json.dumps({"page": str(PAGE.relative_to(ROOT))}))
+
+
+if __name__ == "__main__":
+    main()
