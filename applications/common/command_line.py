@@ -45,11 +45,7 @@ class Formatter(ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
-        names = [
-            name
-            for name in action.option_strings
-            if "-" not in name.lstrip("-")
-        ]
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
         value = f" {self._format_args(action, self._value(action))}" if action.nargs != 0 else ""
         return ", ".join(names) + value
 
