@@ -53,7 +53,7 @@ def parser() -> Parser:
     add("--methods", nargs="+", metavar="NAME", help="methods: some of the file's, or plain names")
     add("--seeds", nargs="+", metavar="N", help="how many seeds, or several seeds (0,1,2)")
     add("--train_sizes", nargs="+", metavar="N", help="training examples; 'all' for all there are")
-    add("--command", help="nlu, nlg or token_classification; default: the file's, or nlu")
+    add("--command", help="nlu, nlg or token_classification; default: that of each task")
     add("--reference", metavar="NAME", help="compare every method with this one only")
     add("--resplit", action="store_true", help="every seed draws its own splits and subsets")
     add("--shard", metavar="I/N", help="run this part of N only: one machine's share")

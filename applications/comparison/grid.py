@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml  # type: ignore[import-untyped]
 
 from applications.common.errors import UsageError
+from applications.common.tasks import COMMANDS
 from applications.comparison.settings import check_command, checked, near, resolved
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ class Condition:
 class Grid:
     """The axes and the options that belong to them."""
 
-    command: str = "nlu"
+    command: str | None = None
+    """The application of all tasks; None for each task's own."""
     common: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     task_commands: Mapping[str, str] = field(default_factory=dict)
@@ -114,10 +116,15 @@ def made_grid(values: Any, place: str) -> Grid:
     if not isinstance(values, Mapping):
         raise UsageError(f"{place}: must hold one mapping with some of {', '.join(KEYS)}")
     check_keys(values, KEYS, place)
-    command = check_command(str(values.get("command", "nlu")), place)
+    command = values.get("command")
+    if command is not None:
+        command = check_command(str(command), place)
     tasks = {str(k): dict(v or {}) for k, v in mapping(values, "tasks", place).items()}
     commands = {
-        name: check_command(str(options.pop("command", command)), f"{place}, task {name!r}")
+        name: check_command(
+            str(options.pop("command", command or command_of(options.get("task_name", name)))),
+            f"{place}, task {name!r}",
+        )
         for name, options in tasks.items()
     }
     methods = mapping(values, "methods", place)
@@ -140,6 +147,11 @@ def made_grid(values: Any, place: str) -> Grid:
         overrides=conditions(values, "overrides", grid, place),
         exclude=conditions(values, "exclude", grid, place),
     )
+
+
+def command_of(task: object) -> str:
+    """The application of a known task; ``nlu`` for one's own data."""
+    return COMMANDS.get(str(task), "nlu")
 
 
 def mapping(values: Mapping[str, Any], key: str, place: str) -> Mapping[Any, Any]:
@@ -349,7 +361,14 @@ def one_run(
     for layer in layers:
         options |= layer
     options = {name: value for name, value in options.items() if value is not None}
-    return Run(task, size, variant, seed, grid.task_commands.get(task, grid.command), options)
+    return Run(
+        task,
+        size,
+        variant,
+        seed,
+        grid.task_commands.get(task, grid.command or command_of(task)),
+        options,
+    )
 
 
 def with_resolved(runs: Sequence[Run]) -> list[Run]:

@@ -8,7 +8,7 @@ import pytest
 
 from applications.common.errors import UsageError
 from applications.compare import main, part
-from applications.comparison.grid import Run, made_grid, narrowed, planned, read_grid
+from applications.comparison.grid import Grid, Run, made_grid, narrowed, planned, read_grid
 from applications.comparison.settings import given
 
 SMALL: dict[str, Any] = {"tasks": ["sst2"], "methods": ["lora", "bilora"]}
@@ -99,6 +99,16 @@ def test_resplit_draws_the_splits_from_the_seed() -> None:
     assert [run.resolved["split_seed"] for run in planned(grid(seeds=2, resplit=True))] == [
         *(0, 0, 1, 1),
     ]
+
+
+def test_a_known_task_runs_with_its_command_unless_another_is_named() -> None:
+    tasks = {"sst2": {}, "wnut17": {}, "mine": {"task_name": "e2e"}, "other": {}}
+    commands = ["nlu", "token_classification", "nlg", "nlu"]
+    assert [r.command for r in planned(grid(tasks=tasks, methods=["lora"]))] == commands
+    everywhere = made_grid({"command": "nlu", "tasks": ["wnut17"], "methods": ["lora"]}, "here")
+    assert [r.command for r in planned(everywhere)] == ["nlu"]
+    plain = narrowed(Grid(), tasks=["wnut17", "sst2"], methods=["lora"])
+    assert [r.command for r in planned(plain)] == ["token_classification", "nlu"]
 
 
 def test_each_task_runs_with_its_own_command_and_its_own_options() -> None:
