@@ -80,6 +80,8 @@ class TextGeneration:
         if tokenizer.pad_token_id is None:
             # Attention masks and labels say what is padding, not the token.
             tokenizer.pad_token = tokenizer.eos_token
+        positions = getattr(model.config, "max_position_embeddings", None)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions or math.inf)
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -90,15 +92,12 @@ class TextGeneration:
     def encode(
         self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> Encoded:
-        """A row for each input and reference: the prompt, the reference, the end of the text.
-
-        The labels are the reference's tokens and the end. A row longer than ``max_seq_length``
-        loses the end of its reference.
+        """A row for each input and reference, in training; too long ones lose their end.
 
         Raises:
-            UsageError: a prompt fills all of ``max_seq_length``.
+            UsageError: a prompt fills all of ``max_seq_length``, or leaves no room to generate in.
         """
-        limit = options.data.max_seq_length
+        limit = min(options.data.max_seq_length, tokenizer.model_max_length)
         prompts = prompt_tokens(list(examples["source"]), tokenizer, options)
         longest = max(map(len, prompts))
         if longest >= limit:
@@ -106,21 +105,9 @@ class TextGeneration:
                 f"argument --max_seq_length: a prompt has {longest} tokens, which leaves no room "
                 f"for a text to be written, got {limit}; use a larger one"
             )
-        pairs = [
-            (prompt, f" {text}")
-            for prompt, texts in zip(prompts, examples["references"], strict=True)
-            for text in texts
-        ]
-        tokens = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
-        rows: Encoded = []
-        for (prompt, _), reference in zip(pairs, tokens, strict=True):
-            written = [*reference, tokenizer.eos_token_id]
-            row = {
-                "input_ids": [*prompt, *written],
-                "labels": [IGNORED] * len(prompt) + written,
-            }
-            rows.append({name: values[:limit] for name, values in row.items()})
-        return rows
+        check_room(longest, tokenizer, options)
+        rows = encoded(examples, tokenizer, options)
+        return [{name: values[:limit] for name, values in row.items()} for row in rows]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads on the right to the longest row."""
@@ -140,12 +127,12 @@ class TextGeneration:
         """Loss, perplexity and, for text generated, the scores against all references.
 
         ``loss`` is the mean negative log-likelihood of a token of the references, their ends
-        included, over all of them. Text is generated for the splits of ``generate_on`` when
+        included, over all of them, uncut. Text is generated for the splits of ``generate_on`` when
         training is over, and in every evaluation during training with ``predict_with_generate``;
         else its scores are None. The former goes to generated.jsonl in the run folder.
         """
         how = options.generation or GenerationOptions()
-        rows = self.encode(examples, tokenizer, options)
+        rows = encoded(examples, tokenizer, options)
         with evaluating(model, options):
             loss = mean_loss(model, rows, self.collator(tokenizer), options)
             scores = text_scores([], [])
@@ -170,6 +157,37 @@ def prompt_tokens(
     found: list[list[int]] = tokenizer(texts)["input_ids"]
     end = tokenizer.eos_token_id
     return [tokens[:-1] if tokens[-1] == end else tokens for tokens in found]
+
+
+def encoded(examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options) -> Encoded:
+    """A row for each input and reference: the prompt, the reference, the end of the text.
+
+    The labels are the reference's tokens and the end.
+    """
+    prompts = prompt_tokens(list(examples["source"]), tokenizer, options)
+    pairs = [
+        (prompt, f" {text}")
+        for prompt, texts in zip(prompts, examples["references"], strict=True)
+        for text in texts
+    ]
+    references = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+    rows: Encoded = []
+    for (prompt, _), reference in zip(pairs, references, strict=True):
+        written = [*reference, tokenizer.eos_token_id]
+        labels = [IGNORED] * len(prompt) + written
+        rows.append({"input_ids": [*prompt, *written], "labels": labels})
+    return rows
+
+
+def check_room(longest: int, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+    """Raise a UsageError unless the longest prompt and a text fit in the model's positions."""
+    new = (options.generation or GenerationOptions()).max_new_tokens
+    positions = tokenizer.model_max_length
+    if longest + new > positions:
+        raise UsageError(
+            f"argument --max_new_tokens: a prompt of {longest} tokens and {new} new ones do not "
+            f"fit in the {positions} positions of the model; use fewer"
+        )
 
 
 def padded_right(rows: Sequence[dict[str, Any]], *, padding: int) -> Batch:
@@ -246,7 +264,7 @@ def generated(
     """
     how = options.generation or GenerationOptions()
     prompts = prompt_tokens(sources, tokenizer, options)
-    check_positions(model, max(map(len, prompts)), how.max_new_tokens)
+    check_room(max(map(len, prompts)), tokenizer, options)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=how.num_beams,
         do_sample=False,
@@ -278,16 +296,6 @@ def generated(
                 texts[number] = " ".join(text.split())
             bar.update(len(chosen))
     return texts
-
-
-def check_positions(model: nn.Module, prompt: int, new: int) -> None:
-    """Raise a UsageError unless a prompt and the text after it fit in the model's positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and prompt + new > positions:
-        raise UsageError(
-            f"argument --max_new_tokens: a prompt of {prompt} tokens and {new} new ones do not fit "
-            f"in the {positions} positions of the model; use fewer"
-        )
 
 
 def file_name(split: str, stage: Stage) -> str:

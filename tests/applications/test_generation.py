@@ -25,6 +25,7 @@ from applications.common.generation import (
     IGNORED,
     NoRepetition,
     TextGeneration,
+    encoded,
     generated,
     mean_loss,
 )
@@ -165,7 +166,7 @@ def test_the_loss_of_a_split_is_the_mean_over_its_tokens_and_not_over_its_batche
     expected = token_losses(model, words)
     for size in (1, 2, 64):
         sized = replace(options(), run=RunOptions(per_device_eval_batch_size=size))
-        rows = FAMILY.encode(EXAMPLES, words, sized)
+        rows = encoded(EXAMPLES, words, sized)
         with torch.no_grad():
             found = mean_loss(model, rows, FAMILY.collator(words), sized)
         assert found == pytest.approx(sum(expected) / len(expected), rel=1e-6)
@@ -325,6 +326,24 @@ def test_a_text_that_would_pass_the_last_position_is_refused(
     model, words = loaded
     with pytest.raises(UsageError, match=r"--max_new_tokens.*64 positions"):
         generated(model, SOURCES, words, options(max_new_tokens=60), "test")
+    with pytest.raises(UsageError, match=r"--max_new_tokens.*64 positions"):
+        FAMILY.encode(EXAMPLES, words, options(max_new_tokens=60))
+
+
+def test_an_evaluation_cuts_no_reference(loaded: tuple[PreTrainedModel, Any]) -> None:
+    model, words = loaded
+    short = replace(options(), data=DataOptions(max_seq_length=15))
+    found = FAMILY.evaluate(
+        model,
+        EXAMPLES,
+        tokenizer=words,
+        task=TASK,
+        options=short,
+        split="test",
+        stage="training",
+    )
+    expected = token_losses(model, words)
+    assert found.loss == pytest.approx(sum(expected) / len(expected), rel=1e-6)
 
 
 def test_a_tokenizer_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:

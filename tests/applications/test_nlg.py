@@ -249,13 +249,18 @@ def test_the_command_says_the_score_and_leaves_the_folder(
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_status_2(
-    flags: list[str], message: str, writer: Run, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    message: str,
+    writer: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words: list[str] = writer.words("lora", *flags)  # type: ignore[attr-defined]
     assert nlg.main(words) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 @ONE
