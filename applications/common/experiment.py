@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,31 +55,29 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     splits = work.splits
     held_out = selection_data(work)
     sequence = phases(work)
-    phase = next(sequence)  # what the adapter refuses is refused before files are touched
-    counts = num_parameters(phase.model, options.adapter)
+    first = next(sequence)  # what the adapter refuses is refused before files are touched
+    counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)
     for note in splits.notes:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {folder.path}")
     loop = Loop(folder, options)
     trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
-    while True:
+    for phase in chain([first], sequence):
         say(f"{phase.name}: {phase.updates.rounds} updates")
         score = scorer(phase.model, work)
-        validate = None if held_out is None else lambda: score(held_out, "validation", "training")  # noqa: B023
+        validate = None if held_out is None else partial(score, held_out, "validation", "training")
         engine = Engine(phase.graph, precision=models.precision(options.model))
         done = loop.train(phase, engine, validate)
-        before_retraining = phase.name == "search" and not phase.last
-        at_end = {"train": score(splits.train, "train"), "test": score(splits.test, "test")}
-        trained.append((phase.name, done, at_end if before_retraining else {}))
-        if phase.last:
-            break
-        phase = next(sequence)
-    evaluations = at_end
+        parts = {"train": splits.train, "test": splits.test}
+        ended = phase.last or phase.name == "search"
+        found = {name: score(part, name) for name, part in parts.items()} if ended else {}
+        trained.append((phase.name, done, found))
+    evaluations = dict(found)
     if splits.validation is not None:
-        evaluations = {**at_end, "validation": score(splits.validation, "validation")}
-    folder.save_model(phase.model)
+        evaluations["validation"] = score(splits.validation, "validation")
     model = phase.model
+    folder.save_model(model)
     if options.adapter.export_lora and isinstance(model, PeftModel):
         write_whole(folder.path / "lora", lambda draft: export_lora(model, str(draft)))
     summary = summarise(

@@ -86,8 +86,8 @@ class RunFolder:
         for name in FOLDERS:
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        for file in (*map(self.path.joinpath, FILES), *self.path.glob("generated*.jsonl")):
+            file.unlink(missing_ok=True)
 
     def write_config(self, options: Mapping[str, Any]) -> None:
         """Write config.json."""

@@ -43,7 +43,7 @@ class Phase:
     graph: ProblemGraph
     updates: Plan
     last: bool
-    """Whether it leaves the run's result."""
+    """Whether it leaves the run's result; no phase follows."""
     stateful: tuple[Stateful, ...] = ()
 
 
