@@ -217,6 +217,14 @@ def test_max_eval_samples_limits_the_texts_generated(writer: Run) -> None:
 
 
 @ONE
+def test_a_new_run_leaves_no_text_of_an_earlier_one(writer: Run) -> None:
+    _, folder = run(writer("lora", "--generate_on", "train,test"), FAMILY)
+    run(writer("lora", "--generate_on", "validation"), FAMILY)
+    names = {file.name for file in folder.glob("*.jsonl")}
+    assert names == {"metrics.jsonl", "generated-validation.jsonl"}
+
+
+@ONE
 def test_the_written_configuration_repeats_the_run(writer: Run, tmp_path: Path) -> None:
     template = "a {source}\nand"
     first, folder = run(writer("lora", "--prompt_template", template), FAMILY)
