@@ -274,3 +274,23 @@ def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny:
         work.splits.test, "test"
     )
     assert alone.loss != found.loss
+
+
+def test_adalora_prunes_to_the_rank_asked_for_and_has_loras_scale(tiny: Run) -> None:
+    flags = ("--lora_r", "4", "--lora_alpha", "8", "--max_steps", "40")
+    _, folder = run(tiny("adalora", *flags))
+    found = {name: value for name, value in values(folder).items() if "lora_E" in name}
+    assert len(found) == 4  # query and value of two layers
+    assert sum(value.shape[0] for value in found.values()) == 4 * 4  # pruned ranks are not saved
+    phase = next(phases(work_of(tiny("adalora", *flags))))
+    layers = [m for m in phase.model.modules() if hasattr(m, "ranknum")]
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer.lora_E["default"].shape[0] == 6  # it starts at 1.5 times the rank
+        x = torch.randn(3, 16)
+        A, B, E = (getattr(layer, f"lora_{name}")["default"] for name in "ABE")
+        with torch.no_grad():
+            E.fill_(0.5)
+            delta = layer(x) - layer.base_layer(x)
+            expected = 8 / 4 * x @ A.T @ torch.diag(E.flatten()) @ B.T
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-6)
