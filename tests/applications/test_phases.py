@@ -76,6 +76,45 @@ def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) ->
     assert summary["trainable_params"] == search["trainable_params"]
 
 
+@pytest.mark.parametrize(
+    "method, flags, rows",
+    [
+        ("lora", [], [{"lower": 48}]),
+        ("lora", ["--control", "lower_data_only"], [{"lower": 38}]),
+        ("bilora", [], [{"upper": 10, "lower": 38}]),
+        ("bilora", ["--upper_fraction", "0.5"], [{"upper": 24, "lower": 24}]),
+        ("bilora", ["--control", "joint"], [{"lower": 48}]),
+        ("bilora", ["--control", "same_data"], [{"upper": 48, "lower": 48}]),
+        ("bilora", ["--control", "two_stage"], [{"lower": 38}, {"upper": 10}]),
+        (
+            "bilora",
+            ["--upper_warmup_steps", "1"],
+            [{"lower": 38}, {"upper": 10, "lower": 38}],
+        ),
+        ("bidora", [], [{"upper": 10, "lower": 38}, {"lower": 48}]),
+        ("autolora", [], [{"upper": 10, "lower": 38}, {"lower": 48}]),
+        (
+            "bilora",
+            ["--cross_fitting", "3"],
+            # Three of 16 in each fold make five batches; one of each fold is left for later.
+            [{"upper": 45, "lower_1": 32, "lower_2": 32, "lower_3": 32}, {"lower": 48}],
+        ),
+    ],
+)
+def test_every_phase_reads_the_examples_it_is_meant_to(
+    method: str, flags: list[str], rows: list[dict[str, int]], tiny: Run
+) -> None:
+    work = work_of(tiny(method, *flags))
+    found = [
+        {
+            problem.name: sum(len(batch["labels"]) for batch in problem.batches)
+            for problem in phase.graph.problems
+        }
+        for phase in phases(work)
+    ]
+    assert found == rows
+
+
 def test_joint_training_moves_both_levels_with_one_gradient_an_update(tiny: Run) -> None:
     summary, folder = run(tiny("bilora", "--control", "joint"))
     assert (summary["num_gradients"], summary["num_upper_steps"]) == (6, 0)
@@ -120,6 +159,7 @@ def test_training_on_the_lower_data_alone_is_training_where_nothing_else_exists(
 ) -> None:
     options = tiny("lora", "--control", "lower_data_only", folder="control")
     work = work_of(options)
+    assert (len(work.lower), len(work.upper)) == (38, 10)
     names = work.task.label_names
     (tmp_path / "d1").mkdir()
     for split, rows in (("train", work.lower), ("test", work.splits.test)):
