@@ -42,8 +42,10 @@ HEADS = ("train", "test", "test loss", "ECE", "Brier", "gap")
 def collect(source: Path, target: Path) -> None:
     """Copy what one grid left."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("results.jsonl", "summary.json"):
-        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / "results.jsonl", target / "results.jsonl")
+    if target.name not in GRIDS:
+        return
+    shutil.copyfile(source / "summary.json", target / "summary.json")
     curves = []
     for place in run_places(source):
         record = place.record()
@@ -103,6 +105,37 @@ def table(results: Sequence[Result], cell: Cell, reference: str) -> str:
 def place_of(reference: str) -> Any:
     """A sort key: the reference first, the others by name."""
     return lambda variant: (variant != reference, variant)
+
+
+def selected_table(results: Sequence[Result], cell: Cell, reference: str) -> str:
+    """The numbers at the step with the lowest held-out loss."""
+    chosen = [r for r in results if cell_of(r) == cell and r["selected"] is not None]
+    heads = ("variant", "n", "lower step", "train", "test", "test loss", "ECE")
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for variant in sorted({str(r["variant"]) for r in chosen}, key=place_of(reference)):
+        found = [r["selected"] for r in chosen if r["variant"] == variant]
+        steps = ", ".join(str(one["lower_steps"]) for one in found)
+        names = ("train_metric", "test_metric", "test_loss", "ece")
+        cells = [mean_of([one[name] for one in found]) for name in names]
+        lines.append("| " + " | ".join([f"`{variant}`", str(len(found)), steps, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def tries_table(results: Sequence[Result]) -> str:
+    """What the choice of learning rates saw: held-out data alone."""
+    lines = [
+        "| try | learning rate | held-out metric | held-out loss |",
+        "| --- | --- | --- | --- |",
+    ]
+    for result in sorted(results, key=lambda r: str(r["variant"])):
+        variant, _, rate = str(result["variant"]).rpartition("-")
+        held_out = result["metrics"]["validation"]
+        if variant.endswith("e"):  # 12e-3: the exponent has a hyphen of its own
+            variant, _, first = variant.rpartition("-")
+            rate = f"{first}-{rate}"
+        metric, loss = held_out[result["metric_name"]], held_out["loss"]
+        lines.append(f"| `{variant}` | {rate} | {metric:.4f} | {loss:.3f} |")
+    return "\n".join(lines)
 
 
 def phase_table(results: Sequence[Result]) -> str:
@@ -178,6 +211,11 @@ def write() -> None:
         for cell in cells_of(results):
             write_between(PAGE, f"{grid} {' '.join(cell)}", table(results, cell, reference))
         write_between(PAGE, f"{grid} phases", phase_table(results))
+    results = read_lines(RESULTS / "comparison" / "results.jsonl")
+    chosen = selected_table(results, ("sst2", "300"), GRIDS["comparison"])
+    write_between(PAGE, "selected sst2 300", chosen)
+    for grid in ("tune", "tune_wnut17"):
+        write_between(PAGE, grid, tries_table(read_lines(RESULTS / grid / "results.jsonl")))
     curves = read_lines(RESULTS / "comparison" / "curves.jsonl")
     draw(curves, ROOT / "docs" / "figures" / "pilot_curves.svg")
 
