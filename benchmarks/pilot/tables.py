@@ -8,7 +8,6 @@ during training of every run.
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "pilot"
 PAGE = ROOT / "docs" / "results.md"
 GRIDS = {"comparison": "lora", "leads": "pace5"}
 """The grids in the page, and the variant that the others are compared with."""
-DRAWN = ("lora", "lora_d1_only", "dora", "bilora_real", "bilora_softmax", "bidora")
+DRAWN = (
+    *("lora", "lora_d1_only", "dora", "bilora_real", "bilora_softmax", "bilora_softmax_joint"),
+    "bidora",
+)
 COLUMNS = ("train_metric", "test_metric", "test_loss", "ece", "brier", "generalisation_gap")
 HEADS = ("train", "test", "test loss", "ECE", "Brier", "gap")
 
@@ -194,10 +196,8 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
         ):
             one.set(xlabel=label, ylabel="held-out loss", title=f"{task}, {size} examples")
             one.spines[["top", "right"]].set_visible(False)
-    rows[0][1].set_xscale("log")
-    rows[0][0].legend(frameon=False, fontsize=8)
-    for pair in rows[1:]:
-        pair[1].set_xscale("log")
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -230,7 +230,7 @@ def main() -> None:
             if (folder / "results.jsonl").exists():
                 collect(folder, RESULTS / folder.name)
     write()
-    print(json.dumps({"page": str(PAGE.relative_to(ROOT))}))
+    print(PAGE.relative_to(ROOT))
 
 
 if __name__ == "__main__":
