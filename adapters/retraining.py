@@ -39,6 +39,7 @@ def retrain(
             ``init_lora_weights=False``, or because biases or tokens of the base model were trained.
 
     Example:
+        >>> import torch
         >>> from adapters import BiDoraConfig, retrain
         >>> from peft import get_peft_model
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
