@@ -143,8 +143,14 @@ def started(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a run's process and its children: ask, insist, kill."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    """End a run's process and its children: ask, insist, kill.
+
+    Shells start background jobs with Ctrl-C ignored, and what they start inherits that: then it is
+    no use to ask.
+    """
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    asking = () if deaf else (signal.SIGINT,)
+    for number in (*asking, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
