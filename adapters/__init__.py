@@ -22,12 +22,13 @@ from adapters.lora_dropout import (
 from adapters.lora_rite import LoraRite, lora_pairs
 from adapters.model_card import write_model_card
 from adapters.partition import Levels, levels
-from adapters.problems import two_level
+from adapters.problems import penalised, two_level
 from adapters.rac_lora import Link, chain
 from adapters.rank_selection import rank_pattern, ranks, retrain_config
 from adapters.retraining import retrain
 from adapters.rolora import Alternation, average
 from adapters.sora import Shrinkage, SoraConfig
+from adapters.weight_decay import LoraWeightDecayConfig, WeightDecay, weight_decays
 
 __all__ = [
     "Allocation",
@@ -41,10 +42,12 @@ __all__ = [
     "Link",
     "LoraDropoutConfig",
     "LoraRite",
+    "LoraWeightDecayConfig",
     "NullSpace",
     "Orthogonality",
     "Shrinkage",
     "SoraConfig",
+    "WeightDecay",
     "analyse",
     "average",
     "chain",
@@ -56,11 +59,13 @@ __all__ = [
     "mask_rates",
     "masking",
     "mean_loss",
+    "penalised",
     "rank_pattern",
     "ranks",
     "retrain",
     "retrain_config",
     "singular_values",
     "two_level",
+    "weight_decays",
     "write_model_card",
 ]

@@ -40,7 +40,8 @@ def _sigmoid(d: Tensor) -> Tensor:
 
 @dataclass
 class BiLoraConfig(BiLevelConfig):
-    """Configuration of BiLoRA, for ``peft.get_peft_model``; every option of ``LoraConfig`` and two.
+    """Configuration of BiLoRA, for ``peft.get_peft_model``; every option of ``LoraConfig`` and
+    three.
 
     B starts at zero and the values do not: the model starts as the frozen one, and both levels
     receive a gradient (the upper one through the first lower step).
@@ -51,6 +52,8 @@ class BiLoraConfig(BiLevelConfig):
             sigmoid of logits, they start at 1/2; add `Binarisation` to the upper loss.
         scale_by_rank: Multiply softmax values by r, so that they start at 1 and sum to r, and alpha
             means what it means for LoRA. ``Differs from the paper``, whose values sum to one.
+        tied: With real values: one value for all directions of a layer, the scale of the layer's
+            update. ``Differs from the paper``: a control, which has a scale to learn and no rank.
 
     Example:
         >>> from adapters import BiLoraConfig, singular_values
@@ -73,6 +76,9 @@ class BiLoraConfig(BiLevelConfig):
     scale_by_rank: bool = field(
         default=False, metadata={"help": "Multiply softmax singular values by the rank."}
     )
+    tied: bool = field(
+        default=False, metadata={"help": "Real singular values: one for all of a layer."}
+    )
     own_variants: ClassVar[frozenset[str]] = frozenset({"values", "mask_rate"})
 
     def __post_init__(self) -> None:
@@ -84,6 +90,8 @@ class BiLoraConfig(BiLevelConfig):
             raise ValueError(
                 f"scale_by_rank=True needs values='softmax', got values={self.values!r}"
             )
+        if self.tied and self.values != "real":
+            raise ValueError(f"tied=True needs values='real', got values={self.values!r}")
         ranks = {self.r, *(self.rank_pattern or {}).values()}
         if self.values == "softmax" and 1 in ranks:
             raise ValueError(
@@ -94,7 +102,7 @@ class BiLoraConfig(BiLevelConfig):
     def variant(self) -> DiagonalVariant:
         """The layer's map from d to the singular values."""
         if self.values == "real":
-            return DiagonalVariant(_real, start=1.0)
+            return DiagonalVariant(_real, start=1.0, tied=self.tied)
         if self.values == "binary":
             return DiagonalVariant(_sigmoid, start=0.0)
         return DiagonalVariant(_softmax_times_rank if self.scale_by_rank else _softmax, start=0.0)

@@ -18,6 +18,7 @@ from adapters.peft_glue import (
     FactorsOnlyModel,
     LoraLayer,
     adapted_layers,
+    add_parameter,
     factors,
     factors_in_use,
 )
@@ -29,10 +30,11 @@ class DiagonalVariant(AdditiveVariant):
     """One adapter of one layer, ``dW = s B diag(g(d)) A``.
 
     Args:
-        values: g, from ``(rank,)`` to ``(rank,)``.
+        values: g, from the shape of d to the same shape.
         start: what every entry of d starts at.
         noise: the standard deviation of the normal noise added to it.
         level: the level that d belongs to.
+        tied: d has one entry, which all ranks share.
     """
 
     upper = "lora_diagonal"
@@ -44,24 +46,24 @@ class DiagonalVariant(AdditiveVariant):
         start: float,
         noise: float = 0.0,
         level: Literal["upper", "lower"] = "upper",
+        tied: bool = False,
     ) -> None:
         self.values = values
         self.start = start
         self.noise = noise
         self.level = level
+        self.tied = tied
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
         """Adds d to the layer, next to the adapter's A and B."""
         variant = _variant(module, adapter_name)
-        if not hasattr(module, variant.upper):
-            setattr(module, variant.upper, nn.ParameterDict())
-            module.adapter_layer_names = (*module.adapter_layer_names, variant.upper)
         A = factors(module, adapter_name).A
-        diagonal = torch.full((A.shape[0],), variant.start, dtype=A.dtype, device=A.device)
+        size = 1 if variant.tied else A.shape[0]
+        diagonal = torch.full((size,), variant.start, dtype=A.dtype, device=A.device)
         if variant.noise:
             diagonal += variant.noise * torch.randn_like(diagonal)
-        getattr(module, variant.upper)[adapter_name] = nn.Parameter(diagonal)
+        add_parameter(module, variant.upper, adapter_name, diagonal)
 
     @staticmethod
     def forward(
@@ -75,10 +77,11 @@ class DiagonalVariant(AdditiveVariant):
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
         """``g(d)``, shape ``(rank,)``."""
-        return self.values(self.parameters(layer, adapter))
+        values = self.values(self.parameters(layer, adapter))
+        return values.expand(factors(layer, adapter).A.shape[0])
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """d, shape ``(rank,)``."""
+        """d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
         d: Tensor = getattr(layer, self.upper)[adapter]
         return d
 

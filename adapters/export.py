@@ -23,8 +23,12 @@ from adapters.peft_glue import (
     mask_logit,
 )
 from adapters.rank_selection import alpha_pattern, rank_pattern
+from adapters.weight_decay import WeightDecayVariant
 
 __all__ = ["export_lora"]
+
+FOLDED = (DiagonalVariant, WeightDecayVariant)
+"""Whose upper parameters a plain LoRA checkpoint does without."""
 
 
 def export_lora(
@@ -39,12 +43,12 @@ def export_lora(
     The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
     approximation. So is the mean of LoRA Dropout's masks, ``B <- (1 - p)^2 B``: the checkpoint is
     the adapter with its masks off; that of a masked BiDoRA adapter is a DoRA checkpoint. Heads in
-    ``modules_to_save`` and trained biases are included. The files appear complete or not at all;
-    files of the same name are replaced.
+    ``modules_to_save`` and trained biases are included; a learned weight decay, which computes
+    nothing, is not. The files appear complete or not at all; files of the same name are replaced.
 
     Args:
-        model: A PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, or one of BiDoRA
-            with masks.
+        model: A PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, with one of LoRA
+            with learned weight decay, or of BiDoRA with masks.
         path: The folder to write.
         adapter_name: The adapter; the active one if None.
         prune: Keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
@@ -103,7 +107,7 @@ def _check_foldable(model: PeftModel, adapter: str) -> None:
             "checkpoint can hold; save model.merge_and_unload()"
         )
     for _, _, _, variant in adapted_layers(model, BiLevelVariant, adapter):
-        if isinstance(variant, DiagonalVariant) or variant.masks is not None:
+        if isinstance(variant, FOLDED) or variant.masks is not None:
             return
     if getattr(config, "use_dora", False):
         raise ValueError(
@@ -131,8 +135,9 @@ def _folded(
         B = saved[key]
         dtype = widen(B.dtype)
         values = torch.ones(1, dtype=dtype, device=B.device)
-        if isinstance(variant, DiagonalVariant):
+        if isinstance(variant, FOLDED):
             del folded[f"{name}.{variant.upper}"]
+        if isinstance(variant, DiagonalVariant):
             values = variant.singular_values(layer, adapter).detach().to(B.device, dtype)
         if variant.masks is not None:
             logit = mask_logit(layer, adapter)

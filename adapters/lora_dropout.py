@@ -21,18 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.peft_glue import (
-    AdditiveVariant,
     BiLevelConfig,
     BiLevelLinear,
     BiLevelVariant,
     FactorsOnlyModel,
-    LoraLayer,
+    PlainVariant,
     adapted_layers,
-    factors_in_use,
     mask_logit,
     register,
 )
@@ -43,22 +40,12 @@ Loss = Callable[[Any], Any]
 AVERAGES = ("probabilities", "logits")
 
 
-class LoraDropoutVariant(AdditiveVariant):
-    """One adapter of one layer, ``dW = s B' A'`` with masked factors."""
+class LoraDropoutVariant(PlainVariant):
+    """One adapter of one layer, ``dW = s B' A'`` with masked factors; the layer itself holds the
+    rate where it is learned.
+    """
 
     level: Literal["upper", "lower"] = "lower"
-
-    @staticmethod
-    def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds nothing: the layer has added the rate where it is learned."""
-
-    @staticmethod
-    def forward(
-        module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """``result + s B' A' x``."""
-        _, _, A, B, scale = factors_in_use(module, active_adapter)
-        return result + F.linear(F.linear(module.lora_dropout[active_adapter](x), A), B) * scale
 
 
 @dataclass

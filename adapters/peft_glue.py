@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -44,8 +45,10 @@ __all__ = [
     "FactorsOnlyModel",
     "LoraLayer",
     "LoraModel",
+    "PlainVariant",
     "adapted_layers",
     "adapted_linears",
+    "add_parameter",
     "factors",
     "factors_in_use",
     "lora_layers",
@@ -136,6 +139,22 @@ class AdditiveVariant(BiLevelVariant):
     def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The base weight with the adapter taken out."""
         return orig_weight.detach() - _delta(module, active_adapter, orig_weight)
+
+
+class PlainVariant(AdditiveVariant):
+    """LoRA's own ``dW = s B A``, with masks on the factors where they are wanted."""
+
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
+        """Adds nothing to A and B."""
+
+    @staticmethod
+    def forward(
+        module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """``result + s B A x``."""
+        _, _, A, B, scale = factors_in_use(module, active_adapter)
+        return result + F.linear(F.linear(module.lora_dropout[active_adapter](x), A), B) * scale
 
 
 def _delta(module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
@@ -251,11 +270,8 @@ class BiLevelLinear(Linear):
         _refuse_quantised(base)
         config.fan_in_fan_out = self.fan_in_fan_out = isinstance(base, Conv1D)
         if isinstance(config, BiLevelConfig) and config.learn_mask_rate:
-            if not hasattr(self, MASK_LOGIT):
-                setattr(self, MASK_LOGIT, nn.ParameterDict())
-                self.adapter_layer_names = (*self.adapter_layer_names, MASK_LOGIT)
             start = torch.logit(torch.tensor([config.mask_rate]))
-            getattr(self, MASK_LOGIT)[adapter_name] = nn.Parameter(start)
+            add_parameter(self, MASK_LOGIT, adapter_name, start)
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
@@ -341,6 +357,14 @@ class Factors(NamedTuple):
     B: Tensor
     """``(out, rank)``"""
     scale: float
+
+
+def add_parameter(layer: LoraLayer, container: str, adapter: str, start: Tensor) -> None:
+    """Adds a parameter of one adapter to a layer, in its dictionary of that name."""
+    if not hasattr(layer, container):
+        setattr(layer, container, nn.ParameterDict())
+        layer.adapter_layer_names = (*layer.adapter_layer_names, container)
+    getattr(layer, container)[adapter] = nn.Parameter(start)
 
 
 def factors(layer: LoraLayer, adapter: str) -> Factors:

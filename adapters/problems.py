@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from adapters.partition import levels
 from blo import Method, Problem, ProblemGraph, darts
 
-__all__ = ["Penalty", "two_level"]
+__all__ = ["Penalty", "penalised", "two_level"]
 
 Loss = Callable[[Any], Any]
 Penalty = Callable[[nn.Module], Tensor]
@@ -84,7 +84,7 @@ def two_level(
         [
             Problem(
                 "upper",
-                _penalised(loss, upper_penalty, model),
+                penalised(model, loss, upper_penalty),
                 model,
                 upper_optimizer,
                 upper_batches,
@@ -94,7 +94,7 @@ def two_level(
             ),
             Problem(
                 "lower",
-                _penalised(loss, penalty, model),
+                penalised(model, loss, penalty),
                 model,
                 lower_optimizer,
                 lower_batches,
@@ -108,19 +108,35 @@ def two_level(
     )
 
 
-def _penalised(loss: Loss, penalty: Penalty | Sequence[Penalty], model: nn.Module) -> Loss:
+def penalised(model: nn.Module, loss: Loss, penalty: Penalty | Sequence[Penalty]) -> Loss:
+    """The loss ``batch -> loss(batch) + penalty(model)``; the loss itself without a penalty.
+
+    Args:
+        model: What the penalties are computed from.
+        loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
+        penalty: A function of the model, or several, such as `Orthogonality`.
+
+    Example:
+        >>> from adapters import BiLoraConfig, Orthogonality, penalised
+        >>> from peft import get_peft_model
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))
+        >>> loss = penalised(model, lambda x: model(x).square().mean(), Orthogonality(1e-4))
+        >>> loss(torch.ones(8, 4)).shape
+        torch.Size([])
+    """
     penalties = [penalty] if callable(penalty) else list(penalty)
     if not penalties:
         return loss
 
-    def penalised(batch: Any) -> Any:
+    def whole(batch: Any) -> Any:
         value = loss(batch)
         extra = torch.stack([term(model) for term in penalties]).sum()
         if isinstance(value, Tensor):
             return value + extra
         return {**value, "loss": value["loss"] + extra}
 
-    return penalised
+    return whole
 
 
 def _check_optimizer(

@@ -4,13 +4,15 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from applications.common.errors import UsageError
 
 T = TypeVar("T")
 
-Method = Literal["full", "lora", "dora", "adalora", "lora_dropout", "bilora", "bidora", "autolora"]
+OneLevelMethod = Literal["full", "lora", "dora", "adalora", "lora_dropout"]
+BiLevelMethod = Literal["bilora", "bidora", "autolora", "lora_weight_decay"]
+Method = Literal[OneLevelMethod, BiLevelMethod]
 MASKING_METHODS = ("lora_dropout", "bilora", "bidora")
 Hypergradient = Literal[
     "darts", "t1t2", "neumann", "cg", "minres", "nystrom", "sama", "unrolled", "alternating"
@@ -133,8 +135,8 @@ class AdapterOptions:
     method: Method | None = option(
         None,
         "full (all weights), lora, dora, adalora (PEFT's own) and lora_dropout train on one level; "
-        "bilora, bidora and autolora are bi-level. Default: bilora, and for the demo lora then "
-        "bilora",
+        "bilora, bidora, autolora and lora_weight_decay (a weight decay for each layer above) are "
+        "bi-level. Default: bilora, and for the demo lora then bilora",
     )
     lora_r: int = option(8, "rank")
     lora_alpha: float = option(16.0, "the update is scaled by lora_alpha / lora_r")
@@ -169,6 +171,14 @@ class AdapterOptions:
         "bilora: multiply softmax values by the rank, so that they start at 1 and lora_alpha means "
         "what it means for lora (the paper's sum to 1)",
     )
+    tied_values: bool = option(
+        False,
+        "bilora: one real value for all directions of a layer, the scale of its update (not in the "
+        "paper); --singular_values real only",
+    )
+    initial_weight_decay: float = option(
+        0.01, "lora_weight_decay: what the learned weight decay of every layer starts at"
+    )
     orthogonality: float = option(
         0.0, "weight of the method's squared orthogonality penalty on the lower level"
     )
@@ -179,7 +189,9 @@ class AdapterOptions:
         0.0, "bilora: weight of the upper level's entropy penalty; --singular_values binary only"
     )
     export_lora: bool = option(
-        False, "bilora: also write the folded adapter as a plain PEFT LoRA in the folder lora/"
+        False,
+        "bilora, lora_weight_decay: also write the folded adapter as a plain PEFT LoRA in the "
+        "folder lora/",
     )
 
     def __post_init__(self) -> None:
@@ -192,6 +204,10 @@ class AdapterOptions:
         if self.binarisation > 0 and self.singular_values != "binary":
             remedy = "needs --singular_values binary"
             require(False, "binarisation", self.binarisation, remedy)
+        if self.tied_values and self.singular_values != "real":
+            require(False, "tied_values", True, "needs --singular_values real")
+        start = self.initial_weight_decay
+        require(0 < start < math.inf, "initial_weight_decay", start, "must be greater than 0")
         rate = self.mask_rate
         inside = rate is None or 0 < rate < 1
         require(inside, "mask_rate", rate, "must lie between 0 and 1, both out")
@@ -209,7 +225,7 @@ class AdapterOptions:
     @property
     def bi_level(self) -> bool:
         """Whether the method has an upper level."""
-        return self.method in ("bilora", "bidora", "autolora") or self.learn_mask_rate
+        return self.method in get_args(BiLevelMethod) or self.learn_mask_rate
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from adapters import Binarisation, levels
+from adapters import levels, penalised
 from applications.common import graphs
 from applications.common.arguments import Options
 from applications.common.batches import Batch, Collator, Encoded
@@ -107,9 +107,7 @@ def cross_fitted(
     adapter, level, run = options.adapter, options.levels, options.run
     models = fold_models(model, len(folds))
     losses = [graphs.training_loss(each, adapter) for each in models]
-    rate = level.upper_learning_rate or run.learning_rate
-    upper = graphs.adamw(levels(model).upper, rate, level.upper_weight_decay, run)
-    weight = adapter.binarisation
+    upper = graphs.upper_adamw(model, options)
 
     def held_out(batch: Batch) -> Tensor:
         """The mean over the folds of each model's loss on the rows it has not trained on."""
@@ -118,14 +116,13 @@ def cross_fitted(
             loss({name: value[fold == k] for name, value in batch.items() if name != FOLD})
             for k, loss in enumerate(losses)
         ]
-        mean: Tensor = torch.stack(parts).mean()
-        return mean + Binarisation(weight)(model) if weight > 0 else mean
+        return torch.stack(parts).mean()
 
     names = [f"lower_{k + 1}" for k in range(len(folds))]
     problems = [
         Problem(
             "upper",
-            held_out,
+            penalised(model, held_out, graphs.upper_penalties(adapter)),
             models,
             upper,
             held_out_batches(
@@ -137,11 +134,11 @@ def cross_fitted(
         )
     ]
     for k, (name, each, loss) in enumerate(zip(names, models, losses, strict=True)):
-        lower = graphs.adamw(levels(each).lower, run.learning_rate, run.weight_decay, run)
+        lower = graphs.lower_adamw(each, run)
         problems.append(
             Problem(
                 name,
-                graphs.penalised(loss, each, graphs.penalties(adapter)),
+                penalised(each, loss, graphs.penalties(adapter)),
                 each,
                 lower,
                 batches(without(folds, k), run.seed + 10 + k),

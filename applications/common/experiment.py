@@ -170,9 +170,10 @@ def check_adapter(adapter: AdapterOptions) -> None:
             f"argument --orthogonality: method {method} has no such penalty, got "
             f"{adapter.orthogonality}; leave it out, or choose one of bilora, bidora"
         )
-    if adapter.export_lora and method != "bilora":
+    if adapter.export_lora and method not in ("bilora", "lora_weight_decay"):
         raise UsageError(
-            f"argument --export_lora: only bilora is folded to a plain LoRA, got --method {method}"
+            f"argument --export_lora: only bilora and lora_weight_decay become a plain LoRA, got "
+            f"--method {method}"
         )
     if adapter.mask_rate is not None and method not in MASKING_METHODS:
         raise UsageError(
@@ -191,6 +192,8 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
             f"argument --control: method {method} has the controls {', '.join(known)}, got "
             f"{control!r}"
         )
+    if method == "lora_weight_decay":
+        check_response(level)
     if level.cross_fitting is not None:
         fits = adapter.bi_level and control == "none" and level.upper_warmup_steps == 0
         if not fits or retraining == "none":
@@ -210,6 +213,21 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
         raise UsageError(
             f"argument --retraining: only autolora selects ranks, got 'ranks' with --method "
             f"{method}; use values"
+        )
+
+
+def check_response(level: LevelOptions) -> None:
+    """Refuse what leaves out the response where the upper loss depends on nothing else."""
+    remedy = "its decays act on held-out data through the lower level's response alone"
+    if level.control in ("joint", "two_stage"):
+        raise UsageError(
+            f"argument --control: with --method lora_weight_decay {remedy}, got "
+            f"{level.control!r}; choose none or same_data"
+        )
+    if level.hypergradient == "alternating":
+        raise UsageError(
+            f"argument --hypergradient: with --method lora_weight_decay {remedy}, got "
+            f"'alternating'; choose another one, such as darts"
         )
 
 

@@ -14,11 +14,13 @@ from adapters import (
     Binarisation,
     DirectionOrthogonality,
     Orthogonality,
+    WeightDecay,
     levels,
     mean_loss,
+    penalised,
     two_level,
 )
-from applications.common.arguments import AdapterOptions, LevelOptions, RunOptions
+from applications.common.arguments import AdapterOptions, LevelOptions, Options, RunOptions
 from applications.common.batches import Batch
 from blo import (
     Method,
@@ -116,6 +118,8 @@ def training_loss(model: nn.Module, options: AdapterOptions) -> Loss:
 
 def penalties(options: AdapterOptions) -> list[Penalty]:
     """What is added to the lower loss."""
+    if options.method == "lora_weight_decay":
+        return [WeightDecay()]
     weight, squared = options.orthogonality, options.orthogonality_squared
     if weight == 0:
         return []
@@ -123,13 +127,21 @@ def penalties(options: AdapterOptions) -> list[Penalty]:
     return [kind(weight, squared)]
 
 
-def penalised(loss: Loss, model: nn.Module, penalty: Sequence[Penalty]) -> Loss:
-    """The loss with the penalties of the model added."""
+def upper_penalties(options: AdapterOptions) -> list[Penalty]:
+    """What is added to the upper loss."""
+    return [Binarisation(options.binarisation)] if options.binarisation > 0 else []
 
-    def whole(batch: Batch) -> Any:
-        return sum((term(model) for term in penalty), start=loss(batch))
 
-    return whole
+def lower_adamw(model: nn.Module, options: RunOptions) -> AdamW:
+    """The optimizer of the lower level."""
+    return adamw(levels(model).lower, options.learning_rate, options.weight_decay, options)
+
+
+def upper_adamw(model: nn.Module, options: Options) -> AdamW:
+    """The optimizer of the upper level, at the lower level's rate where it has none of its own."""
+    level, run = options.levels, options.run
+    rate = level.upper_learning_rate or run.learning_rate
+    return adamw(levels(model).upper, rate, level.upper_weight_decay, run)
 
 
 def one_level(
@@ -138,20 +150,19 @@ def one_level(
     *,
     optimizer: Optimizer,
     schedule: LRScheduler,
-    adapter: AdapterOptions,
-    run: RunOptions,
-    name: str = "lower",
+    options: Options,
     penalty: Sequence[Penalty] = (),
+    name: str = "lower",
 ) -> ProblemGraph:
     """Plain training of what the optimizer holds."""
     problem = Problem(
         name,
-        penalised(training_loss(model, adapter), model, penalty),
+        penalised(model, training_loss(model, options.adapter), penalty),
         model,
         optimizer,
         batches,
         scheduler=schedule,
-        accumulate=run.gradient_accumulation_steps,
+        accumulate=options.run.gradient_accumulation_steps,
     )
     return ProblemGraph([problem])
 
@@ -164,14 +175,11 @@ def bi_level(
     lower: Optimizer,
     lower_schedule: LRScheduler,
     updates: Plan,
-    adapter: AdapterOptions,
-    level: LevelOptions,
-    run: RunOptions,
+    options: Options,
 ) -> ProblemGraph:
     """The adapter's two levels, D1 below and D2 above."""
-    upper_rate = level.upper_learning_rate or run.learning_rate
-    upper = adamw(levels(model).upper, upper_rate, level.upper_weight_decay, run)
-    weight = adapter.binarisation
+    adapter, run = options.adapter, options.run
+    upper = upper_adamw(model, options)
     return two_level(
         model,
         loss=training_loss(model, adapter),
@@ -179,11 +187,11 @@ def bi_level(
         lower_batches=lower_batches,
         upper_optimizer=upper,
         lower_optimizer=lower,
-        method=method(level),
+        method=method(options.levels),
         steps=updates.steps,
         accumulate=run.gradient_accumulation_steps,
         upper_scheduler=scheduler(upper, updates.num_upper_steps, run),
         lower_scheduler=lower_schedule,
         penalty=penalties(adapter),
-        upper_penalty=[Binarisation(weight)] if weight > 0 else [],
+        upper_penalty=upper_penalties(adapter),
     )

@@ -9,7 +9,13 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, TaskType, get
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, LoraDropoutConfig
+from adapters import (
+    AutoLoraConfig,
+    BiDoraConfig,
+    BiLoraConfig,
+    LoraDropoutConfig,
+    LoraWeightDecayConfig,
+)
 from applications.common.arguments import MASKING_METHODS, AdapterOptions, ModelOptions
 from applications.common.carried import minilm_folder
 from applications.common.errors import UsageError
@@ -118,7 +124,10 @@ def adapter_config(options: AdapterOptions, task_type: TaskType, *, num_steps: i
     try:
         if method == "bilora":
             return BiLoraConfig(
-                values=options.singular_values, scale_by_rank=options.scale_by_rank, **common
+                values=options.singular_values,
+                scale_by_rank=options.scale_by_rank,
+                tied=options.tied_values,
+                **common,
             )
         if method == "bidora":
             return BiDoraConfig(norm_axis=options.norm_axis, **common)
@@ -126,6 +135,9 @@ def adapter_config(options: AdapterOptions, task_type: TaskType, *, num_steps: i
             return AutoLoraConfig(**common)
         if method == "lora_dropout":
             return LoraDropoutConfig(**common)
+        if method == "lora_weight_decay":
+            start = options.initial_weight_decay
+            return LoraWeightDecayConfig(initial_weight_decay=start, **common)
         if method == "adalora":
             return adalora_config(common, num_steps)
         return LoraConfig(use_dora=method == "dora", **common)

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
-from adapters import Allocation, Binarisation, levels, retrain, retrain_config
+from adapters import Allocation, retrain, retrain_config
 from applications.common import graphs, models
 from applications.common.arguments import Options
 from applications.common.batches import training_batches
@@ -134,8 +134,7 @@ def num_rows(work: Workload) -> int:
 
 def one_level(work: Workload, model: Model, steps: int) -> Phase:
     """Plain training of all trainable parameters."""
-    options = work.options
-    run = options.run
+    options, run = work.options, work.options.run
     optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
     stateful: tuple[Stateful, ...] = ()
     if options.adapter.method == "adalora":
@@ -146,69 +145,58 @@ def one_level(work: Workload, model: Model, steps: int) -> Phase:
         work.batches(work.lower, run.seed),
         optimizer=optimizer,
         schedule=graphs.scheduler(optimizer, steps, run),
-        adapter=options.adapter,
-        run=run,
+        options=options,
     )
     return Phase("training", model, graph, Plan(steps, 1, False), True, stateful)
 
 
 def joint(work: Workload, model: Model, steps: int) -> Phase:
     """The parameters of both levels trained together on all the data, each at its own rate."""
-    options = work.options
-    adapter, run, split = options.adapter, options.run, levels(model)
-    rate = options.levels.upper_learning_rate or run.learning_rate
-    optimizer = graphs.adamw(split.lower, run.learning_rate, run.weight_decay, run)
-    decay = options.levels.upper_weight_decay
-    optimizer.add_param_group({"params": split.upper, "lr": rate, "weight_decay": decay})
-    weight = adapter.binarisation
-    upper_penalty = [Binarisation(weight)] if weight > 0 else []
+    options, run = work.options, work.options.run
+    optimizer = graphs.lower_adamw(model, run)
+    (upper,) = graphs.upper_adamw(model, options).param_groups
+    optimizer.add_param_group(upper)
     graph = graphs.one_level(
         model,
         work.batches(work.splits.train, run.seed),
         optimizer=optimizer,
         schedule=graphs.scheduler(optimizer, steps, run),
-        adapter=adapter,
-        run=run,
-        penalty=[*graphs.penalties(adapter), *upper_penalty],
+        options=options,
+        penalty=[*graphs.penalties(options.adapter), *graphs.upper_penalties(options.adapter)],
     )
     return Phase("training", model, graph, Plan(steps, 1, False), True)
 
 
 def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
     """The lower level on D1 to its end, then the upper one on D2: no nesting."""
-    options = work.options
-    adapter, run, split = options.adapter, options.run, levels(model)
-    lower = graphs.adamw(split.lower, run.learning_rate, run.weight_decay, run)
+    options, run = work.options, work.options.run
+    lower = graphs.lower_adamw(model, run)
     graph = graphs.one_level(
         model,
         work.batches(work.lower, run.seed),
         optimizer=lower,
         schedule=graphs.scheduler(lower, steps, run),
-        adapter=adapter,
-        run=run,
-        penalty=graphs.penalties(adapter),
+        options=options,
+        penalty=graphs.penalties(options.adapter),
     )
     yield Phase("training", model, graph, Plan(steps, 1, False), False)
     upper_steps = -(-steps // options.levels.lower_steps)
-    rate = options.levels.upper_learning_rate or run.learning_rate
-    upper = graphs.adamw(split.upper, rate, options.levels.upper_weight_decay, run)
+    upper = graphs.upper_adamw(model, options)
     graph = graphs.one_level(
         model,
         work.batches(work.upper, run.seed + 1),
         optimizer=upper,
         schedule=graphs.scheduler(upper, upper_steps, run),
-        adapter=adapter,
-        run=run,
+        options=options,
+        penalty=graphs.upper_penalties(options.adapter),
         name="upper",
-        penalty=[Binarisation(adapter.binarisation)] if adapter.binarisation > 0 else [],
     )
     yield Phase("values", model, graph, Plan(upper_steps, 0, True), True)
 
 
 def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
     """The two levels, after a warm-up of the lower one where it is asked for."""
-    options = work.options
-    adapter, level, run = options.adapter, options.levels, options.run
+    options, level, run = work.options, work.options.levels, work.options.run
     # Rounds are whole: the last one may take a few lower steps more than were asked for.
     warm_up = level.upper_warmup_steps
     if warm_up >= steps:
@@ -217,8 +205,7 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
             f"{warm_up}"
         )
     updates = Plan(-(-(steps - warm_up) // level.lower_steps), level.lower_steps, True)
-    last = level.retraining == "none"
-    lower = graphs.adamw(levels(model).lower, run.learning_rate, run.weight_decay, run)
+    lower = graphs.lower_adamw(model, run)
     schedule = graphs.scheduler(lower, warm_up + updates.num_lower_steps, run)
     lower_batches = work.batches(work.lower, run.seed)
     if warm_up:
@@ -227,9 +214,8 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
             lower_batches,
             optimizer=lower,
             schedule=schedule,
-            adapter=adapter,
-            run=run,
-            penalty=graphs.penalties(adapter),
+            options=options,
+            penalty=graphs.penalties(options.adapter),
         )
         yield Phase("warm_up", model, graph, Plan(warm_up, 1, False), False)
     graph = graphs.bi_level(
@@ -239,11 +225,9 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
         lower=lower,
         lower_schedule=schedule,
         updates=updates,
-        adapter=adapter,
-        level=level,
-        run=run,
+        options=options,
     )
-    yield Phase("search", model, graph, updates, last)
+    yield Phase("search", model, graph, updates, level.retraining == "none")
 
 
 def cross_fitting(work: Workload, model: Model, steps: int, count: int) -> Phase:
@@ -295,8 +279,7 @@ def retraining(work: Workload, searched: Model) -> Phase:
         work.batches(work.splits.train, run.seed + 2),
         optimizer=optimizer,
         schedule=graphs.scheduler(optimizer, steps, run),
-        adapter=adapter,
-        run=run,
+        options=options,
         penalty=penalty,
     )
     return Phase("retraining", model, graph, Plan(steps, 1, False), True)

@@ -13,7 +13,14 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from adapters import AutoLoraConfig, BiDoraConfig, BiLoraConfig, LoraDropoutConfig, SoraConfig
+from adapters import (
+    AutoLoraConfig,
+    BiDoraConfig,
+    BiLoraConfig,
+    LoraDropoutConfig,
+    LoraWeightDecayConfig,
+    SoraConfig,
+)
 
 Batch = dict[str, Tensor]
 
@@ -22,10 +29,12 @@ BILORA: dict[str, dict[str, Any]] = {
     "softmax": {"values": "softmax"},
     "softmax-rank": {"values": "softmax", "scale_by_rank": True},
     "binary": {"values": "binary"},
+    "tied": {"values": "real", "tied": True},
 }
 DIAGONAL = [*BILORA, "autolora", "sora"]
 METHODS = [*DIAGONAL, "bidora"]
-ALL = [*METHODS, "dropout"]  # LoRA Dropout with learned rates: random in training mode
+# LoRA Dropout with learned rates is random in training mode.
+ALL = [*METHODS, "dropout"]
 
 
 def config(method: str, **options: Any) -> LoraConfig:
@@ -33,6 +42,8 @@ def config(method: str, **options: Any) -> LoraConfig:
     options = {"r": 3, "lora_alpha": 6, **options}
     if method == "bidora":
         return BiDoraConfig(**options)
+    if method == "decay":
+        return LoraWeightDecayConfig(**options)
     if method == "dropout":
         return LoraDropoutConfig(mask_rate=0.4, learn_mask_rate=True, **options)
     if method == "autolora":

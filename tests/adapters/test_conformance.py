@@ -108,6 +108,7 @@ def test_a_saved_configuration_is_the_one_in_use(method: str, tmp_path: Path) ->
         "bidora": "LORA",
         "autolora": "AUTOLORA",
         "sora": "SORA",
+        "decay": "LORA_WEIGHT_DECAY",
         "dropout": "LORA_DROPOUT",
     }
     assert saved["peft_type"] == own.get(method, "BILORA")
@@ -133,7 +134,9 @@ def test_several_adapters_keep_apart(method: str, tmp_path: Path) -> None:
     second = output(model, batch)
     assert not torch.allclose(second, first)
     assert all(".second" in name for name in levels(model).upper_names)
-    assert levels(model).upper[0].shape == {"bidora": (32,), "dropout": (1,)}.get(method, (2,))
+    assert levels(model).upper[0].shape == {"bidora": (32,), "dropout": (1,), "tied": (1,)}.get(
+        method, (2,)
+    )
     model.save_pretrained(tmp_path)
     model.set_adapter("default")
     assert torch.equal(output(model, batch), first)

@@ -24,7 +24,8 @@ def test_levels_are_a_partition_of_the_trainable_parameters(base: str, method: s
 @pytest.mark.parametrize("method", METHODS)
 def test_the_upper_level_holds_one_vector_a_layer(method: str) -> None:
     split = levels(adapted("bert", method))
-    size, name = (32, "magnitude") if method == "bidora" else (3, "diagonal")
+    size = {"bidora": 32, "tied": 1}.get(method, 3)
+    name = "magnitude" if method == "bidora" else "diagonal"
     assert [tuple(p.shape) for p in split.upper] == [(size,)] * 4
     assert all(name in n for n in split.upper_names)
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,24 @@ from applications.common.arguments import GenerationOptions, ModelOptions, Optio
 from applications.common.command_line import GROUPS, parse_options
 from applications.common.experiment import completed
 from applications.common.generation import TextGeneration
-from applications.common.outputs import RunFolder
 from applications.common.phases import prepare
 from applications.common.splits import split_task
 from applications.common.text_metrics import text_scores
-from tests.applications.tiny_runs import ALL_METHODS, METHODS, Run, logged, reloaded, run, untimed
+from tests.applications.tiny_runs import (
+    ALL_METHODS,
+    METHODS,
+    Run,
+    cut_and_resumed,
+    logged,
+    reloaded,
+    run,
+    untimed,
+)
 from tests.applications.tiny_writers import ARCHITECTURES, write_data, write_model
 
 FAMILY = TextGeneration()
 ONE = pytest.mark.parametrize("writer", ["gpt2"], indirect=True)
 NLG_GROUPS = {**GROUPS, "generation": GenerationOptions}
-
-
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +94,12 @@ def test_every_method_starts_as_the_base_model(method: str, writer: Run) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_is_the_straight_run_bit_for_bit(
-    method: str, writer: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(method: str, writer: Run) -> None:
     flags = ("--max_steps", "8", "--save_steps", "3", "--eval_steps", "4")
     flags += ("--predict_with_generate",)
-    straight, straight_folder = run(writer(method, *flags, folder="straight"), FAMILY)
-    log = RunFolder.log
-
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
-        log(folder, line)
-        if line["round"] == 4:
-            raise PowerCutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(writer(method, *flags, folder="cut"), FAMILY)
-    resumed, folder = run(writer(method, *flags, "--resume", folder="cut"), FAMILY)
-    assert untimed(resumed) == untimed(straight)
-    assert logged(folder) == logged(straight_folder)
+    cut, straight = cut_and_resumed(partial(writer, method, *flags), (None, 4), FAMILY)
     for name in ("generated.jsonl", "adapter/adapter_model.safetensors"):
-        assert (folder / name).read_bytes() == (straight_folder / name).read_bytes()
+        assert (cut / name).read_bytes() == (straight / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", METHODS)

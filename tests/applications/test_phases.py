@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,33 @@ def work_of(options: Any) -> Any:
     options = completed(options, FAMILY)
     task = FAMILY.load_task(options.data)
     return prepare(options, FAMILY, task, split_task(task, options.data))
+
+
+def test_learned_weight_decay_is_trained_above_and_added_below(tiny: Run) -> None:
+    # The scale keeps the hypergradient above the epsilon of AdamW.
+    flags = ("--initial_weight_decay", "0.5", "--hypergradient_scale", "1")
+    options = tiny("lora_weight_decay", *flags)
+    phase = next(phases(work_of(options)))
+    upper, lower = phase.graph.problems
+    batch = next(iter(lower.batches))
+    phase.model.eval()  # no dropout
+    named = dict(phase.model.named_parameters())
+    factors = [p for n, p in named.items() if "lora_A" in n or "lora_B" in n]
+    penalty = 0.5 / 2 * sum(p.square().sum() for p in factors)
+    plain = phase.model(**batch).loss
+    assert lower.loss(batch).item() == pytest.approx((plain + penalty).item(), rel=1e-6)
+    assert upper.loss(batch).item() == pytest.approx(plain.item(), rel=1e-6)
+    _, folder = run(options)
+    decays = [v for n, v in values(folder).items() if "lora_log_decay" in n]
+    assert len(decays) == 4
+    assert all(abs(v.item() - math.log(0.5)) > 1e-3 for v in decays)
+
+
+def test_tied_values_are_one_number_a_layer(tiny: Run) -> None:
+    summary, folder = run(tiny("bilora", "--singular_values", "real", "--tied_values"))
+    found = upper(values(folder))
+    assert summary["upper_params"] == len(found) == 4
+    assert all(v.shape == (1,) and v.item() != 1 for v in found.values())
 
 
 @pytest.mark.parametrize("method", ["bilora", "bidora"])
@@ -237,6 +265,12 @@ def test_patience_ends_a_run_and_a_resumed_one_stays_ended(tiny: Run) -> None:
     "method, flags, message",
     [
         ("lora", ["--control", "joint"], r"--control: method lora .*got 'joint'"),
+        ("lora_weight_decay", ["--control", "joint"], r"--control: .*response alone, got 'joint'"),
+        ("lora_weight_decay", ["--control", "two_stage"], "--control: .*response alone"),
+        ("lora_weight_decay", ["--hypergradient", "alternating"], "--hypergradient: .*alone"),
+        ("lora_weight_decay", ["--mask_rate", "0.5"], "lora_weight_decay has no masks"),
+        ("lora_weight_decay", ["--initial_weight_decay", "0"], "--initial_weight_decay: .*got 0"),
+        ("bilora", ["--tied_values"], "--tied_values: needs --singular_values real"),
         ("bilora", ["--control", "lower_data_only"], "--control: method bilora"),
         ("lora", ["--retraining", "values"], "--retraining: there is no search"),
         ("bilora", ["--control", "joint", "--retraining", "values"], "no search to retrain"),

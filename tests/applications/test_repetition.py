@@ -1,24 +1,27 @@
 """What can be repeated: a run from its seed, from a checkpoint, from its saved adapter."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 
 from applications.common import phases
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
-from applications.common.outputs import RunFolder
-from tests.applications.tiny_runs import METHODS, Run, logged, reloaded, run, untimed
-
-
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
-
+from tests.applications.tiny_runs import (
+    METHODS,
+    Run,
+    cut_and_resumed,
+    logged,
+    reloaded,
+    run,
+    same_tensors,
+    untimed,
+)
 
 CUTS = [
     *((method, (), "search" if method.startswith("bi") else "training") for method in METHODS),
@@ -27,6 +30,8 @@ CUTS = [
     ("lora_dropout", (), "training"),
     ("lora_dropout", ("--learn_mask_rate",), "search"),
     ("bidora", (), "retraining"),
+    ("bilora", ("--singular_values", "real", "--tied_values"), "search"),
+    ("lora_weight_decay", ("--retraining", "values"), "retraining"),
     ("autolora", (), "retraining"),
     ("bilora", ("--upper_warmup_steps", "2"), "search"),
     ("bilora", ("--control", "two_stage"), "values"),
@@ -36,29 +41,12 @@ CUTS = [
 
 @pytest.mark.parametrize("method, extra, phase", CUTS)
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(
-    method: str, extra: tuple[str, ...], phase: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
+    method: str, extra: tuple[str, ...], phase: str, tiny: Run
 ) -> None:
     flags = ("--max_steps", "8", "--save_steps", "3", "--eval_steps", "4", *extra)
-    straight, straight_folder = run(tiny(method, *flags, folder="straight"))
-    log = RunFolder.log
-
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
-        log(folder, line)
-        if (line["phase"], line["round"]) == (phase, 4):
-            raise PowerCutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(tiny(method, *flags, folder="cut"))
-    resumed, folder = run(tiny(method, *flags, "--resume", folder="cut"))
-    assert untimed(resumed) == untimed(straight)
-    assert logged(folder) == logged(straight_folder)
+    cut, straight = cut_and_resumed(partial(tiny, method, *flags), (phase, 4))
     name = "model/model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
-    ours, theirs = (load_file(f / name) for f in (folder, straight_folder))
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key])
+    same_tensors(cut / name, straight / name)
 
 
 def test_resuming_where_there_is_no_checkpoint_starts_afresh(tiny: Run) -> None:

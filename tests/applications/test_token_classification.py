@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from applications import nlu, token_classification
 from applications.common.arguments import Options
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
 from applications.common.experiment import finetune
-from applications.common.outputs import RunFolder
 from applications.common.splits import split_task
 from applications.common.tagging import IGNORED, TokenClassification
 from tests.applications.conftest import FILLERS, TOPICS
-from tests.applications.tiny_runs import METHODS, logged, reloaded, run, untimed
+from tests.applications.tiny_runs import (
+    METHODS,
+    cut_and_resumed,
+    reloaded,
+    run,
+    same_tensors,
+    untimed,
+)
 
 FAMILY = TokenClassification()
 Words = Callable[..., list[str]]
@@ -61,35 +66,16 @@ def words(tiny_model: str, sentences: Path, tmp_path: Path) -> Words:
     return line
 
 
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("method", ["lora", "bilora", "bidora"])
-def test_a_resumed_run_is_the_straight_run_bit_for_bit(
-    method: str, words: Words, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("--save_steps", "2", "--eval_steps", "3")
-    straight, straight_folder = run(parse_options(words(method, *flags, folder="a")), FAMILY)
-    log = RunFolder.log
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(method: str, words: Words) -> None:
+    def make(*flags: str, folder: str) -> Options:
+        return parse_options(
+            words(method, "--save_steps", "2", "--eval_steps", "3", *flags, folder=folder)
+        )
 
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
-        log(folder, line)
-        if line["round"] == 3:
-            raise PowerCutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(parse_options(words(method, *flags, folder="b")), FAMILY)
-    resumed, folder = run(parse_options(words(method, *flags, "--resume", folder="b")), FAMILY)
-    assert untimed(resumed) == untimed(straight)
-    assert logged(folder) == logged(straight_folder)
-    name = "adapter_model.safetensors"
-    ours, theirs = (load_file(f / "adapter" / name) for f in (folder, straight_folder))
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key])
+    cut, straight = cut_and_resumed(make, (None, 3), FAMILY)
+    name = "adapter/adapter_model.safetensors"
+    same_tensors(cut / name, straight / name)
 
 
 @pytest.mark.parametrize("method", METHODS)

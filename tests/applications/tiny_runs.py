@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from applications.common.arguments import Options
 from applications.common.classification import TextClassification
@@ -60,3 +62,46 @@ def reloaded(
         stage="final",
     )
     return found.metrics[task.metric], found.loss
+
+
+class PowerCutError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_and_resumed(
+    make: Callable[..., Options], place: tuple[str | None, int], family: Family = FAMILY
+) -> tuple[Path, Path]:
+    """The folders of a run cut right after a log line and resumed, and of the same run uncut.
+
+    Their summaries and their logs are found to be the same.
+
+    Args:
+        make: from further flags and ``folder`` to the options of the run.
+        place: the phase (None for any) and the round of the line.
+        family: the kind of fine-tuning.
+    """
+    straight, straight_folder = run(make(folder="straight"), family)
+    log = RunFolder.log
+
+    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
+        log(folder, line)
+        phase, number = place
+        if line["round"] == number and phase in (None, line["phase"]):
+            raise PowerCutError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "log", cut)
+        with pytest.raises(PowerCutError):
+            run(make(folder="cut"), family)
+    resumed, folder = run(make("--resume", folder="cut"), family)
+    assert untimed(resumed) == untimed(straight)
+    assert logged(folder) == logged(straight_folder)
+    return folder, straight_folder
+
+
+def same_tensors(one: Path, other: Path) -> None:
+    """The two safetensors files hold the same, bit for bit."""
+    ours, theirs = load_file(one), load_file(other)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key])
