@@ -19,6 +19,7 @@ Hypergradient = Literal[
 ]
 Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
 Retraining = Literal["none", "values", "ranks"]
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
 def option(default: T, description: str, *aliases: str) -> T:
@@ -266,6 +267,9 @@ class LevelOptions:
     upper_learning_rate: float | None = option(
         None, "learning rate of the upper level; default: --learning_rate"
     )
+    upper_lr_scheduler_type: str | None = option(
+        None, "schedule of the upper level's learning rate; default: --lr_scheduler_type"
+    )
     upper_weight_decay: float = option(0.0, "decoupled weight decay of the upper level")
     upper_warmup_steps: int = option(0, "lower updates before the first upper one")
     hypergradient: Hypergradient = option(
@@ -300,6 +304,9 @@ class LevelOptions:
         rate, steps = self.retraining_learning_rate, self.retraining_steps
         require(rate is None or rate > 0, "retraining_learning_rate", rate, "must be > 0")
         require(steps is None or steps > 0, "retraining_steps", steps, "must be at least 1")
+        schedule = self.upper_lr_scheduler_type
+        known = schedule is None or schedule in SCHEDULES
+        require(known, "upper_lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
         method, damping = self.hypergradient, self.hypergradient_damping
         if method not in ("darts", "t1t2", "neumann") and scale is not None:
             remedy = f"{method} has no scale; choose darts, t1t2 or neumann"
@@ -378,9 +385,8 @@ class RunOptions:
         require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "must be > 0")
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
-        known = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
         schedule = self.lr_scheduler_type
-        require(schedule in known, "lr_scheduler_type", schedule, f"must be one of {known}")
+        require(schedule in SCHEDULES, "lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
 
 
 @dataclass(frozen=True)

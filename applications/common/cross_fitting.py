@@ -129,7 +129,7 @@ def cross_fitted(
                 folds, collator, size=run.per_device_train_batch_size, seed=run.seed + 1
             ),
             reads=names,
-            scheduler=graphs.scheduler(upper, updates.num_upper_steps, run),
+            scheduler=graphs.upper_scheduler(upper, updates.num_upper_steps, options),
             accumulate=run.gradient_accumulation_steps,
         )
     ]

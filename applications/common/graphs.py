@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,6 +86,12 @@ def scheduler(optimizer: Optimizer, total: int, options: RunOptions) -> LRSchedu
     schedule = get_scheduler(options.lr_scheduler_type, optimizer, warmup, total)
     assert isinstance(schedule, LRScheduler)
     return schedule
+
+
+def upper_scheduler(optimizer: Optimizer, total: int, options: Options) -> LRScheduler:
+    """The upper level's schedule, that of the lower one where it has none of its own."""
+    kind = options.levels.upper_lr_scheduler_type or options.run.lr_scheduler_type
+    return scheduler(optimizer, total, replace(options.run, lr_scheduler_type=kind))
 
 
 def method(options: LevelOptions) -> Method:
@@ -178,7 +184,7 @@ def bi_level(
     options: Options,
 ) -> ProblemGraph:
     """The adapter's two levels, D1 below and D2 above."""
-    adapter, run = options.adapter, options.run
+    adapter = options.adapter
     upper = upper_adamw(model, options)
     return two_level(
         model,
@@ -189,8 +195,8 @@ def bi_level(
         lower_optimizer=lower,
         method=method(options.levels),
         steps=updates.steps,
-        accumulate=run.gradient_accumulation_steps,
-        upper_scheduler=scheduler(upper, updates.num_upper_steps, run),
+        accumulate=options.run.gradient_accumulation_steps,
+        upper_scheduler=upper_scheduler(upper, updates.num_upper_steps, options),
         lower_scheduler=lower_schedule,
         penalty=penalties(adapter),
         upper_penalty=upper_penalties(adapter),

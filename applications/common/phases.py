@@ -186,7 +186,7 @@ def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
         model,
         work.batches(work.upper, run.seed + 1),
         optimizer=upper,
-        schedule=graphs.scheduler(upper, upper_steps, run),
+        schedule=graphs.upper_scheduler(upper, upper_steps, options),
         options=options,
         penalty=graphs.upper_penalties(options.adapter),
         name="upper",

@@ -62,6 +62,17 @@ def test_learned_weight_decay_is_trained_above_and_added_below(tiny: Run) -> Non
     assert max(abs(v.item() - math.log(0.5)) for v in decays) > 1e-3
 
 
+@pytest.mark.parametrize("flags", [[], ["--control", "two_stage"], ["--cross_fitting", "2"]])
+def test_the_upper_level_may_have_a_schedule_of_its_own(flags: list[str], tiny: Run) -> None:
+    rates = ["--upper_learning_rate", "0.5", "--upper_lr_scheduler_type", "constant"]
+    _, folder = run(tiny("bilora", *rates, *flags))
+    found = [line["learning_rates"] for line in logged(folder) if "losses" in line]
+    upper = [line["upper"] for line in found if "upper" in line]
+    assert set(upper) == {0.5}
+    lower = [rate for line in found for name, rate in line.items() if name != "upper"]
+    assert min(lower) < max(lower) <= 1e-2
+
+
 def test_tied_values_are_one_number_a_layer(tiny: Run) -> None:
     summary, folder = run(tiny("bilora", "--singular_values", "real", "--tied_values"))
     found = upper(values(folder))
