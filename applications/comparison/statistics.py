@@ -4,7 +4,6 @@ A difference belongs to a task, train size and seed; differences of one task and
 cell. All p-values are two-sided.
 """
 
-import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special, stats  # type: ignore[import-untyped]
 
 LEVEL = 0.95
 NUM_RESAMPLES = 9999
@@ -109,15 +108,7 @@ def signed_rank(values: Sequence[float], *, level: float = LEVEL) -> SignedRank:
 
 def doubled_ranks(values: Sequence[float]) -> list[int]:
     """Twice the rank of each value, from 1; equal values share the mean of their ranks."""
-    ordered = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0] * len(values)
-    first = 1
-    for _, group in itertools.groupby(ordered, key=values.__getitem__):
-        members = list(group)
-        for member in members:
-            ranks[member] = 2 * first + len(members) - 1
-        first += len(members)
-    return ranks
+    return [round(2 * rank) for rank in stats.rankdata(values)]
 
 
 def rank_biserial(values: Sequence[float]) -> float | None:
