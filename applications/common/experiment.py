@@ -29,7 +29,7 @@ from applications.common.phases import Model, Phase, Workload, phases, prepare
 from applications.common.report import run_report
 from applications.common.splits import at_most, sizes, split_task
 from applications.common.summary import at_step, num_parameters, summarise
-from applications.common.training import Loop, Trained, put_values, trained_values
+from applications.common.training import Loop, Trained, put_values
 from blo import Engine
 
 Say = Callable[[str], None]
@@ -116,17 +116,19 @@ def selection_data(work: Workload) -> Dataset | None:
 def selected_step(
     work: Workload, phase: Phase, done: Trained, folder: RunFolder, held_out: Dataset | None
 ) -> dict[str, Any] | None:
-    """The numbers of the selected step, whose model goes to ``selected/``; the result stays."""
+    """The numbers of the selected step, whose model goes to ``selected/``.
+
+    The model that is left is that of the selected step.
+    """
     if done.selected is None or held_out is None:
         return None
-    score, final = scorer(phase.model, work), trained_values(phase.model)
+    score = scorer(phase.model, work)
     put_values(phase.model, folder.read_selected())
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")
     result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
     folder.save_model(phase.model, "selected")
-    put_values(phase.model, final)
     return result
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.pilot.tables [--collect RUNS]
 
 ``--collect RUNS`` first copies what the grids in RUNS (folders comparison, leads ...) left to
-``benchmarks/results/pilot/``: results.jsonl, summary.json, and curves.jsonl, the evaluations
-during training of every run.
+``benchmarks/results/pilot/``: results.jsonl, and curves.jsonl, the evaluations during training of
+every run.
 """
 
 import argparse
@@ -18,21 +18,23 @@ from matplotlib.figure import Figure
 from applications.common.outputs import RunFolder
 from applications.comparison.folder import run_places
 from applications.comparison.results import LABELS, order, read_lines, write_lines
-from applications.comparison.summary import (
-    Cell,
-    Result,
-    cell_of,
-    cell_summary,
-    cells_of,
-    compared,
-)
+from applications.comparison.statistics import Spread, spread
+from applications.comparison.summary import Cell, Result, cell_of, cells_of, compared, value
 from benchmarks.accuracy import write_between
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "pilot"
 PAGE = ROOT / "docs" / "results.md"
-GRIDS = {"comparison": "lora", "leads": "pace5"}
+GRIDS = {"comparison": "lora", "longer": "lora", "leads": "pace5"}
 """The grids in the page, and the variant that the others are compared with."""
+TABLES = (
+    ("comparison", ("sst2", "300")),
+    ("longer", ("sst2", "1000")),
+    ("longer", ("wnut17", "300")),
+    ("leads", ("sst2", "300")),
+)
+"""The grid and the cell of each table; those of comparisons have learning curves too."""
+SELECTED = ("comparison", ("sst2", "300"))
 DRAWN = (
     *("lora", "lora_d1_only", "dora", "bilora_real", "bilora_softmax", "bilora_softmax_joint"),
     "bidora",
@@ -47,7 +49,6 @@ def collect(source: Path, target: Path) -> None:
     shutil.copyfile(source / "results.jsonl", target / "results.jsonl")
     if target.name not in GRIDS:
         return
-    shutil.copyfile(source / "summary.json", target / "summary.json")
     curves = []
     for place in run_places(source):
         record = place.record()
@@ -62,17 +63,21 @@ def collect(source: Path, target: Path) -> None:
     write_lines(target / "curves.jsonl", sorted(curves, key=order))
 
 
-def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+def shown(found: Spread | None) -> str:
     """``mean ± standard deviation``."""
-    if not found:
+    if found is None:
         return "-"
-    deviation = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{deviation}"
+    return f"{found.mean:.3f}" if found.std is None else f"{found.mean:.3f} ± {found.std:.3f}"
 
 
-def difference(results: Sequence[Result], variant: str, reference: str, outcome: str) -> str:
+def outcome(results: Sequence[Result], name: str) -> str:
+    """Mean and standard deviation of a number of the final step, over the results that have it."""
+    return shown(spread([n for r in results if (n := value(r, name, "final")) is not None]))
+
+
+def difference(results: Sequence[Result], variant: str, reference: str, name: str) -> str:
     """The mean paired difference to the reference, and its 95 % interval."""
-    row = compared(results, (variant, reference), outcome) if variant != reference else None
+    row = compared(results, (variant, reference), name) if variant != reference else None
     if row is None:
         return "-"
     text = f"{row['difference']:+.3f}"
@@ -89,16 +94,19 @@ def table(results: Sequence[Result], cell: Cell, reference: str) -> str:
     heads = ["variant", "n", *HEADS, f"test, minus {reference}", "loss, minus", "units", "s"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for variant in variants:
-        found = cell_summary(chosen, cell, variant)
+        runs = [result for result in chosen if result["variant"] == variant]
+        units, seconds = (
+            sum(run[name] for run in runs) / len(runs) for name in ("num_gradients", "wall_seconds")
+        )
         cells = [
-            *(f"`{variant}`", str(len(found["seeds"]))),
-            *(spread(found["final"][name]) for name in COLUMNS),
+            *(f"`{variant}`", str(len(runs))),
+            *(outcome(runs, name) for name in COLUMNS),
             *(
                 difference(chosen, variant, reference, name)
                 for name in ("test_metric", "test_loss")
             ),
-            f"{found['costs']['num_gradients']['mean']:.0f}",
-            f"{found['costs']['wall_seconds']['mean']:.0f}",
+            f"{units:.0f}",
+            f"{seconds:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -118,7 +126,7 @@ def selected_table(results: Sequence[Result], cell: Cell, reference: str) -> str
         found = [r["selected"] for r in chosen if r["variant"] == variant]
         steps = ", ".join(str(one["lower_steps"]) for one in found)
         names = ("train_metric", "test_metric", "test_loss", "ece")
-        cells = [mean_of([one[name] for one in found]) for name in names]
+        cells = [shown(spread([one[name] for one in found])) for name in names]
         lines.append("| " + " | ".join([f"`{variant}`", str(len(found)), steps, *cells]) + " |")
     return "\n".join(lines)
 
@@ -151,32 +159,21 @@ def phase_table(results: Sequence[Result]) -> str:
             if not ends or None in ends:
                 continue
             name = runs[0]["metric_name"]
-            columns = [
-                [end[name] for end in ends],
-                [r["test_metric"] for r in runs],
-                [end["loss"] for end in ends],
-                [r["test_loss"] for r in runs],
+            before, loss = (spread([end[key] for end in ends]) for key in (name, "loss"))
+            cells = [
+                *(" ".join(cell), f"`{variant}`", str(len(runs))),
+                *(shown(before), outcome(runs, "test_metric")),
+                *(shown(loss), outcome(runs, "test_loss")),
             ]
-            cells = [" ".join(cell), f"`{variant}`", str(len(runs)), *map(mean_of, columns)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def mean_of(values: Sequence[float]) -> str:
-    """The mean and the standard deviation of some values."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.3f} ± {deviation:.3f}"
-
-
-def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Held-out metric and loss against lower steps and gradient units: means over the seeds."""
-    cells = sorted({(c["task_label"], c["train_size_label"]) for c in curves})
-    figure = Figure(figsize=(9, 2.9 * len(cells)), layout="constrained")
-    rows = figure.subplots(len(cells), 2, squeeze=False)
-    for (task, size), axes in zip(cells, rows, strict=True):
+def draw(found: Mapping[Cell, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Held-out loss against lower steps and gradient units, a row a cell: means over the seeds."""
+    figure = Figure(figsize=(9, 2.9 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 2, squeeze=False)
+    for ((task, size), curves), axes in zip(found.items(), rows, strict=True):
         for variant in DRAWN:
             runs = [
                 c["lines"]
@@ -204,19 +201,28 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def write() -> None:
     """Renew the page and its figure."""
-    for grid, reference in GRIDS.items():
-        if not (RESULTS / grid / "results.jsonl").exists():
-            continue
-        results = read_lines(RESULTS / grid / "results.jsonl")
-        for cell in cells_of(results):
-            write_between(PAGE, f"{grid} {' '.join(cell)}", table(results, cell, reference))
-        write_between(PAGE, f"{grid} phases", phase_table(results))
-    results = read_lines(RESULTS / "comparison" / "results.jsonl")
-    chosen = selected_table(results, ("sst2", "300"), GRIDS["comparison"])
-    write_between(PAGE, "selected sst2 300", chosen)
+    results = {grid: read_lines(RESULTS / grid / "results.jsonl") for grid in GRIDS}
+    for grid, cell in TABLES:
+        text = table(results[grid], cell, GRIDS[grid])
+        write_between(PAGE, f"{grid} {' '.join(cell)}", text)
+    grid, cell = SELECTED
+    chosen = selected_table(results[grid], cell, GRIDS[grid])
+    write_between(PAGE, f"selected {' '.join(cell)}", chosen)
+    shown_cells = [
+        result for grid, cell in TABLES for result in results[grid] if cell_of(result) == cell
+    ]
+    write_between(PAGE, "phases", phase_table(shown_cells))
     for grid in ("tune", "tune_wnut17"):
         write_between(PAGE, grid, tries_table(read_lines(RESULTS / grid / "results.jsonl")))
-    curves = read_lines(RESULTS / "comparison" / "curves.jsonl")
+    curves = {
+        cell: [
+            line
+            for line in read_lines(RESULTS / grid / "curves.jsonl")
+            if (line["task_label"], line["train_size_label"]) == cell
+        ]
+        for grid, cell in TABLES
+        if grid != "leads"
+    }
     draw(curves, ROOT / "docs" / "figures" / "pilot_curves.svg")
 
 

@@ -340,10 +340,12 @@ def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny:
     summary, folder = run(options)
     work = work_of(options)
     model = PeftModel.from_pretrained(work.base, str(folder / "adapter"))
+    found = scorer(model, work)(work.splits.test, "test")
+    assert found.loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    enlarge(model)
     before = torch.get_rng_state()
     found = scorer(model, work)(work.splits.test, "test")
     assert torch.equal(torch.get_rng_state(), before)
-    assert found.loss == pytest.approx(summary["test_loss"], rel=1e-6)
     rows = sorted(
         FAMILY.encode(work.splits.test, work.tokenizer, options),
         key=lambda row: len(row["input_ids"]),
@@ -358,7 +360,27 @@ def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny:
     alone = scorer(model, work_of(tiny("lora_dropout", "--ensemble", "false")))(
         work.splits.test, "test"
     )
-    assert alone.loss != found.loss
+    assert abs(alone.loss - found.loss) > 1e-4
+
+
+def enlarge(model: torch.nn.Module) -> None:
+    """Make B so large that masks matter."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 3, generator=torch.Generator().manual_seed(7))
+
+
+def test_lora_dropout_is_trained_on_the_mean_loss_under_several_masks(tiny: Run) -> None:
+    phase = next(phases(work_of(tiny("lora_dropout", "--num_masks", "3", "--mask_rate", "0.4"))))
+    enlarge(phase.model)
+    (problem,) = phase.graph.problems
+    batch = next(iter(problem.batches))
+    torch.manual_seed(0)
+    losses = [phase.model(**batch).loss.item() for _ in range(3)]
+    assert max(losses) - min(losses) > 1e-3
+    torch.manual_seed(0)
+    assert problem.loss(batch).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
 def test_adalora_prunes_to_the_rank_asked_for_and_has_loras_scale(tiny: Run) -> None:
@@ -368,6 +390,10 @@ def test_adalora_prunes_to_the_rank_asked_for_and_has_loras_scale(tiny: Run) -> 
     assert len(found) == 4  # query and value of two layers
     assert sum(value.shape[0] for value in found.values()) == 4 * 4  # pruned ranks are not saved
     phase = next(phases(work_of(tiny("adalora", *flags))))
+    settings = phase.model.peft_config["default"]
+    # The budget falls from 10 % to 70 % of the updates.
+    assert (settings.tinit, settings.total_step - settings.tfinal) == (4, 28)
+    assert settings.total_step == 40
     layers = [m for m in phase.model.modules() if hasattr(m, "ranknum")]
     assert len(layers) == 4
     for layer in layers:

@@ -45,6 +45,11 @@ def test_the_settings_are_those_of_the_released_scripts(model: str, task: str) -
     assert (run.adam_beta1, run.adam_beta2, run.adam_epsilon) == (0.9, 0.98, 1e-6)
     batch = 64 if (model, task) == ("roberta-large", "qnli") else 32
     assert run.per_device_train_batch_size == batch
+    # Betty's response is unscaled; one lower step an upper one, a fifth of the data above.
+    assert (level.hypergradient, level.hypergradient_scale) == ("darts", 1.0)
+    assert (level.lower_steps, level.upper_fraction, run.warmup_ratio) == (1, 0.2, 0.1)
+    decay = {("roberta-large", "cola"): 1.0, ("roberta-large", "rte"): 0.3}.get((model, task), 0.0)
+    assert level.retraining_weight_decay == (None if found[4] is None else decay)
     assert options.data.max_seq_length == (512 if model == "roberta-base" else 128)
 
 
