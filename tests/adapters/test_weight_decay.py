@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters import (
@@ -99,6 +100,9 @@ def test_the_exported_adapter_is_stock_lora(tmp_path: Path) -> None:
     model = adapted("bert", "decay", moved=0.3)
     loaded = PeftModel.from_pretrained(base_model("bert"), export_lora(model, tmp_path)).eval()
     assert type(loaded.peft_config["default"]) is LoraConfig
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert not [name for name in saved if "decay" in name]
+    assert sum("lora_" in name for name in saved) == 2 * 4
     torch.testing.assert_close(output(loaded, inputs("bert")), output(model, inputs("bert")))
 
 

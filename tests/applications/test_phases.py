@@ -73,6 +73,39 @@ def test_the_upper_level_may_have_a_schedule_of_its_own(flags: list[str], tiny: 
     assert min(lower) < max(lower) <= 1e-2
 
 
+@pytest.mark.parametrize(
+    "flags, penalised",
+    [
+        ([], {"upper"}),
+        (["--cross_fitting", "2"], {"upper"}),
+        (["--control", "two_stage"], {"upper"}),
+        (["--control", "joint"], {"lower"}),
+    ],
+)
+def test_binarisation_is_part_of_the_upper_loss(
+    flags: list[str], penalised: set[str], tiny: Run
+) -> None:
+    binary = ["--singular_values", "binary", *flags]
+    found = set()
+    for with_it, without in zip(
+        phases(work_of(tiny("bilora", *binary, "--binarisation", "0.5"))),
+        phases(work_of(tiny("bilora", *binary))),
+        strict=True,
+    ):
+        for one, other in zip(with_it.graph.problems, without.graph.problems, strict=True):
+            batch = next(iter(one.batches))
+            losses = []
+            for problem in (one, other):
+                torch.manual_seed(0)  # the same dropout
+                losses.append(problem.loss(batch).item())
+            difference = losses[0] - losses[1]
+            if difference:
+                # The entropy of each of the 8 gates is log 2 at the start.
+                assert difference == pytest.approx(0.5 * 8 * math.log(2), rel=1e-4)
+                found.add(one.name)
+    assert found == penalised
+
+
 def test_tied_values_are_one_number_a_layer(tiny: Run) -> None:
     summary, folder = run(tiny("bilora", "--singular_values", "real", "--tied_values"))
     found = upper(values(folder))
