@@ -101,7 +101,7 @@ $(VENV)/.test: $(VENV)/.demo
 .venv-docs/.docs: pyproject.toml constraints.txt
 	@echo "Installing the documentation tools into .venv-docs"
 	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	@$(docs_pip) install --constraint constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
+	@$(docs_pip) install --constraint constraints.txt latex2mathml mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
 # The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on
