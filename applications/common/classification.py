@@ -17,7 +17,7 @@ from transformers import (
 from applications.common.arguments import DataOptions, ModelOptions, Options
 from applications.common.batches import Collator, Encoded, evaluation_batches
 from applications.common.examples import TaskData
-from applications.common.family import Stage
+from applications.common.family import Setting, Stage
 from applications.common.metrics import Evaluation, evaluation
 from applications.common.models import load_pretrained
 from applications.common.prediction import evaluating, predictor
@@ -70,17 +70,10 @@ class TextClassification:
         return DataCollatorWithPadding(tokenizer)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        examples: Dataset,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        task: TaskData,
-        options: Options,
-        split: str,
-        stage: Stage,
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
     ) -> Evaluation:
         """Loss and metrics of the model on the examples."""
+        options, tokenizer = setting.options, setting.tokenizer
         encoded = self.encode(examples, tokenizer, options)
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
@@ -89,4 +82,4 @@ class TextClassification:
             for batch in evaluation_batches(encoded, self.collator(tokenizer), size=size):
                 outputs.append(predict(batch))
                 labels.append(batch["labels"])
-        return evaluation(torch.cat(outputs), torch.cat(labels), task.kind)
+        return evaluation(torch.cat(outputs), torch.cat(labels), setting.task.kind)

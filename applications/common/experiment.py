@@ -251,14 +251,7 @@ def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:
     data = work.options.data
 
     def score(examples: Dataset, split: str, stage: Stage = "final") -> Evaluation:
-        return work.family.evaluate(
-            model,
-            at_most(examples, data.max_eval_samples, work.task, data.split_seed),
-            tokenizer=work.tokenizer,
-            task=work.task,
-            options=work.options,
-            split=split,
-            stage=stage,
-        )
+        chosen = at_most(examples, data.max_eval_samples, work.task, data.split_seed)
+        return work.family.evaluate(model, chosen, work, split=split, stage=stage)
 
     return score

@@ -1,5 +1,6 @@
 """What differs between the commands, and nothing else: data, head, batches, evaluation."""
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from datasets import Dataset
@@ -13,6 +14,15 @@ from applications.common.examples import TaskData
 from applications.common.metrics import Evaluation
 
 Stage = Literal["training", "final", "selected"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What training and evaluations of one run share beside the model and the examples."""
+
+    options: Options
+    task: TaskData
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Family(Protocol):
@@ -47,15 +57,7 @@ class Family(Protocol):
         """From rows to a padded batch."""
 
     def evaluate(
-        self,
-        model: nn.Module,
-        examples: Dataset,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        task: TaskData,
-        options: Options,
-        split: str,
-        stage: Stage,
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
     ) -> Evaluation:
         """Loss and metrics of the model on the examples, in evaluation mode; the mode is restored.
 

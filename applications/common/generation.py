@@ -29,7 +29,7 @@ from applications.common.arguments import DataOptions, GenerationOptions, ModelO
 from applications.common.batches import Batch, Collator, Encoded, evaluation_batches
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
-from applications.common.family import Stage
+from applications.common.family import Setting, Stage
 from applications.common.meaning_representations import load_generation_task
 from applications.common.metrics import Evaluation
 from applications.common.models import device, load_pretrained
@@ -114,15 +114,7 @@ class TextGeneration:
         return partial(padded_right, padding=int(tokenizer.pad_token_id or 0))
 
     def evaluate(
-        self,
-        model: nn.Module,
-        examples: Dataset,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        task: TaskData,
-        options: Options,
-        split: str,
-        stage: Stage,
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
     ) -> Evaluation:
         """Loss, perplexity and, for text generated, the scores against all references.
 
@@ -131,6 +123,7 @@ class TextGeneration:
         training is over, and in every evaluation during training with ``predict_with_generate``;
         else its scores are None. The former goes to generated.jsonl in the run folder.
         """
+        options, tokenizer = setting.options, setting.tokenizer
         how = options.generation or GenerationOptions()
         rows = encoded(examples, tokenizer, options)
         with evaluating(model, options):

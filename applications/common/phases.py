@@ -16,7 +16,7 @@ from applications.common.batches import training_batches
 from applications.common.cross_fitting import cross_fitted
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
-from applications.common.family import Family
+from applications.common.family import Family, Setting
 from applications.common.graphs import Plan
 from applications.common.splits import Splits, folds, two_levels
 from blo import ProblemGraph
@@ -48,19 +48,16 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(Setting):
     """All that the phases of one run share.
 
     ``lower`` and ``upper`` are D1 and D2, a partition of the training examples. With the control
     ``same_data`` both are all of them; for one-level methods only ``lower_data_only`` cuts D2 off.
     """
 
-    options: Options
     family: Family
-    task: TaskData
     splits: Splits
     base: PreTrainedModel
-    tokenizer: Any
     lower: Dataset
     upper: Dataset
 
@@ -88,7 +85,7 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     if divided or level.control == "lower_data_only":
         fraction, seed = level.upper_fraction, options.data.split_seed
         lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
-    return Workload(options, family, task, splits, base, tokenizer, lower, upper)
+    return Workload(options, task, tokenizer, family, splits, base, lower, upper)
 
 
 def phases(work: Workload) -> Iterator[Phase]:

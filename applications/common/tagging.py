@@ -22,7 +22,7 @@ from applications.common.conll import read_conll
 from applications.common.entities import OUTSIDE, entity_scores, entity_type
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
-from applications.common.family import Stage
+from applications.common.family import Setting, Stage
 from applications.common.local_files import Readers, read_rows
 from applications.common.metrics import Evaluation, calibration, numbers, reliability
 from applications.common.models import load_pretrained
@@ -113,17 +113,10 @@ class TokenClassification:
         return DataCollatorForTokenClassification(tokenizer)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        examples: Dataset,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        task: TaskData,
-        options: Options,
-        split: str,
-        stage: Stage,
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
     ) -> Evaluation:
         """Loss and metrics of the model on the sentences."""
+        options, tokenizer = setting.options, setting.tokenizer
         rows, words = aligned(examples, tokenizer, options.data.max_seq_length)
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
         predict = predictor(model, options)
@@ -137,7 +130,7 @@ class TokenClassification:
                 found += [each[mask] for each, mask in zip(logits, marked, strict=True)]
         position = {number: place for place, number in enumerate(order)}
         outputs = [found[position[number]] for number in range(len(rows))]
-        return tagging_evaluation(outputs, words, list(examples["tags"]), task.label_names)
+        return tagging_evaluation(outputs, words, list(examples["tags"]), setting.task.label_names)
 
 
 def aligned(

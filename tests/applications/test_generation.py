@@ -21,6 +21,7 @@ from applications.common.arguments import (
 )
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
+from applications.common.family import Setting
 from applications.common.generation import (
     IGNORED,
     NoRepetition,
@@ -252,9 +253,7 @@ def test_an_evaluation_leaves_mode_random_state_and_weights_as_they_were(
     FAMILY.evaluate(
         model,
         EXAMPLES,
-        tokenizer=words,
-        task=TASK,
-        options=options(tmp_path),
+        Setting(options(tmp_path), TASK, words),
         split="test",
         stage="final",
     )
@@ -286,9 +285,7 @@ def test_texts_are_written_where_the_options_ask_for_them(
     found = FAMILY.evaluate(
         model,
         EXAMPLES,
-        tokenizer=words,
-        task=TASK,
-        options=options(tmp_path, num_beams=2, **asked),
+        Setting(options(tmp_path, num_beams=2, **asked), TASK, words),
         split=split,
         stage=stage,
     )
@@ -336,9 +333,7 @@ def test_an_evaluation_cuts_no_reference(loaded: tuple[PreTrainedModel, Any]) ->
     found = FAMILY.evaluate(
         model,
         EXAMPLES,
-        tokenizer=words,
-        task=TASK,
-        options=short,
+        Setting(short, TASK, words),
         split="test",
         stage="training",
     )

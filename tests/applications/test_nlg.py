@@ -17,6 +17,7 @@ from applications.common import phases
 from applications.common.arguments import GenerationOptions, ModelOptions, Options
 from applications.common.command_line import GROUPS, parse_options
 from applications.common.experiment import completed
+from applications.common.family import Setting
 from applications.common.generation import TextGeneration
 from applications.common.phases import prepare
 from applications.common.splits import split_task
@@ -82,9 +83,10 @@ def test_every_method_starts_as_the_base_model(method: str, writer: Run) -> None
     work = prepare(options, FAMILY, task, split_task(task, options.data))
 
     def loss(model: torch.nn.Module) -> float:
-        named = {"split": "test", "stage": "training"}
-        asked: dict[str, Any] = {"tokenizer": work.tokenizer, "task": task, "options": options}
-        return FAMILY.evaluate(model, work.splits.test, **asked, **named).loss
+        setting = replace(work, options=options)
+        return FAMILY.evaluate(
+            model, work.splits.test, setting, split="test", stage="training"
+        ).loss
 
     # The base model has no masks to take the mean over.
     options = replace(options, adapter=replace(options.adapter, ensemble=False))
@@ -273,9 +275,7 @@ def test_full_training_saves_a_model_that_loads_by_its_folder(writer: Run) -> No
     found = FAMILY.evaluate(
         model,
         task.splits["test"],
-        tokenizer=tokenizer,
-        task=task,
-        options=options,
+        Setting(options, task, tokenizer),
         split="test",
         stage="final",
     )

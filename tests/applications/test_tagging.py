@@ -23,6 +23,7 @@ from applications.common.conll import read_conll
 from applications.common.entities import entity_scores, in_order, scheme
 from applications.common.errors import UsageError
 from applications.common.examples import TaskData
+from applications.common.family import Setting
 from applications.common.metrics import Evaluation
 from applications.common.sentences import tagging_data
 from applications.common.tagging import (
@@ -364,9 +365,11 @@ def evaluated(examples: Dataset, tag_of: dict[str, int], *, max_seq_length: int 
     return FAMILY.evaluate(
         FirstPieceTable(tokenizer, tag_of),
         examples,
-        tokenizer=tokenizer,
-        task=TaskData("made", "tagging", "f1", NAMES, {"train": examples}),
-        options=cut_at(max_seq_length),
+        Setting(
+            cut_at(max_seq_length),
+            TaskData("made", "tagging", "f1", NAMES, {"train": examples}),
+            tokenizer,
+        ),
         split="test",
         stage="final",
     )

@@ -15,6 +15,7 @@ from applications.common.arguments import Options
 from applications.common.command_line import parse_options
 from applications.common.errors import UsageError
 from applications.common.experiment import finetune
+from applications.common.family import Setting
 from applications.common.splits import split_task
 from applications.common.tagging import IGNORED, TokenClassification
 from tests.applications.conftest import FILLERS, TOPICS
@@ -113,9 +114,7 @@ def test_evaluation_is_that_of_a_forward_pass_sentence_by_sentence(words: Words)
     found = FAMILY.evaluate(
         model,
         test,
-        tokenizer=tokenizer,
-        task=task,
-        options=options,
+        Setting(options, task, tokenizer),
         split="test",
         stage="final",
     )
@@ -156,9 +155,7 @@ def test_an_evaluation_changes_neither_mode_nor_random_state(words: Words) -> No
     FAMILY.evaluate(
         model,
         task.splits["test"],
-        tokenizer=tokenizer,
-        task=task,
-        options=options,
+        Setting(options, task, tokenizer),
         split="test",
         stage="training",
     )

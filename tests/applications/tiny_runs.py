@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from applications.common.arguments import Options
 from applications.common.classification import TextClassification
 from applications.common.experiment import completed, finetune
-from applications.common.family import Family
+from applications.common.family import Family, Setting
 from applications.common.outputs import RunFolder
 from applications.common.phases import prepare
 from applications.common.splits import split_task
@@ -55,9 +55,7 @@ def reloaded(
     found = family.evaluate(
         model,
         work.splits.test,
-        tokenizer=tokenizer,
-        task=task,
-        options=options,
+        Setting(options, task, tokenizer),
         split="test",
         stage="final",
     )
