@@ -221,6 +221,7 @@ def test_a_config_is_its_dictionary(method: str) -> None:
 def test_a_compiled_model_trains_as_the_model_does(method: str) -> None:
     def gradients(compiled: bool) -> Tensors:
         model = adapted("mlp", method, moved=0.3)
+        torch.compiler.reset()  # there is a limit to how often the same lines are compiled
         run: Any = torch.compile(model, backend="aot_eager") if compiled else model
         split = levels(model)
         loss = run(**inputs("mlp")).square().sum()
@@ -234,6 +235,7 @@ def test_a_compiled_model_trains_as_the_model_does(method: str) -> None:
 def test_a_compiled_model_can_be_merged(method: str) -> None:
     model = adapted("mlp", method, moved=0.3)
     before = output(model, inputs("mlp"))
+    torch.compiler.reset()  # there is a limit to how often the same lines are compiled
     compiled: Any = torch.compile(model, backend="eager")
     output(compiled, inputs("mlp"))
     model.merge_adapter()
