@@ -1,7 +1,7 @@
 """The error of finite-difference mixed products against exact ones.
 
 ``python -m benchmarks.radius`` prints the table, by radius, type and problem, that
-`blo.methods.products.DEFAULT_RADIUS` was read from. The reference is the exact
+`blo.derivatives.differences.DEFAULT_RADIUS` was read from. The reference is the exact
 product in float64 at the same weights, batch and masks.
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from blo import Exact, FiniteDifference, Point
+from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
 from blo.methods.context import Context
-from blo.methods.objective import RandomState
 
 RADII = [3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
 TYPES = {

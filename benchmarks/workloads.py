@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from blo import Context, Engine, Method, Point, Problem, ProblemGraph
 from blo.batches import to_device
+from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective
-from blo.methods.objective import RandomState
-from blo.methods.tensors import detach
+from blo.linear.tensors import detach
 
 
 @dataclass(frozen=True)

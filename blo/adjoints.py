@@ -19,14 +19,16 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import Objective
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
+from blo.linear.tensors import Tensors, add, detach, zeros_like
 from blo.methods.attached import Attachable, AttachedObjective, Solved
-from blo.methods.context import Context, History, Info, LowerStep, Point
-from blo.methods.objective import Objective
-from blo.methods.tensors import Tensors, add, detach, zeros_like
+from blo.methods.context import Context, Info
 from blo.problem import Problem
 from blo.record import Draw, Step
+from blo.steps.history import History, LowerStep
 
 
 def total_gradient(

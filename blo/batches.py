@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo.methods.objective import RandomState
+from blo.derivatives.random_state import RandomState
 
 
 class BatchStream:

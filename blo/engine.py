@@ -13,10 +13,12 @@ from torch import Tensor
 
 from blo.adjoints import total_gradient
 from blo.batches import own_copy, to_device
+from blo.derivatives.objective import scalar
+from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.random_state import RandomState
 from blo.graph import ProblemGraph, Update
+from blo.linear.tensors import Tensors, average
 from blo.methods.context import Info
-from blo.methods.objective import RandomState, fresh_autocast, scalar
-from blo.methods.tensors import Tensors, average
 from blo.problem import Problem
 from blo.record import Draw, Past, PastUpdate, Record, Step
 

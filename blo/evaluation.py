@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from blo.batches import own_copy
-from blo.methods.objective import RandomState, fresh_autocast, scalar
-from blo.methods.tensors import Tensors
+from blo.derivatives.objective import scalar
+from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.random_state import RandomState
+from blo.linear.tensors import Tensors
 
 Loss: TypeAlias = Callable[[Any], "Tensor | dict[str, Any]"]
 

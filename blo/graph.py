@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 
 from blo.batches import BatchStream, own_copy, to_device
+from blo.derivatives.objective import scalar
+from blo.derivatives.random_state import RandomState
 from blo.evaluation import ParameterSpace
+from blo.linear.tensors import leaves
 from blo.methods.alternating import Alternating
-from blo.methods.objective import RandomState, scalar
-from blo.methods.tensors import leaves
 from blo.problem import Problem
 
 

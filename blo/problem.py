@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blo.evaluation import Loss
 from blo.methods.context import Method
-from blo.methods.implicit import darts
+from blo.methods.named import darts
 
 # Torch's optimizers that add ``weight_decay * parameter`` to the gradient, unless the group says
 # that it is decoupled.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from blo.derivatives.random_state import RandomState
+from blo.linear.tensors import Tensors
 from blo.methods.context import Info
-from blo.methods.objective import RandomState
-from blo.methods.tensors import Tensors
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,10 @@ def test_default_attention_gives_the_same_hypergradients_as_eager(method):
 def test_premise_default_attention_has_no_second_derivative():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    import blo.methods.products as products
+    import blo.derivatives.graphs as graphs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "sdpa_kernel", lambda _: sdpa_kernel(list(
+        patch.setattr(graphs, "sdpa_kernel", lambda _: sdpa_kernel(list(
             {SDPBackend.MATH, SDPBackend.FLASH_ATTENTION}
         )))  # fmt: skip
         with pytest.raises(RuntimeError, match="without a second derivative"):

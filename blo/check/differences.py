@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from blo.methods.tensors import Tensors, axpy, dot, norm, numel, scale
+from blo.linear.tensors import Tensors, axpy, dot, norm, numel, scale
 
 # (first step relative to the vector, step of the reference's own products), by type.
 STEPS: dict[torch.dtype, tuple[float, float]] = {

@@ -26,10 +26,11 @@ from blo.check.losses import Losses
 from blo.check.rehearsal import Rehearsal, reading_order
 from blo.check.report import Comparison, LinearSolve, Report
 from blo.check.snapshot import untouched
+from blo.derivatives.lower import Point
 from blo.engine import Engine
-from blo.methods.context import Context, Method, Point
+from blo.linear.tensors import Tensors, scale, subtract
+from blo.methods.context import Context, Method
 from blo.methods.implicit import OneStep
-from blo.methods.tensors import Tensors, scale, subtract
 from blo.problem import Problem
 
 

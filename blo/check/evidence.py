@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blo.check.differences import basis, measure, slopes, step_length, unit
 from blo.check.landscape import Evaluate, Values
 from blo.check.report import Comparison, LinearSolve, Report, default_tolerance
+from blo.derivatives.objective import scalar
+from blo.derivatives.random_state import RandomState
+from blo.linear.system import LinearSolver, MatVec, Solution
+from blo.linear.tensors import Tensors, add, axpy, norm, subtract
 from blo.methods.context import Info, Method
 from blo.methods.implicit import Implicit
-from blo.methods.linear_system import LinearSolver, MatVec, Solution
-from blo.methods.objective import RandomState, scalar
-from blo.methods.tensors import Tensors, add, axpy, norm, subtract
 
 # The Newton step, relative to the parameters, at which a lower problem counts as solved.
 SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}

@@ -19,11 +19,13 @@ from blo.check.evidence import (
 )
 from blo.check.landscape import Landscape, Partials, Values
 from blo.check.report import Comparison, LinearSolve, Report
-from blo.methods.context import Context, Method, Point
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import FunctionObjective, LossFn
+from blo.derivatives.random_state import devices_of
+from blo.linear.tensors import Tensors, detach, leaves, scale, subtract, zeros_like
+from blo.methods.context import Context, Method
 from blo.methods.implicit import OneStep
-from blo.methods.objective import FunctionObjective, LossFn, devices_of
-from blo.methods.tensors import Tensors, detach, leaves, scale, subtract, zeros_like
-from blo.total import Hypergradient, total_derivative
+from blo.two_level import Hypergradient, total_derivative
 
 Solve = Callable[[Tensors], Sequence[torch.Tensor]]
 

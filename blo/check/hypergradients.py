@@ -11,11 +11,11 @@ from blo.check.engines import check_engine
 from blo.check.evidence import Settings
 from blo.check.functions import Solve, check_functions
 from blo.check.report import Report
+from blo.derivatives.objective import LossFn
 from blo.engine import Engine
 from blo.methods.context import Method
-from blo.methods.implicit import cg
-from blo.methods.objective import LossFn
-from blo.total import tensors_of
+from blo.methods.named import cg
+from blo.two_level import tensors_of
 
 
 @overload

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from blo.check.differences import step_length, steps_of
-from blo.methods.tensors import (
+from blo.linear.tensors import (
     Tensors,
     add,
     axpy,

@@ -16,7 +16,7 @@ from blo.check.evidence import full_precision
 from blo.check.landscape import Partials, Values
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
-from blo.methods.tensors import Tensors, add, axpy, detach, dot, leaves, scale, zeros_like
+from blo.linear.tensors import Tensors, add, axpy, detach, dot, leaves, scale, zeros_like
 from blo.problem import Problem
 from blo.record import Draw
 

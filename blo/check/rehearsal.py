@@ -15,10 +15,10 @@ from blo.check.evidence import Parts, Settings, witnessed
 from blo.check.landscape import Values
 from blo.check.report import LinearSolve
 from blo.check.snapshot import ProblemSnapshot
+from blo.derivatives.random_state import RandomState
 from blo.engine import Engine
 from blo.graph import ProblemGraph, Update
-from blo.methods.objective import RandomState
-from blo.methods.tensors import Tensors, subtract, zeros_like
+from blo.linear.tensors import Tensors, subtract, zeros_like
 from blo.problem import Problem
 from blo.record import Draw
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from blo.check.differences import Measure
-from blo.methods.context import Info, Status
+from blo.linear.system import Status
+from blo.methods.context import Info
 
 # What passes unless told otherwise, by the coarsest type that a loss is computed in.
 TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-4, torch.float32: 2e-2}

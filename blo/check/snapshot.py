@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo.derivatives.random_state import RandomState
 from blo.engine import Engine
-from blo.methods.objective import RandomState
 from blo.problem import Problem
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blo.methods.context import Context, Info, Requirements, Response, Status
-from blo.methods.tensors import Tensors, zeros_like
+from blo.linear.system import Status
+from blo.linear.tensors import Tensors, zeros_like
+from blo.methods.context import Context, Info, Requirements, Response
 
 
 @dataclass(frozen=True)

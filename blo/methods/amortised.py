@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from blo.methods.context import Context, Info, Requirements, Response, Status
-from blo.methods.linear_system import numbers
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import (
-    Tensors,
-    add,
-    axpy,
-    dot,
-    norm,
-    scale,
-    subtract,
-)
-from blo.methods.validation import check_count, check_not_negative, check_positive
+from blo.derivatives.exact import Exact
+from blo.derivatives.products import ProductRule
+from blo.linear.settings import check_count, check_not_negative, check_positive
+from blo.linear.system import Status, numbers
+from blo.linear.tensors import Tensors, add, axpy, dot, norm, scale, subtract
+from blo.methods.context import Context, Info, Requirements, Response
 
 
 @dataclass(frozen=True)

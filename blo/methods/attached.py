@@ -22,18 +22,20 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from blo.methods.context import Context, LowerStep, Point
+from blo.derivatives.graphs import twice_differentiable
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import Objective
+from blo.derivatives.third_order import third_order_norms
+from blo.linear.tensors import Tensors, add, average, detach, scale, subtract
+from blo.methods.context import Context
 from blo.methods.forward_mode import ForwardMode
 from blo.methods.implicit import Implicit, OneStep
-from blo.methods.objective import Objective
-from blo.methods.optimizers import UpdateMap
-from blo.methods.products import twice_differentiable
-from blo.methods.replay import received, recorded
 from blo.methods.sama import Sama
-from blo.methods.tensors import Tensors, add, average, detach, scale, subtract
 from blo.methods.unrolling import Unrolled
+from blo.steps.history import LowerStep
+from blo.steps.optimizers import UpdateMap
+from blo.steps.replay import received, recorded
 
 # Methods that an attached solution can respond by.
 Attachable: TypeAlias = Implicit | OneStep | Unrolled | ForwardMode | Sama
@@ -226,61 +228,6 @@ def _split(tensors: Tensors, n: int) -> tuple[Tensors, Tensors]:
 def _alias(tensors: Tensors) -> Tensors:
     """Return the same values as new nodes, so that a derivative with respect to them is partial."""
     return tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors)
-
-
-class third_order_norms(TorchFunctionMode):  # noqa: N801 - used as a context manager
-    """Within the block, layer and batch normalisation are composed of elementary operations.
-
-    Torch's fused kernels have wrong third derivatives (silently; pytorch issues 175754 and 186256),
-    which an attached solution needs.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the two functions and pass all others through."""
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.layer_norm:
-            return _layer_norm(*args, **kwargs)
-        if func is torch.nn.functional.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    dims = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(dims, keepdim=True)
-    output = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-    output = output if weight is None else output * weight
-    return output if bias is None else output + bias
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    dims = (0, *range(2, input.dim()))
-    shape = [1, -1] + [1] * (input.dim() - 2)
-    if training:
-        mean = input.mean(dims)
-        variance = (input - mean.view(shape)).square().mean(dims)
-    else:
-        assert running_mean is not None
-        assert running_var is not None
-        mean, variance = running_mean, running_var
-    output = (input - mean.view(shape)) * (variance.view(shape) + eps).rsqrt()
-    output = output if weight is None else output * weight.view(shape)
-    return output if bias is None else output + bias.view(shape)
 
 
 @dataclass(frozen=True)

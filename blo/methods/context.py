@@ -2,101 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from blo.methods.objective import Objective
-from blo.methods.tensors import Tensors
-
-
-class Status(enum.Enum):
-    """How a linear solve ended; truncation is normal in stochastic training.
-
-    Example:
-        >>> import torch
-        >>> from blo import CG
-        >>> H, rhs = torch.tensor([1.0, 2.0]), (torch.ones(2),)
-        >>> CG(1)(lambda v: (H * v[0],), rhs).status, CG(2)(lambda v: (H * v[0],), rhs).status
-        (<Status.TRUNCATED: 'truncated'>, <Status.CONVERGED: 'converged'>)
-    """
-
-    CONVERGED = "converged"
-    TRUNCATED = "truncated"
-    INDEFINITE = "indefinite"
-    DIVERGED = "diverged"
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where products are taken: values of the upper and the lower parameters.
-
-    Args:
-        upper: parameters of the problems above that the lower loss reads.
-        lower: parameters of the lower problem.
-        upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided
-            difference reuses it).
-        lower_gradient: ``dg/d(lower)`` here, where it was kept.
-
-    Example:
-        >>> import torch
-        >>> from blo import alternating, hypergradient
-        >>> f, g = lambda x, y: y[0], lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0),), (torch.tensor(3.0),)
-        >>> class Observed:
-        ...     requirements = Requirements()
-        ...     def response(self, context, cotangent, state):
-        ...         print(context.after.upper, context.after.lower)
-        ...         return alternating().response(context, cotangent, state)
-        >>> result = hypergradient(f, g, x, y, method=Observed())
-        (tensor(1.),) (tensor(3.),)
-    """
-
-    upper: Tensors
-    lower: Tensors
-    upper_gradient: Tensors | None = None
-    lower_gradient: Tensors | None = None
-
-
-@dataclass(frozen=True)
-class LowerStep:
-    """One recorded lower step: what is needed to take it again.
-
-    Args:
-        objectives: the lower loss on each batch of the step.
-        options: for each lower tensor, the options of its parameter group during the step
-            (learning rate, momentum ...), without the parameters.
-        received: for each lower tensor, whether the optimizer received a gradient (it passes over
-            the others); None where that is not known.
-        lower: the lower parameters before the step, where they were kept.
-        states: for each lower tensor, a copy of the optimizer's state before the step, where
-            `lower` was kept.
-    """
-
-    objectives: tuple[Objective, ...]
-    options: tuple[Mapping[str, Any], ...]
-    received: tuple[bool, ...] | None = None
-    lower: Tensors | None = None
-    states: tuple[Mapping[str, Any], ...] | None = None
-
-
-@dataclass(frozen=True)
-class History:
-    """The last lower steps, oldest first, and where they started from.
-
-    Args:
-        optimizer: the class of the lower optimizer.
-        lower: the lower parameters before the first recorded step.
-        states: for each lower tensor, a copy of the optimizer's state before that step.
-        steps: the steps.
-    """
-
-    optimizer: type
-    lower: Tensors
-    states: tuple[Mapping[str, Any], ...]
-    steps: tuple[LowerStep, ...]
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import Objective
+from blo.linear.system import Status
+from blo.linear.tensors import Tensors
+from blo.steps.history import History
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blo.methods.attached import AttachedObjective
-from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.optimizers import UpdateMap
-from blo.methods.replay import Drift, Segment, lower_gradient, recorded
-from blo.methods.tensors import (
+from blo.linear.tensors import (
     Tensors,
     add,
     average,
@@ -34,7 +30,11 @@ from blo.methods.tensors import (
     subtract,
     zeros_like,
 )
+from blo.methods.attached import AttachedObjective
+from blo.methods.context import Context, Info, Requirements, Response
 from blo.methods.unrolling import check_steps
+from blo.steps.optimizers import UpdateMap
+from blo.steps.replay import Drift, Segment, lower_gradient, recorded
 
 Fitness: TypeAlias = Callable[[Tensors, Tensors], Tensor]  # of a shift of x, and of y
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
+from blo.derivatives.products import NO_PATH
+from blo.linear.tensors import Tensors, leaves, numel, unflatten
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.optimizers import Gradient, Iterate, Tangent, UpdateMap
-from blo.methods.products import NO_PATH
-from blo.methods.replay import Drift, GradientGraph, recorded, segments
-from blo.methods.tensors import Tensors, leaves, numel, unflatten
 from blo.methods.unrolling import check_steps
+from blo.steps.optimizers import Gradient, Iterate, Tangent, UpdateMap
+from blo.steps.replay import Drift, GradientGraph, recorded, segments
 
 
 @dataclass(frozen=True)

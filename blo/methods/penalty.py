@@ -15,10 +15,12 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from blo.methods.context import Context, Info, Requirements, Response, Status
-from blo.methods.gradients import Gradients, difference_length, gradients
-from blo.methods.products import NO_PATH
-from blo.methods.tensors import Tensors, add, axpy, norm, scale, subtract
+from blo.derivatives.differences import difference_length
+from blo.derivatives.gradients import Gradients, gradients
+from blo.derivatives.products import NO_PATH
+from blo.linear.system import Status
+from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract
+from blo.methods.context import Context, Info, Requirements, Response
 
 
 @dataclass(frozen=True)

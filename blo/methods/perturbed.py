@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from blo.methods.context import Context, Info, Requirements, Response, Status
-from blo.methods.gradients import difference_length, gradients
-from blo.methods.products import NO_PATH
-from blo.methods.tensors import Tensors, add, axpy, dot, norm, scale, subtract, zeros_like
+from blo.derivatives.differences import difference_length
+from blo.derivatives.gradients import gradients
+from blo.derivatives.products import NO_PATH
+from blo.linear.system import Status
+from blo.linear.tensors import Tensors, add, axpy, dot, norm, scale, subtract, zeros_like
+from blo.methods.context import Context, Info, Requirements, Response
 
 # The first step, as a fraction of what is best for a single difference: the solution lies several
 # steps away. Best, or near it, in float32 and under bfloat16 on a transformer, logistic regression

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from blo.derivatives.differences import FiniteDifference
+from blo.derivatives.products import ProductRule
+from blo.linear.tensors import Tensors, scale
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.optimizers import Adjoint, UpdateMap
-from blo.methods.products import FiniteDifference, ProductRule
-from blo.methods.replay import Drift, recorded, segments
-from blo.methods.tensors import Tensors, scale
+from blo.steps.optimizers import Adjoint, UpdateMap
+from blo.steps.replay import Drift, recorded, segments
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
+from blo.derivatives.products import NO_PATH
+from blo.linear.tensors import Tensors, add, leaves, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.optimizers import Adjoint, Gradient, UpdateMap
-from blo.methods.products import NO_PATH
-from blo.methods.replay import Drift, GradientGraph, recorded, replayed, segments
-from blo.methods.tensors import Tensors, add, leaves, zeros_like
+from blo.steps.optimizers import Adjoint, Gradient, UpdateMap
+from blo.steps.replay import Drift, GradientGraph, recorded, replayed, segments
 
 
 @dataclass(frozen=True)

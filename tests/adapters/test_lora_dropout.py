@@ -470,7 +470,7 @@ def test_a_finite_difference_sees_the_masks_of_the_step(kind: str, learned: bool
 def test_a_finite_difference_with_other_masks_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
-    from blo.methods.objective import RandomState
+    from blo.derivatives.random_state import RandomState
 
     def response(method: Any) -> Tensor:
         model = masked("bert", "lora", learn_mask_rate=True, dtype=torch.float64).train()

@@ -39,8 +39,8 @@ from blo import (
     t1t2,
     unrolled,
 )
-from blo.methods.objective import RandomState
-from blo.methods.tensors import axpy, dot, leaves, norm, scale, subtract, zeros_like
+from blo.derivatives.random_state import RandomState
+from blo.linear.tensors import axpy, dot, leaves, norm, scale, subtract, zeros_like
 
 EVERYTHING = 64  # directions, more than any problem here has upper numbers
 

@@ -28,10 +28,10 @@ from blo import (
     neumann,
     t1t2,
 )
+from blo.derivatives.differences import DEFAULT_RADIUS
+from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
 from blo.methods.context import Context
-from blo.methods.objective import RandomState
-from blo.methods.products import DEFAULT_RADIUS
 
 SECOND_ORDER = [t1t2(), neumann(3, scale=0.1), cg(3), dense()]
 
@@ -306,12 +306,12 @@ def test_rule_4_fused_attention_is_switched_for_second_order(method):
 
 
 def test_rule_4_first_order_methods_keep_the_fused_kernel(monkeypatch):
-    import blo.methods.products as products
+    import blo.derivatives.graphs as graphs
 
     def refuse(*_):
         raise AssertionError("a first-order method must not choose attention kernels")
 
-    monkeypatch.setattr(products, "sdpa_kernel", refuse)
+    monkeypatch.setattr(graphs, "sdpa_kernel", refuse)
     assert bool(torch.isfinite(gradients(darts())).all())
 
 

@@ -19,7 +19,7 @@ from blo import (
     t1t2,
     unrolled,
 )
-from blo.methods.attached import third_order_norms
+from blo.derivatives.third_order import third_order_norms
 
 
 class ThreeLevels:

@@ -21,9 +21,10 @@ from blo import (
     minres,
     nystrom,
 )
+from blo.derivatives.objective import FunctionObjective
+from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
-from blo.methods.objective import FunctionObjective, RandomState
-from blo.methods.solvers import dense_matrix
+from blo.linear.direct import dense_matrix
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from systems import normal
 
-from blo.methods.linear_system import Basis, Layout, LinearSystem, numbers
+from blo.linear.system import Basis, Layout, LinearSystem, numbers
 
 
 def test_packing_and_unpacking_gives_the_tensors_back():

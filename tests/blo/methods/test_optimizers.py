@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blo.methods.optimizers import Adjoint, Iterate, State, Tangent, UpdateMap
+from blo.steps.optimizers import Adjoint, Iterate, State, Tangent, UpdateMap
 
 SHAPES = [(3, 2), (4,)]
 SGD_OPTIONS = [

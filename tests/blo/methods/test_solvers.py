@@ -1,4 +1,4 @@
-"""What holds for every linear solver, and the solvers of blo/methods/solvers.py."""
+"""What holds for every linear solver, and the solvers of blo/linear/cg.py and direct.py."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ from blo import (
     neumann,
     normal_cg,
 )
-from blo.methods.solvers import dense_matrix
+from blo.linear.direct import dense_matrix
 
 few = settings(max_examples=10)
 

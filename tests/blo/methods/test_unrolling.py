@@ -35,8 +35,8 @@ from blo import (
     t1t2,
     unrolled,
 )
-from blo.methods.optimizers import UpdateMap
-from blo.methods.replay import replayed, segments
+from blo.steps.optimizers import UpdateMap
+from blo.steps.replay import replayed, segments
 
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
 

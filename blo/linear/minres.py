@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from blo.methods.context import Status
-from blo.methods.implicit import Implicit
-from blo.methods.linear_system import (
+from blo.linear.settings import check_count, check_not_negative, check_preconditioner, check_rtol
+from blo.linear.system import (
     SINGULAR,
     LinearSystem,
     MatVec,
     Preconditioner,
     Solution,
+    Status,
     numbers,
 )
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, axpy, dot, norm, scale, zeros_like
-from blo.methods.validation import (
-    check_count,
-    check_not_negative,
-    check_preconditioner,
-    check_rtol,
-    check_warm_start,
-)
+from blo.linear.tensors import Tensors, axpy, dot, norm, scale, zeros_like
 
 
 @dataclass(frozen=True)
@@ -152,44 +144,3 @@ class Reflections:
             self.c, self.s = gamma_bar / gamma, beta / gamma
         self.phi, self.phi_bar = self.c * self.phi_bar, self.s * self.phi_bar
         return epsilon, delta, gamma, slope
-
-
-def minres(
-    max_products: int = 20,
-    *,
-    rtol: float | None = None,
-    damping: float = 0.0,
-    preconditioner: Preconditioner | None = None,
-    warm_start: bool = False,
-    products: ProductRule = Exact(),
-) -> Implicit:
-    """Return implicit differentiation with at most `max_products` products of MINRES.
-
-    For lower Hessians of any signature; where they are positive definite, its residual is at most
-    that of `cg` and its error a little larger. Costs one gradient, at most `max_products` Hessian
-    products and one mixed product.
-
-    Args:
-        max_products: at most this many Hessian products.
-        rtol: relative residual to stop at; None stops near the rounding error.
-        damping: added to the diagonal of the Hessian.
-        preconditioner: an approximate inverse, see `MINRES`.
-        warm_start: start each solve from the solution before it, at one product.
-        products: a way to take products.
-
-    Example:
-        >>> import torch
-        >>> from blo import hypergradient, minres
-        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
-        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
-        >>> concave = lambda x, y: -g(x, y)  # its stationary point is 3 x too
-        >>> result = hypergradient(f, concave, x, y, method=minres(5))
-        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
-        (6.0, 'converged')
-
-    Reference: Paige and Saunders (1975).
-    """
-    check_warm_start(warm_start, max_products)
-    solver = MINRES(max_products, rtol, damping, preconditioner)
-    return Implicit(solver, products, warm_start)

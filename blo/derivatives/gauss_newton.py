@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from blo.derivatives.exact import ExactProducts
+from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import Objective
+from blo.linear.tensors import Tensors, add, average, leaves, scale, zeros_like
 from blo.methods.attached import AttachedObjective
-from blo.methods.context import Context, Point
-from blo.methods.objective import Objective
-from blo.methods.products import ExactProducts, refuse_cut_graph, twice_differentiable
-from blo.methods.tensors import Tensors, add, average, leaves, scale, zeros_like
+from blo.methods.context import Context
 
 
 class SplitsIntoOutputs(Protocol):

@@ -10,18 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.methods.context import Context, History, LowerStep
-from blo.methods.objective import Objective
-from blo.methods.optimizers import Gradient, Iterate, UpdateMap
-from blo.methods.products import refuse_cut_graph, twice_differentiable
-from blo.methods.tensors import Tensors, detach, leaves, norm, subtract
+from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
+from blo.derivatives.objective import Objective
+from blo.linear.tensors import Tensors, detach, leaves, norm, subtract
+from blo.methods.context import Context
+from blo.steps.history import History, LowerStep
+from blo.steps.optimizers import Gradient, Iterate, UpdateMap
 
 # A step taken again may be off by a fraction of its length: `DRIFT`, or `NOISE` rounding errors of
 # the type that the loss is computed in if that is more, and besides by `ROUNDING` rounding errors
 # of the parameters. The graph's kernels are not those of training, and Adam makes whole steps of
 # gradients that are nothing but rounding: on a transformer under bfloat16 that was 12 %.
 DRIFT = 1e-2
+
+
 NOISE = 64.0
+
+
 ROUNDING = 8.0
 
 

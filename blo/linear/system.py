@@ -7,6 +7,7 @@ right-hand side by a power of two, so that small cotangents do not underflow; an
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from blo.methods.context import Status
-from blo.methods.tensors import Tensors, axpy, norm, scale, subtract, sum_all, zeros_like
+from blo.linear.tensors import Tensors, axpy, norm, scale, subtract, sum_all, zeros_like
 
 # Eigenvalues below so many machine epsilons of the largest are taken for zero.
 SINGULAR = 100
+
 
 MatVec: TypeAlias = Callable[[Tensors], Tensors]
 
@@ -304,3 +305,20 @@ def _power_of_two(value: float) -> float:
     """Return the power of two next to `value`, where float32 holds it and its inverse."""
     exponent = math.frexp(value)[1] if math.isfinite(value) else 0
     return math.ldexp(1.0, min(max(exponent, -100), 100))
+
+
+class Status(enum.Enum):
+    """How a linear solve ended; truncation is normal in stochastic training.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG
+        >>> H, rhs = torch.tensor([1.0, 2.0]), (torch.ones(2),)
+        >>> CG(1)(lambda v: (H * v[0],), rhs).status, CG(2)(lambda v: (H * v[0],), rhs).status
+        (<Status.TRUNCATED: 'truncated'>, <Status.CONVERGED: 'converged'>)
+    """
+
+    CONVERGED = "converged"
+    TRUNCATED = "truncated"
+    INDEFINITE = "indefinite"
+    DIVERGED = "diverged"

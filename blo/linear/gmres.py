@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.methods.context import Status
-from blo.methods.implicit import Implicit
-from blo.methods.linear_system import SINGULAR, Basis, LinearSystem, MatVec, Solution, Start
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, add, norm, scale
-from blo.methods.validation import check_count, check_not_negative, check_rtol, check_warm_start
+from blo.linear.settings import check_count, check_not_negative, check_rtol
+from blo.linear.system import SINGULAR, Basis, LinearSystem, MatVec, Solution, Start, Status
+from blo.linear.tensors import Tensors, add, norm, scale
 
 
 @dataclass(frozen=True)
@@ -141,42 +138,3 @@ class HessenbergProblem:
         first[0] = self._size
         y = torch.linalg.lstsq(g, first[:, None], rcond=rcond, driver="gelsd").solution[:, 0]
         return y, first - g @ y
-
-
-def gmres(
-    max_products: int = 20,
-    *,
-    restart: int | None = None,
-    rtol: float | None = None,
-    damping: float = 0.0,
-    warm_start: bool = False,
-    products: ProductRule = Exact(),
-) -> Implicit:
-    """Return implicit differentiation with at most `max_products` products of GMRES.
-
-    Lower Hessians are symmetric, for which `minres` gives the same iterates in exact arithmetic at
-    less memory; this one keeps converging where rounding spoils those. Costs one gradient, at most
-    `max_products` Hessian products and one mixed product.
-
-    Args:
-        max_products: at most this many Hessian products.
-        restart: see `GMRES`.
-        rtol: relative residual to stop at; None stops near the rounding error.
-        damping: added to the diagonal of the Hessian.
-        warm_start: start each solve from the solution before it, at one product.
-        products: a way to take products.
-
-    Example:
-        >>> import torch
-        >>> from blo import gmres, hypergradient
-        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
-        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
-        >>> result = hypergradient(f, g, x, y, method=gmres(5))
-        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
-        (6.0, 'converged')
-
-    Reference: Saad and Schultz (1986).
-    """
-    check_warm_start(warm_start, max_products)
-    return Implicit(GMRES(max_products, restart, rtol, damping), products, warm_start)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from blo.methods.context import Status
-from blo.methods.implicit import Implicit
-from blo.methods.linear_system import SINGULAR, LinearSystem, MatVec, Solution, numbers
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, axpy, norm
-from blo.methods.validation import check_count, check_not_negative, check_rtol, check_warm_start
+from blo.linear.settings import check_count, check_not_negative, check_rtol
+from blo.linear.system import SINGULAR, LinearSystem, MatVec, Solution, Status, numbers
+from blo.linear.tensors import Tensors, axpy, norm
 
 
 @dataclass(frozen=True)
@@ -76,42 +73,3 @@ class NormalCG:
             length, size_before = float(norm(r)), size
         status = Status.CONVERGED if length <= target else Status.TRUNCATED
         return system.solution(x, status, length)
-
-
-def normal_cg(
-    max_products: int = 20,
-    *,
-    rtol: float | None = None,
-    damping: float = 0.0,
-    warm_start: bool = False,
-    products: ProductRule = Exact(),
-) -> Implicit:
-    """Return implicit differentiation with at most `max_products` products of conjugate gradients
-    on the normal equations.
-
-    For lower Hessians of any signature; `minres` is cheaper. Costs one gradient, at most
-    `max_products` Hessian products, two an iteration, and one mixed product.
-
-    Args:
-        max_products: at most this many Hessian products.
-        rtol: relative residual to stop at; None stops near the rounding error.
-        damping: added to the diagonal of the Hessian.
-        warm_start: start each solve from the solution before it, at one product.
-        products: a way to take products.
-
-    Example:
-        >>> import torch
-        >>> from blo import hypergradient, normal_cg
-        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
-        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
-        >>> concave = lambda x, y: -g(x, y)  # its stationary point is 3 x too
-        >>> result = hypergradient(f, concave, x, y, method=normal_cg(4))
-        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
-        (6.0, 'converged')
-
-    Reference: Hestenes and Stiefel (1952); the default of JAXopt, Blondel et al. (2022),
-        arXiv:2105.15183.
-    """
-    check_warm_start(warm_start, max_products - 1)
-    return Implicit(NormalCG(max_products, rtol, damping), products, warm_start)

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from blo.methods.tensors import Tensors, detach, leaves
+from blo.linear.tensors import Tensors, detach, leaves
 
 Options: TypeAlias = Mapping[str, Any]
+
+
 Gradient: TypeAlias = Sequence[Tensor | None]  # None for a tensor that the optimizer passed over
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from blo.methods.context import Status
-from blo.methods.linear_system import Basis, LinearSystem, MatVec, Solution
-from blo.methods.tensors import Tensors, add, axpy, norm, scale, subtract
-from blo.methods.validation import check_count, check_not_negative, check_positive, check_rtol
+from blo.linear.settings import check_count, check_not_negative, check_positive, check_rtol
+from blo.linear.system import Basis, LinearSystem, MatVec, Solution, Status
+from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from blo.methods.linear_system import Preconditioner
+from blo.linear.system import Preconditioner
 
 
 def check_count(name: str, value: int, *, at_least: int) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from blo.methods.context import Status
-from blo.methods.implicit import Implicit
-from blo.methods.linear_system import LinearSystem, MatVec, Solution, numbers
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, add, axpy, dot, norm, scale
-from blo.methods.validation import check_count, check_not_negative, check_rtol, check_warm_start
+from blo.linear.settings import check_count, check_not_negative, check_rtol
+from blo.linear.system import LinearSystem, MatVec, Solution, Status, numbers
+from blo.linear.tensors import Tensors, add, axpy, dot, norm, scale
 
 # Vectors at an angle of smaller cosine are orthogonal to the recurrence: it begins anew.
 ORTHOGONAL = 1e-8
@@ -111,40 +108,3 @@ class BiCGSTAB:
         if smallest <= target:
             status = Status.CONVERGED
         return system.solution(best, status, smallest)
-
-
-def bicgstab(
-    max_products: int = 20,
-    *,
-    rtol: float | None = None,
-    damping: float = 0.0,
-    warm_start: bool = False,
-    products: ProductRule = Exact(),
-) -> Implicit:
-    """Return implicit differentiation with at most `max_products` products of BiCGSTAB.
-
-    Lower Hessians are symmetric, for which `cg` and `minres` need half the products; this one is
-    for comparison, and for maps that are symmetric only in part. Costs one gradient, at most
-    `max_products` Hessian products and one mixed product.
-
-    Args:
-        max_products: at most this many Hessian products.
-        rtol: relative residual to stop at; None stops near the rounding error.
-        damping: added to the diagonal of the Hessian.
-        warm_start: start each solve from the solution before it, at one product.
-        products: a way to take products.
-
-    Example:
-        >>> import torch
-        >>> from blo import bicgstab, hypergradient
-        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
-        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
-        >>> result = hypergradient(f, g, x, y, method=bicgstab(5))
-        >>> round(result.grads[0].item(), 6), result.info.status.value  # 3 (3 x - 1)
-        (6.0, 'converged')
-
-    Reference: van der Vorst (1992).
-    """
-    check_warm_start(warm_start, max_products)
-    return Implicit(BiCGSTAB(max_products, rtol, damping), products, warm_start)

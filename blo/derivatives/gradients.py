@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from blo.methods.context import Context
-from blo.methods.objective import Objective
-from blo.methods.products import DEFAULT_RADIUS
-from blo.methods.tensors import Tensors, average, detach, leaves, norm, numel
+from blo.derivatives.objective import Objective
+from blo.linear.tensors import Tensors, average, detach, leaves
 
 
 class Gradients(NamedTuple):
@@ -51,17 +48,3 @@ def gradients(
         uppers.append(filled[:split])
         lowers.append(filled[split:])
     return Gradients(average(uppers), average(lowers), reached)
-
-
-def difference_length(context: Context, *, one_sided: bool) -> float:
-    """Return how far to move the lower parameters for a difference of gradients.
-
-    ``r max(|y|, 1e-3 sqrt(numel))``, with `r` the value measured best for the coarsest type that
-    the lower loss is computed in (`DEFAULT_RADIUS`).
-    """
-    y = context.after.lower
-    types = [t.dtype for t in y]
-    types += [o.precision for o in context.objectives if o.precision is not None]
-    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
-    radius = DEFAULT_RADIUS[coarsest][1 if one_sided else 0]
-    return radius * max(float(norm(y)), math.sqrt(numel(y)) * 1e-3)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.methods.context import Context, Info, Method, Point
-from blo.methods.implicit import cg
-from blo.methods.objective import FunctionObjective, LossFn, Objective, RandomState, devices_of
-from blo.methods.tensors import Tensors, add, detach, leaves
+from blo.derivatives.lower import Point
+from blo.derivatives.objective import FunctionObjective, LossFn, Objective
+from blo.derivatives.random_state import RandomState, devices_of
+from blo.linear.tensors import Tensors, add, detach, leaves
+from blo.methods.context import Context, Info, Method
+from blo.methods.named import cg
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ its gradients have to be taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from blo.methods.tensors import Tensors
+from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.random_state import RandomState
+from blo.linear.tensors import Tensors
 
 LossFn: TypeAlias = Callable[[Tensors, Tensors], Tensor]
 
@@ -37,76 +39,6 @@ class Objective(Protocol):
         backward pass and must find the same parameters. The context can be entered again later, to
         differentiate a graph that was kept.
         """
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """The state of the random generators of the CPU and of some devices."""
-
-    states: tuple[tuple[torch.device, Tensor], ...]
-
-    @staticmethod
-    def capture(devices: Iterable[torch.device] = ()) -> RandomState:
-        """Return the present state of the CPU's generator and of the generators of `devices`."""
-        states = [(torch.device("cpu"), torch.get_rng_state())]
-        states += [
-            (device, torch.get_device_module(device).get_rng_state(device))
-            for device in devices
-            if device.type not in ("cpu", "meta")
-        ]
-        return RandomState(tuple(states))
-
-    @staticmethod
-    def draw(devices: Iterable[torch.device] = ()) -> RandomState:
-        """Return a new state, seeded by one draw from the CPU's generator."""
-        devices = tuple(devices)
-        seed = int(torch.randint(2**62, ()).item())
-        before = RandomState.capture(devices)
-        torch.manual_seed(seed)
-        state = RandomState.capture(devices)
-        before.restore()
-        return state
-
-    def restore(self) -> None:
-        """Set the generators to this state."""
-        for device, state in self.states:
-            if device.type == "cpu":
-                torch.set_rng_state(state)
-            else:
-                torch.get_device_module(device).set_rng_state(state, device)
-
-    @contextmanager
-    def replay(self) -> Iterator[None]:
-        """Run a block from this state and leave the generators as they were before the block."""
-        before = RandomState.capture(device for device, _ in self.states)
-        self.restore()
-        try:
-            yield
-        finally:
-            before.restore()
-
-
-def devices_of(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
-    """Return the distinct devices of some tensors, in the order they are met."""
-    return tuple(dict.fromkeys(t.device for t in tensors))
-
-
-def fresh_autocast(
-    device: torch.device, dtype: torch.dtype | None = None
-) -> AbstractContextManager[object]:
-    """Return a context that runs a block under autocast to `dtype` without casts that were cached
-    for other weights.
-
-    With ``dtype=None`` the autocast context around the block, if there is one, is entered afresh.
-    Autocast keeps its low-precision copies of the weights until the outermost context ends; a
-    finite difference inside one such context would compare a weight with itself and be exactly
-    zero.
-    """
-    around = torch.is_autocast_enabled(device.type)
-    if dtype is None and not around:
-        return nullcontext()
-    dtype = torch.get_autocast_dtype(device.type) if dtype is None else dtype
-    return torch.autocast(device.type, dtype=dtype, cache_enabled=not around)
 
 
 @dataclass(frozen=True)

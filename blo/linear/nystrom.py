@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.methods.context import Status
-from blo.methods.implicit import Implicit
-from blo.methods.linear_system import SINGULAR, Basis, LinearSystem, MatVec, Solution, numbers
-from blo.methods.products import Exact, ProductRule
-from blo.methods.tensors import Tensors, add, axpy, norm, scale, subtract, zeros_like
-from blo.methods.validation import check_count, check_positive
+from blo.linear.settings import check_count, check_positive
+from blo.linear.system import SINGULAR, Basis, LinearSystem, MatVec, Solution, Status, numbers
+from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract, zeros_like
 
 
 @dataclass(frozen=True)
@@ -218,40 +215,3 @@ def _eigen(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         kept = values.abs() > values.numel() * eps * values.abs().max()
         values, vectors = values[kept], vectors[:, kept]
     return values, vectors
-
-
-def nystrom(
-    rank: int = 20,
-    *,
-    rho: float | None = None,
-    gaussian: bool = False,
-    seed: int = 0,
-    warm_start: bool = False,
-    products: ProductRule = Exact(),
-) -> Implicit:
-    """Return implicit differentiation with the Nystrom approximation of the inverse Hessian.
-
-    Costs one gradient, `rank` Hessian products (one more for a warm start, and one more without
-    `rho`) and one mixed product.
-
-    Args:
-        rank: number of columns of the Hessian.
-        rho: added to its eigenvalues; see `Nystrom`.
-        gaussian: sketch with Gaussian directions.
-        seed: of the sketch.
-        warm_start: refine the solution before, at one product.
-        products: a way to take products.
-
-    Example:
-        >>> import torch
-        >>> from blo import hypergradient, nystrom
-        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
-        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
-        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
-        >>> methods = nystrom(1), nystrom(1, rho=0.5)
-        >>> [round(hypergradient(f, g, x, y, method=m).grads[0].item(), 6) for m in methods]
-        [6.0, 4.8]
-
-    Reference: Hataya and Yamada (2023), arXiv:2302.09726.
-    """
-    return Implicit(Nystrom(rank, rho, gaussian, seed), products, warm_start)

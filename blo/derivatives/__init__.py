@@ -1,0 +1,1 @@
+"""First and second derivatives of a lower objective."""

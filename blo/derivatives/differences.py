@@ -1,0 +1,180 @@
+"""Products by differences of gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from blo.derivatives.lower import Point
+from blo.derivatives.products import NO_LOWER, NO_PATH, Products
+from blo.derivatives.pullback import _fill
+from blo.linear.tensors import (
+    Tensors,
+    add,
+    average,
+    axpy,
+    detach,
+    leaves,
+    norm,
+    numel,
+    scale,
+    subtract,
+    zeros_like,
+)
+from blo.methods.context import Context
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """Products from first derivatives at perturbed copies of the lower parameters.
+
+    Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``. One-sided: ``g_xy v =
+    [g_x(y + e v) - g_x(y)] / e + O(e)``, where ``g_x(y)`` is taken over from the lower step if it
+    is known. ``e = radius * max(|y|, sqrt(numel) 1e-3) / |v|``, so that the step is a fixed
+    fraction of the weights. Fused attention and compiled modules stay as they are.
+
+    Args:
+        radius: relative step; None takes the value measured best for the type that the loss is
+            computed in (`DEFAULT_RADIUS`).
+        one_sided: half the cost, less accurate.
+
+    Example:
+        >>> import torch
+        >>> from blo import CG, Implicit, hypergradient
+        >>> f = lambda x, y: 0.5 * (y[0] - 1) ** 2
+        >>> g = lambda x, y: (y[0] - 3 * x[0]) ** 2  # y*(x) = 3 x
+        >>> x, y = (torch.tensor(1.0).double(),), (torch.tensor(3.0).double(),)
+        >>> result = hypergradient(f, g, x, y, method=Implicit(CG(1), FiniteDifference(1e-3)))
+        >>> info = result.info  # two gradients for g_yy v, two for g_xy v
+        >>> round(result.grads[0].item(), 6), info.num_gradients, info.num_products
+        (6.0, 4, 0)
+
+    Reference: Liu, Simonyan and Yang (2019), arXiv:1806.09055, equation 8.
+    """
+
+    radius: float | None = None
+    one_sided: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the radius."""
+        if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
+            raise ValueError(
+                f"radius must be positive and finite, or None for the default, got {self.radius}"
+            )
+
+    @property
+    def needs_upper_gradient(self) -> bool:
+        """One-sided differences reuse the gradient of the lower step."""
+        return self.one_sided
+
+    def at(self, context: Context, point: Point) -> Products:
+        """Return finite-difference products; nothing is evaluated yet."""
+        return FiniteDifferenceProducts(self, context, point)
+
+
+# (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
+DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-5, 1e-7),
+    torch.float32: (1e-2, 1e-3),
+    torch.bfloat16: (1e-1, 1e-1),
+    torch.float16: (5e-2, 3e-2),
+}
+
+
+class FiniteDifferenceProducts:
+    """Products by differences of gradients: two gradients each, or one where one-sided and the
+    gradient is known.
+    """
+
+    def __init__(self, rule: FiniteDifference, context: Context, point: Point) -> None:
+        self.num_gradients = 0
+        self.num_products = 0
+        self.radius: float | None = None
+        self._rule = rule
+        self._context = context
+        self._point = point
+        self._base: dict[str, Tensors] = {}
+        if point.upper_gradient is not None:
+            self._base["upper"] = point.upper_gradient
+
+    def hvp(self, v: Tensors) -> Tensors:
+        """Return ``g_yy v``."""
+        product = self._difference("lower", v)
+        decay = self._context.weight_decay
+        return product if decay is None else add(product, scale(decay, v))
+
+    def mixed(self, v: Tensors) -> Tensors:
+        """Return ``g_xy v``.
+
+        Raises:
+            RuntimeError: if the lower loss depends on no upper parameter.
+        """
+        return self._difference("upper", v)
+
+    def _difference(self, level: str, v: Tensors) -> Tensors:
+        v, y = detach(v), detach(self._point.lower)
+        length = float(norm(v))
+        if length == 0.0:
+            self.radius = 0.0
+            return zeros_like(self._point.upper if level == "upper" else y)
+        step = self._relative_radius() * max(float(norm(y)), math.sqrt(numel(y)) * 1e-3)
+        self.radius = step
+        e = step / length
+        plus = self._gradient(level, perturbed(y, v, e))
+        if self._rule.one_sided:
+            if level not in self._base:
+                self._base[level] = self._gradient(level, y)
+            difference = scale(1.0 / e, subtract(plus, self._base[level]))
+        else:
+            minus = self._gradient(level, perturbed(y, v, -e))
+            difference = scale(0.5 / e, subtract(plus, minus))
+        return scale(self._context.sign, difference)
+
+    def _gradient(self, level: str, y: Tensors) -> Tensors:
+        """Return ``g_x`` or ``g_y`` at `y`, averaged over the batches; only the level asked for
+        requires gradients.
+        """
+        self.num_gradients += 1
+        pieces = []
+        for objective in self._context.objectives:
+            upper, lower = detach(self._point.upper), detach(y)
+            if level == "upper":
+                inputs = upper = leaves(upper)
+            else:
+                inputs = lower = leaves(lower)
+            with objective.scope(upper, lower) as evaluate:
+                grads = torch.autograd.grad(evaluate(), inputs, allow_unused=True)
+            filled, reached = _fill(grads, inputs)
+            if not reached:
+                raise RuntimeError(NO_PATH if level == "upper" else NO_LOWER)
+            pieces.append(filled)
+        return average(pieces)
+
+    def _relative_radius(self) -> float:
+        if self._rule.radius is not None:
+            return self._rule.radius
+        types = [t.dtype for t in self._point.lower]
+        types += [o.precision for o in self._context.objectives if o.precision is not None]
+        coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
+        return DEFAULT_RADIUS[coarsest][1 if self._rule.one_sided else 0]
+
+
+def perturbed(y: Tensors, v: Tensors, e: float) -> Tensors:
+    """Return ``y + e v`` as new tensors; the parameters themselves are never edited."""
+    return axpy(e, v, y)
+
+
+def difference_length(context: Context, *, one_sided: bool) -> float:
+    """Return how far to move the lower parameters for a difference of gradients.
+
+    ``r max(|y|, 1e-3 sqrt(numel))``, with `r` the value measured best for the coarsest type that
+    the lower loss is computed in (`DEFAULT_RADIUS`).
+    """
+    y = context.after.lower
+    types = [t.dtype for t in y]
+    types += [o.precision for o in context.objectives if o.precision is not None]
+    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
+    radius = DEFAULT_RADIUS[coarsest][1 if one_sided else 0]
+    return radius * max(float(norm(y)), math.sqrt(numel(y)) * 1e-3)

@@ -1,0 +1,1 @@
+"""Linear systems known by their products: vectors, solvers, what they report."""

@@ -1,0 +1,1 @@
+"""The lower optimizer's steps as differentiable functions, recorded and taken again."""
