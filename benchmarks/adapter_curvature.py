@@ -149,7 +149,7 @@ def rows(point: str, case: Case) -> Iterator[Row]:
                 point,
                 name,
                 damping,
-                info.status.value,
+                "one step" if info.status is None else info.status.value,
                 info.residual,
                 float(value.norm()),
                 None if vanishes else float((value - reference).norm() / reference.norm()),

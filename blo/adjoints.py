@@ -12,22 +12,22 @@ that its solution depends on. Paths merge by addition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
+from blo.derivatives.nested import AttachedObjective, Spent
 from blo.derivatives.objective import Objective
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
 from blo.linear.tensors import Tensors, add, detach, zeros_like
-from blo.methods.attached import Attachable, AttachedObjective, Solved
+from blo.methods.attached import Attached, Attaches, Solved
 from blo.methods.context import Context, Info
 from blo.problem import Problem
-from blo.record import Draw, Step
+from blo.record import Draw, Moment
 from blo.steps.history import History, LowerStep
 
 
@@ -36,7 +36,7 @@ def total_gradient(
     problem: Problem,
     direct: Mapping[str, Tensors],
     draw: Draw,
-    steps: Mapping[str, Step],
+    moments: Mapping[str, Moment],
     states: dict[str, Tensors | None],
     precision: torch.dtype | None,
 ) -> tuple[Tensors, dict[str, Info]]:
@@ -49,30 +49,37 @@ def total_gradient(
         direct: partial derivatives of its loss, by problem: its own and those of the problems
             below; None where there is none.
         draw: what its loss was evaluated on.
-        steps: the last update of each problem below.
+        moments: the last update of each problem below.
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
     """
     adjoints = dict(direct)
-    responding = graph.responding(problem)
+    responding = graph.role(problem).responding
     movable = {problem.name, *(q.name for q in responding)}
     infos = {}
     entry = graph.entry(problem)
+    now = Standing({}, moments)
     for q in reversed(responding):
         cotangent = adjoints.get(q.name)
-        sources = tuple(a for a in graph.inputs(q) if a.name in movable)
+        sources = tuple(a for a in graph.role(q).inputs if a.name in movable)
         if q is entry:
             cotangent = zeros_like(q.parameters)
             sources = sources if problem in sources else (problem, *sources)
         if cotangent is None:
             continue
-        context = _context(graph, q, sources, steps, precision)
+        sight = Sight(graph, precision, Spent())
+        context = sight.context(q, sources, now)
         if q.method.requirements.readers and entry in (None, q):
-            readers = _losses(graph, problem, sources, q.parameters, draw, precision)
+            readers = sight.losses(problem, sources, q.parameters, draw, now)
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
         value, states[key], info = q.method.response(context, cotangent, states.get(key))
-        infos[key] = info.on_batches(steps[q.name].draw.numbers)
+        infos[key] = replace(
+            info,
+            num_gradients=info.num_gradients + sight.spent.num_gradients,
+            num_products=info.num_products + sight.spent.num_products,
+            batches=tuple(moments[q.name].draw.numbers),
+        )
         for a in sources:
             mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
             present = adjoints.get(a.name)
@@ -85,147 +92,163 @@ def total_gradient(
     return adjoints[problem.name], infos
 
 
-def _context(
-    graph: ProblemGraph,
-    q: Problem,
-    sources: tuple[Problem, ...],
-    steps: Mapping[str, Step],
-    precision: torch.dtype | None,
-    held: Mapping[str, Tensors] = MappingProxyType({}),
-    anchors: Mapping[str, Tensors] | None = MappingProxyType({}),
-) -> Context:
-    """Return problem `q` as its method sees it, a function of the parameters of `sources` and its
-    own. Problems in `held` stand at other values than those of now; the `anchors` are the values
-    around which solutions below move with the others, None where they do not move.
+@dataclass(frozen=True)
+class Standing:
+    """Where every problem stands.
+
+    Attributes:
+        values: the parameters of some problems, by name; the others stand where they stand now.
+        moments: the last update of each problem that responds.
+        moves: whether solutions move along where the values that they stand for are changed.
     """
-    step = steps[q.name]
-    upper = tuple(t for a in sources for t in a.parameters)
-    after = Point(detach(upper), held.get(q.name, detach(q.parameters)))
-    before = after
-    if step.lower is not None:
-        pieces = [step.upper.get(a.name, detach(a.parameters)) for a in sources]
-        known = step.upper_gradient
-        gradient = (
-            tuple(t for a in sources for t in known[a.name])
-            if all(a.name in known for a in sources)
-            else None
-        )
-        flat = tuple(t for piece in pieces for t in piece)
-        before = Point(flat, step.lower, gradient, step.lower_gradient)
-    if anchors is not None:
-        around = before if q.method.requirements.before else after
-        anchors = {**_by_problem(sources, around.upper), q.name: around.lower, **anchors}
-    return Context(
-        objectives=_objectives(graph, q, sources, step.draw, steps, precision, held, anchors),
-        after=after,
-        before=before,
-        learning_rates=step.learning_rates,
-        weight_decay=q.coupled_weight_decay(),
-        sign=q.sign(),
-        history=_history(graph, q, sources, steps, precision),
-    )
+
+    values: Mapping[str, Tensors]
+    moments: Mapping[str, Moment]
+    moves: bool = True
+
+    def of(self, problem: Problem) -> Tensors:
+        """Return the parameters of `problem`."""
+        known = self.values.get(problem.name)
+        return detach(problem.parameters) if known is None else known
+
+    def flat(self, problems: Iterable[Problem]) -> Tensors:
+        """Return the parameters of several problems, one after the other."""
+        return tuple(t for p in problems for t in self.of(p))
+
+    def during(self, moment: Moment, *, moves: bool) -> Standing:
+        """Return where everything stood in an update."""
+        return Standing({**self.values, **moment.values}, moment.below, moves)
 
 
-def _history(
-    graph: ProblemGraph,
-    q: Problem,
-    sources: tuple[Problem, ...],
-    steps: Mapping[str, Step],
-    precision: torch.dtype | None,
-) -> History | None:
-    past = steps[q.name].past
-    if past is None:
-        return None
-    moving = {a.name for a in sources}
-    above = {name: v for name, v in steps[q.name].upper.items() if name not in moving}
-    taken = []
-    for update in past.updates:
-        then, held = {**steps, **update.below_steps}, {**above, **update.below}
-        objectives = _objectives(graph, q, sources, update.draw, then, precision, held, None)
-        taken.append(
-            LowerStep(objectives, update.options, update.received, update.lower, update.states)
-        )
-    return History(type(q.optimizer), past.lower, past.states, tuple(taken))
+@dataclass(frozen=True)
+class Sight:
+    """Problems of a graph as methods see them.
 
-
-def _objectives(
-    graph: ProblemGraph,
-    q: Problem,
-    sources: tuple[Problem, ...],
-    draw: Draw,
-    steps: Mapping[str, Step],
-    precision: torch.dtype | None,
-    held: Mapping[str, Tensors],
-    anchors: Mapping[str, Tensors] | None,
-) -> tuple[Objective, ...]:
-    """Return the loss of `q` on each batch of `draw`, the solutions below it attached if it sees
-    them responding, problems in `held` at those values; see `_context` for the anchors.
+    Attributes:
+        graph: the problems.
+        precision: autocast type of the losses.
+        spent: where the cost of solutions inside solutions is noted.
     """
-    below = graph.responding(q, (*sources, q)) if q.through_response else ()
-    known = [*sources, q]
-    attached = []
-    for r in below:
-        inputs = tuple(a for a in graph.inputs(r) if a in known)
-        if not isinstance(r.method, Attachable):
-            raise TypeError(
-                f"problem {q.name!r} reads {r.name!r} below it, and sees its response only by an "
-                "implicit, one-step or unrolling method; "
-                f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
-                f"through_response=False on {q.name!r}"
+
+    graph: ProblemGraph
+    precision: torch.dtype | None
+    spent: Spent
+
+    def context(self, q: Problem, sources: tuple[Problem, ...], standing: Standing) -> Context:
+        """Return `q`, a function of the parameters of `sources` and its own, after its last
+        update.
+        """
+        moment = standing.moments[q.name]
+        after = Point(standing.flat(sources), standing.of(q))
+        before, seen, buffers = after, standing, (moment.buffers_after,) * len(moment.draw.batches)
+        if moment.lower is not None:
+            then = standing.during(moment, moves=standing.moves)
+            seen = replace(then, values={**then.values, q.name: moment.lower})
+            gradient = None
+            if all(a.name in moment.upper_gradient for a in sources):
+                gradient = tuple(t for a in sources for t in moment.upper_gradient[a.name])
+            before = Point(seen.flat(sources), moment.lower, gradient, moment.lower_gradient)
+            buffers = moment.draw.buffers
+        draw = replace(moment.draw, buffers=buffers)
+        return Context(
+            lower=LowerObjective(
+                self.objectives(q, sources, draw, seen),
+                q.weight_decay(moment.options),
+                q.signs(moment.options),
+            ),
+            after=after,
+            before=before,
+            learning_rates=q.learning_rates(moment.options),
+            history=self.history(q, sources, moment, standing),
+            name=q.name,
+        )
+
+    def history(
+        self, q: Problem, sources: tuple[Problem, ...], moment: Moment, standing: Standing
+    ) -> History | None:
+        """Return the recorded updates of `q`; None where there are none."""
+        if not moment.history:
+            return None
+        taken = []
+        for update in moment.history:
+            then = standing.during(update, moves=False)
+            losses = self.objectives(q, sources, update.draw, then)
+            taken.append(
+                LowerStep(losses, update.options, update.received, update.lower, update.states)
             )
-        anchor = None
-        if anchors is not None:
-            anchor = tuple(t for a in inputs for t in anchors.get(a.name, detach(a.parameters)))
-        context = _context(graph, r, inputs, steps, precision, held, anchors)
-        solved = Solved(context, r.method, anchor)
-        attached.append((solved, _positions(known, inputs)))
-        known.append(r)
-    lower = q.parameters + tuple(t for r in below for t in r.parameters)
-    fixed = {graph[name]: v for name, v in held.items() if graph[name] not in known}
-    bases = _losses(graph, q, sources, lower, draw, precision, fixed)
-    if not attached:
-        return bases
-    return tuple(AttachedObjective(base, tuple(attached)) for base in bases)
-
-
-def _losses(
-    graph: ProblemGraph,
-    problem: Problem,
-    sources: tuple[Problem, ...],
-    lower: tuple[Tensor, ...],
-    draw: Draw,
-    precision: torch.dtype | None,
-    held: Mapping[Problem, Tensors] = MappingProxyType({}),
-) -> tuple[Objective, ...]:
-    """Return the plain loss of `problem` on each batch of `draw`, a function of the parameters of
-    `sources` and of `lower`, problems in `held` at those values.
-    """
-    upper = tuple(t for a in sources for t in a.parameters)
-    fixed = tuple(t for p in held for t in p.parameters)
-    values = tuple(t for v in held.values() for t in v)
-    return tuple(
-        ModuleObjective(
-            graph.space,
-            upper,
-            lower,
-            problem.loss,
-            batch,
-            random_state,
-            precision,
-            problem.name,
-            fixed,
-            values,
+        first = moment.history[0]
+        assert first.lower is not None
+        assert first.states is not None
+        return History(
+            type(q.optimizer),
+            first.lower,
+            first.states,
+            tuple(taken),
+            standing.of(q),
+            moment.lower_gradient,
         )
-        for batch, random_state in zip(draw.batches, draw.random_states, strict=True)
-    )
 
+    def objectives(
+        self, q: Problem, sources: tuple[Problem, ...], draw: Draw, standing: Standing
+    ) -> tuple[Objective, ...]:
+        """Return the loss of `q` on each batch of `draw`, the solutions below it attached if it
+        sees them responding.
+        """
+        below = self.graph.responding(q, (*sources, q)) if q.through_response else ()
+        known = [*sources, q]
+        attached = []
+        for r in below:
+            inputs = tuple(a for a in self.graph.role(r).inputs if a in known)
+            if not isinstance(r.method, Attaches):
+                raise TypeError(
+                    f"problem {q.name!r} reads {r.name!r} below it, and sees its response only by "
+                    "an implicit, one-step or unrolling method; "
+                    f"{r.name!r} has {r.method!r}. Give it one such as cg(10), or set "
+                    f"through_response=False on {q.name!r}"
+                )
+            anchor = standing.flat(inputs) if standing.moves else None
+            lower = Attached(self.context(r, inputs, standing), self.spent, anchor)
+            attached.append((Solved(r.method, lower), _positions(known, inputs)))
+            known.append(r)
+        lower_parameters = tuple(t for p in (q, *below) for t in p.parameters)
+        bases = self.losses(q, sources, lower_parameters, draw, standing, known)
+        if not attached:
+            return bases
+        return tuple(AttachedObjective(base, tuple(attached)) for base in bases)
 
-def _by_problem(problems: tuple[Problem, ...], flat: Tensors) -> dict[str, Tensors]:
-    """Return the values in `flat` by the problem whose parameters they stand for."""
-    values = {}
-    for p in problems:
-        values[p.name], flat = flat[: len(p.parameters)], flat[len(p.parameters) :]
-    return values
+    def losses(
+        self,
+        problem: Problem,
+        sources: tuple[Problem, ...],
+        lower: tuple[Tensor, ...],
+        draw: Draw,
+        standing: Standing,
+        known: Iterable[Problem] = (),
+    ) -> tuple[Objective, ...]:
+        """Return the plain loss of `problem` on each batch of `draw`, a function of the parameters
+        of `sources` and of `lower`, which are those of the `known` problems.
+        """
+        free = {p.name for p in known} | {p.name for p in sources}
+        fixed = [self.graph[name] for name in standing.values if name not in free]
+        return tuple(
+            ModuleObjective(
+                self.graph.space,
+                tuple(t for a in sources for t in a.parameters),
+                lower,
+                problem.loss,
+                batch,
+                random_state,
+                self.precision,
+                problem.name,
+                held=tuple(t for p in fixed for t in p.parameters),
+                values=standing.flat(fixed),
+                buffers=buffers,
+                copies=problem.edits_batch,
+            )
+            for batch, random_state, buffers in zip(
+                draw.batches, draw.random_states, draw.buffers, strict=True
+            )
+        )
 
 
 def _positions(known: list[Problem], inputs: tuple[Problem, ...]) -> tuple[int, ...]:

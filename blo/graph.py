@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from blo.batches import BatchStream, own_copy, to_device
+from blo.batches import BatchStream, edited, fresh, to_device, versions
 from blo.derivatives.objective import scalar
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ParameterSpace
@@ -28,6 +29,37 @@ class Update(NamedTuple):
     problem: str
     step: int
     last: bool
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a problem is to the others, derived from who reads whom.
+
+    Attributes:
+        inputs: the problems above that its solution depends on directly, top to bottom.
+        felt: the problems below whose solutions its loss depends on, itself or through others.
+        responding: those of them that move with it: one response is taken of each.
+        moving: the other problems that its recorded updates depend on and that move before its
+            response is asked for; they are remembered where they stood.
+        reused: the problems above whose gradients its method takes over from the lower step.
+        unread: the problems that its loss may still turn out to read.
+        reads_again: whether a problem below evaluates its loss again.
+        differentiable: whether its loss has a gradient.
+    """
+
+    inputs: tuple[Problem, ...]
+    felt: tuple[Problem, ...]
+    responding: tuple[Problem, ...]
+    moving: tuple[Problem, ...]
+    reused: tuple[Problem, ...]
+    unread: tuple[Problem, ...]
+    reads_again: bool
+    differentiable: bool
+
+    @property
+    def answers(self) -> bool:
+        """Whether a problem above asks for its response."""
+        return bool(self.inputs)
 
 
 class ProblemGraph:
@@ -79,9 +111,13 @@ class ProblemGraph:
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
         self.reads: dict[str, tuple[str, ...]] = {p.name: self._probe(p) for p in self.problems}
         self._check_reads()
+        for p in self.problems:
+            names = {*self.reads[p.name], *(p.reads or ())}
+            self.reads[p.name] = tuple(q.name for q in self.problems if q.name in names)
+        self._check_order()
         self._check_entries()
-        self._depth = self._depths()
         self._check_reach()
+        self._derive()
 
     def __getitem__(self, name: str) -> Problem:
         """Return the problem called `name`."""
@@ -91,6 +127,69 @@ class ProblemGraph:
     def top(self) -> Problem:
         """The first problem; a round ends with its update."""
         return self.problems[0]
+
+    def role(self, problem: Problem) -> Role:
+        """Return what `problem` is to the others."""
+        return self._roles[problem.name]
+
+    def add_read(self, problem: Problem, others: Iterable[Problem]) -> None:
+        """Note that the loss of `problem` turned out to depend on others beside those known.
+
+        Raises:
+            ValueError: if the problems cannot be solved together then.
+        """
+        names = {*self.reads[problem.name], *(q.name for q in others)}
+        self.reads[problem.name] = tuple(p.name for p in self.problems if p.name in names)
+        self._check_reads()
+        self._check_order()
+        self._check_reach()
+        self._derive()
+
+    def _derive(self) -> None:
+        """Work out depths, the order of updates and roles from who reads whom."""
+        self._depth = self._depths()
+        self._order = tuple(self._block(0))
+        self._roles = {p.name: self._role(p) for p in self.problems}
+
+    def _role(self, problem: Problem) -> Role:
+        responding, inputs = self.responding(problem), self.inputs(problem)
+        needs = problem.method.requirements
+        reused = inputs if needs.upper_gradient and not self.below(problem) else ()
+        known = {problem.name, *self.reads[problem.name]}
+        return Role(
+            inputs=inputs,
+            felt=self.felt(problem),
+            responding=responding,
+            moving=self._moving(problem) if needs.before or needs.history != 0 else (),
+            reused=reused,
+            unread=tuple(p for p in self.problems if p.name not in known),
+            reads_again=any(q.method.requirements.readers for q in responding),
+            differentiable=self.entry(problem) is None,
+        )
+
+    def _moving(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the other problems that the recorded updates of `problem` depend on and that take
+        a step between the first of them and the next time that it is recorded.
+
+        The top problem's step ends the round, after all responses.
+        """
+        length = problem.method.requirements.history
+        first = problem.steps
+        if length != 0:
+            first = 1 if length is None else max(1, problem.steps - length + 1)
+        moved: set[str] = set()
+        recorded = False
+        for update in self._order:
+            if update.problem == problem.name:
+                recorded = update.step >= first
+            elif recorded:
+                moved.add(update.problem)
+        felt = self.felt(problem)
+        seen = {*self.reads[problem.name], *(a.name for a in self.inputs(problem))}
+        for r in felt:
+            seen |= {r.name, *self.reads[r.name], *(a.name for a in self.inputs(r))}
+        seen -= {problem.name, self.top.name}
+        return tuple(p for p in self.problems if p.name in seen & moved)
 
     def above(self, problem: Problem) -> tuple[Problem, ...]:
         """Return the problems above that the loss of `problem` reads, top to bottom."""
@@ -148,10 +247,11 @@ class ProblemGraph:
     def schedule(self) -> tuple[Update, ...]:
         """Return the updates of one round, in order.
 
-        Problems of the same depth (the longest chain of reads down to them) advance together;
-        between two of their updates the next depth runs through all its steps.
+        Problems of the same depth (the longest chain down to them of problems that read each other
+        or depend on each other's solutions) advance together; between two of their updates the next
+        depth runs through all its steps.
         """
-        return tuple(self._block(0))
+        return self._order
 
     def _block(self, depth: int) -> Iterable[Update]:
         here = [p for p in self.problems if self._depth[p.name] == depth]
@@ -219,7 +319,9 @@ class ProblemGraph:
     def _probe(self, problem: Problem) -> tuple[str, ...]:
         """Return the names of the problems whose parameters the loss reaches on its first batch.
 
-        The random state and the buffers are as before, and the batch stays in the stream.
+        The random state and the buffers are as before, and the batch stays in the stream as it was.
+        Whether the loss changes its batch in place, and which buffers it changes, is seen on the
+        way.
 
         Raises:
             ValueError: if the loss reaches a parameter that was taken out of its module before:
@@ -227,10 +329,19 @@ class ProblemGraph:
         """
         batch = to_device(self.streams[problem.name].peek(), problem.device)
         owned = tuple(t for p in self.problems for t in p.parameters)
-        state = RandomState.capture(dict.fromkeys(t.device for t in owned))
-        placed = leaves(owned)
-        with state.replay(), self.space.substituted(owned, placed):
-            loss = scalar(problem.loss(own_copy(batch)), f"loss of problem {problem.name!r}")
+        devices = dict.fromkeys(t.device for t in owned)
+        state = RandomState.capture(devices, problem.generators)
+        placed, given = leaves(owned), fresh(batch)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            state.replay(),
+            self.space.substituted(owned, placed),
+        ):
+            before, seen = versions(given, arrays=True), self.space.versions()
+            loss = scalar(problem.loss(given), f"loss of problem {problem.name!r}")
+            problem.edits_batch = bool(edited(before))
+            problem.changes = self.space.changed(seen)
             if not loss.requires_grad:
                 return self._declared(problem)
             both = torch.autograd.grad(loss, placed + owned, allow_unused=True)
@@ -294,14 +405,16 @@ class ProblemGraph:
     def _check_reads(self) -> None:
         for p in self.problems:
             others = tuple(n for n in self.reads[p.name] if n != p.name)
-            if p.reads is not None and set(p.reads) != set(others):
+            if p.reads is not None and not set(others) <= set(p.reads):
                 raise ValueError(
-                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but on its first batch the "
-                    "loss depends on "
-                    f"{sorted(others)}; correct reads, or leave it out"
+                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but its loss depends on "
+                    f"{sorted(others)}; add what is missing to reads, or leave it out"
                 )
-            for name in others:
-                if self._level[name] == self._level[p.name]:
+
+    def _check_order(self) -> None:
+        for p in self.problems:
+            for name in self.reads[p.name]:
+                if name != p.name and self._level[name] == self._level[p.name]:
                     raise ValueError(
                         f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} "
                         f"reads {name!r}: without an order that "
@@ -309,13 +422,21 @@ class ProblemGraph:
                     )
 
     def _depths(self) -> dict[str, int]:
+        """Return the length of the longest chain of problems down to each, of which one reads the
+        other or depends on its solution.
+        """
         depth: dict[str, int] = {}
         for q in self.problems:
             linked = [
                 depth[p.name]
                 for p in self.problems
-                if self._level[p.name] < self._level[q.name]
-                and (p.name in self.reads[q.name] or q.name in self.reads[p.name])
+                if self._is_above(p, q)
+                and (
+                    p.name in self.reads[q.name]
+                    or q.name in self.reads[p.name]
+                    or q in self.felt(p)
+                    or p in self.inputs(q)
+                )
             ]
             depth[q.name] = 1 + max(linked) if linked else (0 if q is self.top else 1)
         return depth

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from blo.derivatives.pullback import Gradient
+from blo.derivatives.random_state import generators_of
 from blo.evaluation import Loss
 from blo.methods.context import Method
 from blo.methods.named import darts
@@ -50,6 +53,10 @@ class Problem:
         through_response: for a problem that reads one below it. True: its Hessian sees the response
             of the problems below (exact). False: they are taken as constant, cheaper and biased;
             the graph warns.
+        generators: random generators of your own that `loss` draws from (torch.Generator,
+            numpy.random.Generator, random.Random), so that an evaluation is repeated with the same
+            draws. Those in the modules, and those that the closure refers to, are found; so is the
+            global state of torch, numpy and Python.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy.
@@ -77,6 +84,7 @@ class Problem:
         scheduler: Any = None,
         accumulate: int = 1,
         through_response: bool = True,
+        generators: Sequence[Any] = (),
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
@@ -125,6 +133,9 @@ class Problem:
         self.scheduler = scheduler
         self.accumulate = accumulate
         self.through_response = through_response
+        self.generators = (*generators, *generators_of(loss, modules))
+        self.edits_batch = False
+        self.changes: tuple[int, ...] = ()
         self.parameters: tuple[Tensor, ...] = tuple(
             p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
         )
@@ -134,14 +145,59 @@ class Problem:
                 "requires_grad=True, got none"
             )
 
+    def learning_rate(self) -> float:
+        """Return the learning rate of the optimizer's first group; NaN where it has none."""
+        lr = self.optimizer.param_groups[0].get("lr")
+        return math.nan if lr is None else float(lr)
+
+    def check_parameters(self) -> None:
+        """Raise unless the optimizer holds the parameters that it held at first.
+
+        Raises:
+            RuntimeError: naming the parameter that was added, frozen or set free.
+        """
+        now = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
+        known = {id(p) for p in self.parameters}
+        if len(now) == len(known) and all(id(p) in known for p in now):
+            return
+        added = [tuple(p.shape) for p in now if id(p) not in known]
+        lost = [tuple(p.shape) for p in self.parameters if not any(p is q for q in now)]
+        what = [f"new parameters of shapes {added}"] if added else []
+        what += [f"no more of the parameters of shapes {lost} (frozen?)"] if lost else []
+        raise RuntimeError(
+            f"the optimizer of problem {self.name!r} holds {' and '.join(what)} since the problem "
+            "was made; build the Problem, the ProblemGraph and the Engine again after freezing, "
+            "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
+        )
+
+    def step(self, gradient: Gradient, loss: float) -> None:
+        """Hand `gradient` to the optimizer, and let the scheduler follow.
+
+        What the optimizer and its hooks edit in place is theirs alone: a gradient that shares its
+        memory is copied.
+        """
+        for parameter, g in zip(self.parameters, owned(gradient), strict=True):
+            parameter.grad = g
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
     @property
     def device(self) -> torch.device:
         """The device of the problem's first parameter, where its batches go."""
         return self.parameters[0].device
 
-    def learning_rates(self) -> tuple[float, ...]:
-        """Return the optimizer's current learning rate of each parameter."""
-        return tuple(float(group["lr"]) for group in self._groups())
+    @staticmethod
+    def learning_rates(options: Sequence[Mapping[str, Any]]) -> tuple[float | None, ...]:
+        """Return the learning rate of each parameter in `options`; None where the optimizer chooses
+        it by itself.
+        """
+        rates = (o.get("lr") for o in options)
+        return tuple(None if lr is None else float(lr) for lr in rates)
 
     def options(self) -> tuple[dict[str, Any], ...]:
         """Return the options of each parameter's group, without the parameters.
@@ -167,24 +223,28 @@ class Problem:
             for p in self.parameters
         )
 
-    def coupled_weight_decay(self) -> tuple[float, ...] | None:
+    def weight_decay(self, options: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
         """Return the factor ``w`` of the penalty ``w/2 |p|^2`` that the optimizer adds to the loss,
-        for each parameter.
+        for each parameter with its `options`.
 
         None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer that torch
-            does not ship.
+        does not ship.
         """
         if not isinstance(self.optimizer, COUPLED):
             return None
         decays = tuple(
-            0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
-            for group in self._groups()
+            0.0 if o.get("decoupled_weight_decay") else float(o.get("weight_decay", 0.0))
+            for o in options
         )
         return decays if any(decays) else None
 
-    def sign(self) -> float:
-        """Return -1 if the optimizer maximises the loss, else 1."""
-        return -1.0 if self.optimizer.param_groups[0].get("maximize") else 1.0
+    @staticmethod
+    def signs(options: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
+        """Return -1 for each parameter that the optimizer maximises the loss over, else 1; None
+        where it maximises nothing.
+        """
+        signs = tuple(-1.0 if o.get("maximize") else 1.0 for o in options)
+        return signs if -1.0 in signs else None
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameter group of each parameter, in the order of `parameters`."""
@@ -196,6 +256,24 @@ class Problem:
         size = sum(p.numel() for p in self.parameters)
         settings = f"{size:,} parameters, steps={self.steps}, method={self.method!r}"
         return f"Problem({self.name!r}, {settings})"
+
+
+def owned(gradient: Gradient) -> list[Tensor | None]:
+    """Return a gradient whose tensors own their memory: those that share it, or do not fill it (an
+    expanded gradient), are copied.
+    """
+    seen: set[int] = set()
+    found: list[Tensor | None] = []
+    for g in gradient:
+        if g is None or g.is_sparse:
+            found.append(g)
+            continue
+        storage = g.untyped_storage()
+        whole = storage.nbytes() == g.numel() * g.element_size()
+        alone = whole and storage.data_ptr() not in seen and not g.requires_grad
+        found.append(g if alone else g.detach().clone(memory_format=torch.contiguous_format))
+        seen.add(storage.data_ptr())
+    return found
 
 
 def _name(problem: str | Problem) -> str:

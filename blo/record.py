@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 from blo.methods.context import Info
@@ -18,11 +20,14 @@ class Draw:
     Attributes:
         batches: one for each accumulated gradient.
         random_states: the generators' states before the evaluation on each.
+        buffers: the buffers that the evaluations change, before each of them, by their position in
+            the graph's modules.
         first_batch: number of the first batch in the problem's stream, counted from 0.
     """
 
     batches: tuple[Any, ...]
     random_states: tuple[RandomState, ...]
+    buffers: tuple[Mapping[int, Tensor], ...]
     first_batch: int
 
     @property
@@ -32,68 +37,40 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class PastUpdate:
-    """One update of a problem, for methods that take it again.
+class Moment:
+    """Where everything stood that one update of a problem read, just before its step.
+
+    What no problem can change between the update and the problem's response is not copied.
 
     Attributes:
         draw: what the loss was evaluated on.
-        options: the group options of each parameter.
+        options: the options of each parameter's group, learning rate included.
         received: whether the optimizer received a gradient, for each parameter.
-        lower: the problem's parameters before the update, where they were kept.
-        states: the optimizer's state of each parameter then.
-        below: the parameters, at the time, of the problems below that the loss depends on, by name.
-        below_steps: the last updates, at the time, of those that respond, by name.
+        lower: the problem's parameters, where its method asked for them.
+        states: the optimizer's state of each parameter, where a step is taken again from here.
+        values: the parameters of the other problems that the update depends on, by name, as far as
+            they move before the response is asked for.
+        below: the last updates of the problems below that it saw responding, by name.
+        buffers_after: the buffers that the evaluations change, after them.
+        upper_gradient: gradient of the loss with respect to the problems above, by name, where the
+            method asked for it.
+        lower_gradient: gradient that the optimizer was handed, before its hooks, where the method
+            asked for it.
+        history: the recorded updates up to and including this one, oldest first, where the method
+            takes them again; the first holds `lower` and `states`.
     """
 
     draw: Draw
     options: tuple[dict[str, Any], ...]
     received: tuple[bool, ...]
-    lower: Tensors | None
-    states: tuple[dict[str, Any], ...] | None
-    below: Mapping[str, Tensors]
-    below_steps: Mapping[str, Step]
-
-
-@dataclass
-class Past:
-    """A problem's last updates, oldest first, where its method asked for them.
-
-    Attributes:
-        lower: the problem's parameters before the first of them.
-        states: the optimizer's state of each parameter before the first.
-        updates: the updates.
-    """
-
-    lower: Tensors
-    states: tuple[dict[str, Any], ...]
-    updates: list[PastUpdate] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The last update of a problem before the problems above it move: all that its response is
-    computed from.
-
-    Attributes:
-        draw: what the loss was evaluated on.
-        learning_rates: of each parameter, during the update.
-        lower: the problem's parameters before the update, where its method asked for them.
-        upper: the parameters of the problems above that it depends on, before the update, by name;
-            the top problem's are left out, since they do not move within a round.
-        upper_gradient: gradient of the loss with respect to the problems above, by name, where the
-            method asked for it.
-        lower_gradient: gradient that the optimizer was handed, before its hooks, where the method
-            asked for it.
-        past: the updates up to this one, where the method asked for them.
-    """
-
-    draw: Draw
-    learning_rates: tuple[float, ...]
     lower: Tensors | None = None
-    upper: Mapping[str, Tensors] = field(default_factory=dict)
+    states: tuple[dict[str, Any], ...] | None = None
+    values: Mapping[str, Tensors] = field(default_factory=dict)
+    below: Mapping[str, Moment] = field(default_factory=dict)
+    buffers_after: Mapping[int, Tensor] = field(default_factory=dict)
     upper_gradient: Mapping[str, Tensors] = field(default_factory=dict)
     lower_gradient: Tensors | None = None
-    past: Past | None = None
+    history: tuple[Moment, ...] = ()
 
 
 @dataclass(frozen=True)

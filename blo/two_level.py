@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import FunctionObjective, LossFn, Objective
 from blo.derivatives.random_state import RandomState, devices_of
 from blo.linear.tensors import Tensors, add, detach, leaves
@@ -111,7 +111,8 @@ def total_derivative(
         grads = torch.autograd.grad(loss, x + y, allow_unused=True, materialize_grads=True)
     direct, cotangent = detach(grads[: len(x)]), detach(grads[len(x) :])
     point = Point(detach(x), detach(y))
-    context = Context(objectives=(lower_loss,), after=point, before=point, readers=(upper_loss,))
+    objective = LowerObjective((lower_loss,))
+    context = Context(objective, after=point, before=point, readers=(upper_loss,))
     response = method.response(context, cotangent, state)
     return Hypergradient(
         grads=add(direct, response.value),

@@ -45,4 +45,5 @@ print(graph)
 record = Engine(graph).run(50)
 print({name: round(loss, 4) for name, loss in record.losses.items()})
 for path, info in record.responses.items():
-    print(f"{path}: {info.status.value}, {info.num_products} products")
+    how = "no solve" if info.status is None else info.status.value
+    print(f"{path}: {how}, {info.num_products} products")

@@ -235,7 +235,11 @@ class Loop:
 def line(record: Record) -> dict[str, Any]:
     """One log line: losses, learning rates, and how each response was computed."""
     responses = {
-        name: {**how(info), "status": info.status.value, "residual": number(info.residual)}
+        name: {
+            **how(info),
+            "status": None if info.status is None else info.status.value,
+            "residual": number(info.residual),
+        }
         for name, info in record.responses.items()
     }
     return {

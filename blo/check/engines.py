@@ -26,7 +26,7 @@ from blo.check.losses import Losses
 from blo.check.rehearsal import Rehearsal, reading_order
 from blo.check.report import Comparison, LinearSolve, Report
 from blo.check.snapshot import untouched
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
 from blo.engine import Engine
 from blo.linear.tensors import Tensors, scale, subtract
 from blo.methods.context import Context, Method
@@ -147,7 +147,7 @@ class _Check:
             with graph.space.substituted((), ()):
                 self._evidence.observe(p.name, partial(_loss, p, batch), p.device)
             decays = any(g.get("weight_decay") for g in p.optimizer.param_groups)
-            decoupled = decays and p.coupled_weight_decay() is None
+            decoupled = decays and p.weight_decay(p.options()) is None
             if p is not self._checked and decoupled:
                 self._evidence.notes.append(
                     f"the optimizer of {p.name!r} decays weights beside its loss; the problem that "
@@ -196,22 +196,24 @@ class _Check:
     def _against_claims(self, value: Parts, base: Values) -> Comparison:
         """Return how `value` compares with what the methods claim, at the parameters `base`."""
         rehearsal = self._rehearsal
-        steps = {q.name: rehearsal.engine._steps[q.name] for q in self._below}
+        steps = {q.name: rehearsal.engine.recorder.moments[q.name] for q in self._below}
 
         def descent(q: Problem, values: Values) -> Tensors:
             """Return the gradient that the last step of `q` would have taken."""
             lower = steps[q.name].lower
             assert lower is not None
             before = {**values, **self._losses.cast({q.name: lower})}
-            return self._losses.evaluate(q.name, before, (q.name,))[1][q.name]
+            gradient = self._losses.evaluate(q.name, before, (q.name,))[1][q.name]
+            return LowerObjective((), signs=q.signs(steps[q.name].options)).directed(gradient)
 
         lengths = {}
         for q in self._below:
             if isinstance(q.method, OneStep):
                 self._losses.redraw(q.name, steps[q.name].draw)
                 point = Point(base[self._name], base[q.name])
-                rates = steps[q.name].learning_rates
-                lengths[q.name] = q.method.step(Context((), point, point, rates))
+                rates = q.learning_rates(steps[q.name].options)
+                context = Context(LowerObjective(()), point, point, rates, name=q.name)
+                lengths[q.name] = q.method.step(context)
         known = {q.name: descent(q, base) for q in self._below if q.name in lengths}
 
         def differenced(x: Tensors) -> tuple[float, float]:

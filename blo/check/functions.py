@@ -19,7 +19,7 @@ from blo.check.evidence import (
 )
 from blo.check.landscape import Landscape, Partials, Values
 from blo.check.report import Comparison, LinearSolve, Report
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import FunctionObjective, LossFn
 from blo.derivatives.random_state import devices_of
 from blo.linear.tensors import Tensors, detach, leaves, scale, subtract, zeros_like
@@ -113,7 +113,7 @@ class _Check:
         present `x` leads to the given lower tensors.
         """
         x, y = self._start[UPPER], self._start[LOWER]
-        length = method.step(Context((), Point(x, y), Point(x, y)))
+        length = method.step(Context(LowerObjective(()), Point(x, y), Point(x, y)))
         known = self._evaluate(LOWER, self._start, (LOWER,))[1][LOWER]
 
         def stepped(x: Tensors) -> tuple[float, float]:

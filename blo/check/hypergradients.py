@@ -141,7 +141,7 @@ def check_hypergradient(
         >>> g = lambda x, y: ((y[0] - x[0].sin()) ** 2).sum()
         >>> x, y = (torch.tensor([0.5, 1.0]).double(),), (torch.zeros(2).double(),)
         >>> report = check_hypergradient(f, g, x, y, method=dense())
-        >>> report.passed(), round(report.cosine, 6)
+        >>> report.passed, round(report.cosine, 6)
         (True, 1.0)
     """
     settings = Settings(num_directions, radius, rtol, tol, to_solution, warm_up, seed)
@@ -160,7 +160,7 @@ def check_hypergradient(
         report = check_functions(subject, lower_loss, x, y, method, solve, settings)
     if verbose:
         print(report)  # noqa: T201 - asked for
-    if raise_on_failure and not report.passed():
+    if raise_on_failure and not report.passed:
         raise RuntimeError(str(report))
     return report
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from blo.check.evidence import full_precision
 from blo.check.landscape import Partials, Values
+from blo.derivatives.lower import LowerObjective
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
-from blo.linear.tensors import Tensors, add, axpy, detach, dot, leaves, scale, zeros_like
+from blo.linear.tensors import Tensors, axpy, detach, dot, leaves, scale, zeros_like
 from blo.problem import Problem
 from blo.record import Draw
 
@@ -94,14 +96,14 @@ class Losses:
             partials[w], grads = grads[: len(used[w])], grads[len(used[w]) :]
         if problem is self._checked:
             return loss, partials
-        loss *= problem.sign()
-        partials = {w: scale(problem.sign(), g) for w, g in partials.items()}
-        decay = problem.coupled_weight_decay()
-        if decay is not None:
-            penalty = scale(decay, values[name])
-            loss += 0.5 * float(dot(penalty, values[name]))
+        options = problem.options()
+        lower = LowerObjective((), problem.weight_decay(options), problem.signs(options))
+        loss *= lower.sign
+        partials = {w: lower.signed(g) for w, g in partials.items()}
+        if lower.decay is not None:
+            loss += 0.5 * float(dot(scale(lower.decay, values[name]), values[name]))
             if name in partials:
-                partials[name] = add(partials[name], penalty)
+                partials[name] = lower.decayed(partials[name], values[name])
         return loss, partials
 
     def _mean(self, problem: Problem, used: Values, inputs: Tensors) -> tuple[float, Tensors]:
@@ -141,7 +143,7 @@ class Losses:
 
 
 def _wide_draw(draw: Draw) -> Draw:
-    return Draw(tuple(_wide(b) for b in draw.batches), draw.random_states, draw.first_batch)
+    return replace(draw, batches=tuple(_wide(b) for b in draw.batches))
 
 
 def _wide(batch: Any) -> Any:

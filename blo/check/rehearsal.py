@@ -19,6 +19,7 @@ from blo.derivatives.random_state import RandomState
 from blo.engine import Engine
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, subtract, zeros_like
+from blo.passes import evaluate
 from blo.problem import Problem
 from blo.record import Draw
 
@@ -63,8 +64,8 @@ class Rehearsal:
                 p.accumulate = len(self.batches[p.name])
             self._rewind(p)
             first = self.batches[p.name][: p.accumulate]
-            taken = engine._evaluate(p, (p,), first, True)
-            self.draws[p.name] = Draw(first, taken.random_states, 0)
+            taken = evaluate(self.graph, p, (p,), first, engine.precision, keep=True)
+            self.draws[p.name] = Draw(first, taken.random_states, taken.buffers, 0)
         self._windows: dict[str, tuple[ProblemSnapshot, RandomState, int]] = {}
 
     def present(self) -> dict[str, Tensors]:
@@ -96,7 +97,7 @@ class Rehearsal:
             if t == first:
                 window = ProblemSnapshot(problem), RandomState.capture(self.devices)
                 self._windows[problem.name] = (*window, self.graph.streams[problem.name].count)
-            self.engine._update(problem, Update(problem.name, t, last=t == problem.steps))
+            self.engine.update(Update(problem.name, t, last=t == problem.steps))
 
     def retake(self, problem: Problem, values: Values) -> Tensors:
         """Return where the recorded steps of `problem` lead with all other problems at `values`."""
@@ -106,7 +107,7 @@ class Rehearsal:
         self._rewind(problem, position)
         state.restore()
         for t in range(self._first_recorded(problem), problem.steps + 1):
-            self.engine._update(problem, Update(problem.name, t, last=t == problem.steps))
+            self.engine.update(Update(problem.name, t, last=t == problem.steps))
         return tuple(t.detach().clone() for t in problem.parameters)
 
     def hypergradient(self) -> tuple[Parts, Parts, list[LinearSolve]]:
@@ -118,7 +119,7 @@ class Rehearsal:
         for _ in range(self._settings.warm_up):
             self._rewind(p)
             engine.gradient(p, update)
-        states = dict(engine._states)
+        states = dict(engine.method_states)
         self._rewind(p)
         total = engine.gradient(p, update, keep=True)
         direct = total.direct.get(p.name, zeros_like(p.parameters))
@@ -133,7 +134,13 @@ class Rehearsal:
             q.method = witnessed(q.method, q.name, log)
         with self._settings.random_state(1, self.devices).replay():
             value, infos = total_gradient(
-                self.graph, p, total.direct, total.draw, engine._steps, states, engine.precision
+                self.graph,
+                p,
+                total.direct,
+                total.draw,
+                engine.recorder.moments,
+                states,
+                engine.precision,
             )
         for q in self.below:
             q.method = methods[q.name]

@@ -136,7 +136,7 @@ class Report:
         >>> g = lambda x, y: ((y[0] - x[0].sin()) ** 2).sum()
         >>> x, y = (torch.tensor([0.5, 1.0]).double(),), (torch.zeros(2).double(),)
         >>> report = check_hypergradient(f, g, x, y, method=dense())
-        >>> report.passed(), report.symptoms(), report.mixed_vanished, report.complete
+        >>> report.passed, report.symptoms(), report.mixed_vanished, report.complete
         (True, (), False, True)
     """
 
@@ -176,9 +176,14 @@ class Report:
         """The response's length over that of what its methods claim."""
         return self.claimed.scale_ratio
 
-    def passed(self, tol: float | None = None) -> bool:
-        """Return whether nothing is wrong beyond `tol` (the check's own unless given)."""
-        return not self.symptoms(tol)
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong beyond the check's tolerance; ``bool(report)`` is the same."""
+        return not self.symptoms()
+
+    def __bool__(self) -> bool:
+        """Return whether the check passed."""
+        return self.passed
 
     def symptoms(self, tol: float | None = None) -> tuple[str, ...]:
         """Return what is wrong beyond `tol`, the most telling first."""
@@ -255,7 +260,7 @@ class Report:
         stopped = {Status.TRUNCATED: "ran out of products", Status.DIVERGED: "diverged"}
         stopped[Status.INDEFINITE] = "met negative curvature"
         for key, info in self.infos.items():
-            if info.status in stopped and info.residual > tol:
+            if info.status is not None and info.status in stopped and info.residual > tol:
                 found.append(
                     f"the linear solve of {key!r} {stopped[info.status]} at a relative residual of "
                     f"{info.residual:.1g}"

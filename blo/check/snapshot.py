@@ -15,6 +15,7 @@ from torch import Tensor
 from blo.derivatives.random_state import RandomState
 from blo.engine import Engine
 from blo.problem import Problem
+from blo.recording import Recorder
 
 
 class ProblemSnapshot:
@@ -72,9 +73,10 @@ def untouched(engine: Engine) -> Iterator[None]:
     problems = [ProblemSnapshot(p) for p in graph.problems]
     settings = [(p, p.method, p.accumulate) for p in graph.problems]
     buffers, streams, attributes = graph.space.buffers(), dict(graph.streams), dict(vars(engine))
-    inside = {name: dict(attributes[name]) for name in ("_steps", "_past", "_states")}
     generators = [(g, g.get_state()) for s in streams.values() for g in s.generators().values()]
-    vars(engine).update({name: dict(kept) for name, kept in inside.items()})
+    engine.recorder = Recorder(graph)
+    engine.recorder.moments.update(attributes["recorder"].moments)
+    engine.method_states = dict(engine.method_states)
     try:
         yield
     finally:

@@ -7,23 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from blo.derivatives.lower import Point
+from blo.derivatives.gradients import gradients
+from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.products import NO_LOWER, NO_PATH, Products
-from blo.derivatives.pullback import _fill
 from blo.linear.tensors import (
     Tensors,
-    add,
-    average,
     axpy,
     detach,
-    leaves,
-    norm,
+    length,
     numel,
     scale,
     subtract,
     zeros_like,
 )
-from blo.methods.context import Context
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,9 @@ class FiniteDifference:
         """One-sided differences reuse the gradient of the lower step."""
         return self.one_sided
 
-    def at(self, context: Context, point: Point) -> Products:
+    def at(self, lower: LowerObjective, point: Point) -> Products:
         """Return finite-difference products; nothing is evaluated yet."""
-        return FiniteDifferenceProducts(self, context, point)
+        return FiniteDifferenceProducts(self, lower, point)
 
 
 # (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
@@ -88,12 +84,12 @@ class FiniteDifferenceProducts:
     gradient is known.
     """
 
-    def __init__(self, rule: FiniteDifference, context: Context, point: Point) -> None:
+    def __init__(self, rule: FiniteDifference, lower: LowerObjective, point: Point) -> None:
         self.num_gradients = 0
         self.num_products = 0
         self.radius: float | None = None
         self._rule = rule
-        self._context = context
+        self._objective = lower
         self._point = point
         self._base: dict[str, Tensors] = {}
         if point.upper_gradient is not None:
@@ -101,9 +97,7 @@ class FiniteDifferenceProducts:
 
     def hvp(self, v: Tensors) -> Tensors:
         """Return ``g_yy v``."""
-        product = self._difference("lower", v)
-        decay = self._context.weight_decay
-        return product if decay is None else add(product, scale(decay, v))
+        return self._objective.decayed(self._difference("lower", v), v)
 
     def mixed(self, v: Tensors) -> Tensors:
         """Return ``g_xy v``.
@@ -115,66 +109,49 @@ class FiniteDifferenceProducts:
 
     def _difference(self, level: str, v: Tensors) -> Tensors:
         v, y = detach(v), detach(self._point.lower)
-        length = float(norm(v))
-        if length == 0.0:
+        size = length(v)
+        if size == 0.0:
             self.radius = 0.0
             return zeros_like(self._point.upper if level == "upper" else y)
-        step = self._relative_radius() * max(float(norm(y)), math.sqrt(numel(y)) * 1e-3)
+        if not math.isfinite(size):
+            raise FloatingPointError(
+                f"a difference of gradients was asked for along a vector of length {size}; the "
+                "loss above, or its gradient, is too large for its type: scale it down"
+            )
+        one_sided = self._rule.one_sided
+        step = difference_length(self._objective, y, one_sided=one_sided, radius=self._rule.radius)
         self.radius = step
-        e = step / length
-        plus = self._gradient(level, perturbed(y, v, e))
-        if self._rule.one_sided:
+        e = step / size
+        plus = self._gradient(level, axpy(e, v, y))
+        if one_sided:
             if level not in self._base:
                 self._base[level] = self._gradient(level, y)
             difference = scale(1.0 / e, subtract(plus, self._base[level]))
         else:
-            minus = self._gradient(level, perturbed(y, v, -e))
+            minus = self._gradient(level, axpy(-e, v, y))
             difference = scale(0.5 / e, subtract(plus, minus))
-        return scale(self._context.sign, difference)
+        return self._objective.signed(difference)
 
     def _gradient(self, level: str, y: Tensors) -> Tensors:
-        """Return ``g_x`` or ``g_y`` at `y`, averaged over the batches; only the level asked for
-        requires gradients.
-        """
+        """Return the gradient of the losses with respect to one level at `y`."""
         self.num_gradients += 1
-        pieces = []
-        for objective in self._context.objectives:
-            upper, lower = detach(self._point.upper), detach(y)
-            if level == "upper":
-                inputs = upper = leaves(upper)
-            else:
-                inputs = lower = leaves(lower)
-            with objective.scope(upper, lower) as evaluate:
-                grads = torch.autograd.grad(evaluate(), inputs, allow_unused=True)
-            filled, reached = _fill(grads, inputs)
-            if not reached:
-                raise RuntimeError(NO_PATH if level == "upper" else NO_LOWER)
-            pieces.append(filled)
-        return average(pieces)
-
-    def _relative_radius(self) -> float:
-        if self._rule.radius is not None:
-            return self._rule.radius
-        types = [t.dtype for t in self._point.lower]
-        types += [o.precision for o in self._context.objectives if o.precision is not None]
-        coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
-        return DEFAULT_RADIUS[coarsest][1 if self._rule.one_sided else 0]
+        upper = level == "upper"
+        found = gradients(
+            self._objective.losses, self._point.upper, y, with_upper=upper, with_lower=not upper
+        )
+        if not found.reached:
+            raise RuntimeError(NO_PATH if upper else NO_LOWER)
+        return found.upper if upper else found.lower
 
 
-def perturbed(y: Tensors, v: Tensors, e: float) -> Tensors:
-    """Return ``y + e v`` as new tensors; the parameters themselves are never edited."""
-    return axpy(e, v, y)
+def difference_length(
+    lower: LowerObjective, y: Tensors, *, one_sided: bool, radius: float | None = None
+) -> float:
+    """Return how far to move the lower parameters `y` for a difference of gradients.
 
-
-def difference_length(context: Context, *, one_sided: bool) -> float:
-    """Return how far to move the lower parameters for a difference of gradients.
-
-    ``r max(|y|, 1e-3 sqrt(numel))``, with `r` the value measured best for the coarsest type that
-    the lower loss is computed in (`DEFAULT_RADIUS`).
+    ``r max(|y|, 1e-3 sqrt(numel))``, with `r` the `radius`, or the value measured best for the
+    coarsest type that the lower loss is computed in (`DEFAULT_RADIUS`).
     """
-    y = context.after.lower
-    types = [t.dtype for t in y]
-    types += [o.precision for o in context.objectives if o.precision is not None]
-    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
-    radius = DEFAULT_RADIUS[coarsest][1 if one_sided else 0]
-    return radius * max(float(norm(y)), math.sqrt(numel(y)) * 1e-3)
+    if radius is None:
+        radius = DEFAULT_RADIUS[lower.dtype(y)][1 if one_sided else 0]
+    return radius * max(length(y), math.sqrt(numel(y)) * 1e-3)

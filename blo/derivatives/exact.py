@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
-from blo.derivatives.lower import Point
-from blo.derivatives.objective import Objective
+from blo.derivatives.graphs import GradientGraph
+from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.products import NO_PATH, Products
-from blo.derivatives.pullback import _fill
-from blo.linear.tensors import Tensors, add, average, leaves, scale, zeros_like
-from blo.methods.context import Context
+from blo.derivatives.pullback import Gradient, filled, reached
+from blo.linear.tensors import Tensors, leaves
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class Exact:
 
     needs_upper_gradient = False
 
-    def at(self, context: Context, point: Point) -> Products:
+    def at(self, lower: LowerObjective, point: Point) -> Products:
         """Return exact products; the graph is built at the first of them."""
-        return ExactProducts(context, point)
+        return ExactProducts(lower, point)
 
 
 class ExactProducts:
@@ -47,19 +43,18 @@ class ExactProducts:
 
     radius = None
 
-    def __init__(self, context: Context, point: Point) -> None:
+    def __init__(self, lower: LowerObjective, point: Point) -> None:
         self.num_gradients = 0
         self.num_products = 0
-        self._context = context
+        self._objective = lower
         self._upper = leaves(point.upper)
         self._lower = leaves(point.lower)
-        self._graphs: list[Tensors] | None = None
+        self._graph: GradientGraph | None = None
 
     def hvp(self, v: Tensors) -> Tensors:
         """Return ``g_yy v``."""
-        product = average([p for p, _ in self._differentiate(self._lower, v)])
-        decay = self._context.weight_decay
-        return product if decay is None else add(product, scale(decay, v))
+        product = filled(self._product(self._lower, v), self._lower)
+        return self._objective.decayed(self._objective.signed(product), v)
 
     def mixed(self, v: Tensors) -> Tensors:
         """Return ``g_xy v``.
@@ -67,40 +62,15 @@ class ExactProducts:
         Raises:
             RuntimeError: if ``g_y`` depends on no upper parameter.
         """
-        pieces = self._differentiate(self._upper, v)
-        if not any(reached for _, reached in pieces):
+        product = self._product(self._upper, v)
+        if not reached(product):
             raise RuntimeError(NO_PATH)
-        return average([p for p, _ in pieces])
+        return self._objective.signed(filled(product, self._upper))
 
-    def _differentiate(self, inputs: Tensors, v: Tensors) -> list[tuple[Tensors, bool]]:
-        """Return ``d<g_y, v>/d(inputs)`` for each batch, with whether any input was reached."""
-        if self._graphs is None:
-            self._graphs = [self._build(objective) for objective in self._context.objectives]
+    def _product(self, inputs: Tensors, v: Tensors) -> Gradient:
+        if self._graph is None:
+            losses = self._objective.losses
+            self._graph = GradientGraph(losses, self._lower, self._upper, self._lower)
             self.num_gradients += 1
         self.num_products += 1
-        pieces = []
-        for objective, graph in zip(self._context.objectives, self._graphs, strict=True):
-            attached = [(g, u) for g, u in zip(graph, v, strict=True) if g.requires_grad]
-            if not attached:
-                pieces.append((zeros_like(inputs), False))
-                continue
-            outputs, weights = zip(*attached, strict=True)
-            with twice_differentiable(objective, self._upper, self._lower):
-                grads = torch.autograd.grad(
-                    outputs, inputs, weights, retain_graph=True, allow_unused=True
-                )
-            filled, reached = _fill(grads, inputs)
-            pieces.append((scale(self._context.sign, filled), reached))
-        return pieces
-
-    def _build(self, objective: Objective) -> Tensors:
-        with twice_differentiable(objective, self._upper, self._lower) as evaluate:
-            gradient = torch.autograd.grad(
-                evaluate(),
-                self._lower,
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            refuse_cut_graph(gradient)
-        return gradient
+        return self._graph.product(v, inputs, keep=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from blo.derivatives.exact import ExactProducts
 from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
+from blo.derivatives.nested import AttachedObjective
 from blo.derivatives.objective import Objective
-from blo.linear.tensors import Tensors, add, average, leaves, scale, zeros_like
-from blo.methods.attached import AttachedObjective
-from blo.methods.context import Context
+from blo.derivatives.pullback import Gradient, filled, pulled_back, reached
+from blo.linear.tensors import Tensors, average, leaves
 
 
 class SplitsIntoOutputs(Protocol):
@@ -102,13 +102,13 @@ class GaussNewton:
 
     needs_upper_gradient = False
 
-    def at(self, context: Context, point: Point) -> GaussNewtonProducts:
+    def at(self, lower: LowerObjective, point: Point) -> GaussNewtonProducts:
         """Return Gauss-Newton products; the graphs are built at the first of them.
 
         Raises:
             TypeError: if the lower loss does not say what its outputs are.
         """
-        return GaussNewtonProducts(context, point)
+        return GaussNewtonProducts(lower, point)
 
 
 @dataclass
@@ -154,7 +154,7 @@ class OutputGraph:
     leaves: Tensors
     slopes: Tensors
     weights: Tensors
-    pulled: tuple[Tensor | None, ...]
+    pulled: Gradient
 
 
 class GaussNewtonProducts:
@@ -162,26 +162,24 @@ class GaussNewtonProducts:
 
     radius = None
 
-    def __init__(self, context: Context, point: Point) -> None:
+    def __init__(self, lower: LowerObjective, point: Point) -> None:
         self.num_gradients = 0
         self.num_products = 0
-        self._context = context
+        self._objective = lower
         self._upper = leaves(point.upper)
         self._lower = leaves(point.lower)
-        self._exact = ExactProducts(context, point)
+        self._exact = ExactProducts(lower, point)
         self._graphs: list[OutputGraph] | None = None
-        for objective in context.objectives:
+        for objective in lower.losses:
             _observed(objective)
 
     def hvp(self, v: Tensors) -> Tensors:
         """Return ``J^T l_zz J v``, with the penalty of coupled weight decay."""
         if self._graphs is None:
-            self._graphs = [self._build(objective) for objective in self._context.objectives]
+            self._graphs = [self._build(objective) for objective in self._objective.losses]
         self.num_products += 1
         product = average([self._product(graph, v) for graph in self._graphs])
-        product = scale(self._context.sign, product)
-        decay = self._context.weight_decay
-        return product if decay is None else add(product, scale(decay, v))
+        return self._objective.decayed(self._objective.signed(product), v)
 
     def mixed(self, v: Tensors) -> Tensors:
         """Return ``g_xy v``, exact.
@@ -197,9 +195,10 @@ class GaussNewtonProducts:
 
     def _product(self, graph: OutputGraph, v: Tensors) -> Tensors:
         with twice_differentiable(graph.objective, self._upper, self._lower):
-            jv = _pull_back(graph.pulled, graph.weights, v)
-            curved = _pull_back(graph.slopes, graph.leaves, jv)
-            return _pull_back(graph.outputs, self._lower, curved)
+            jv = pulled_back(graph.pulled, graph.weights, v, keep=True)
+            curved = pulled_back(graph.slopes, graph.leaves, jv, keep=True)
+            product = pulled_back(graph.outputs, self._lower, curved, keep=True)
+            return filled(product, self._lower)
 
     def _build(self, objective: Objective) -> OutputGraph:
         self.num_gradients += 1
@@ -207,30 +206,23 @@ class GaussNewtonProducts:
         with twice_differentiable(objective, self._upper, self._lower) as evaluate:
             loss = evaluate()
             z, at_leaves = observed.outputs, observed.at_leaves
-            direct = _gradients(loss, self._lower)
-            if any(g is not None for g in direct):
+            direct = _slopes(loss, self._lower)
+            if reached(direct):
                 raise ValueError(
                     "the lower loss must depend on the lower parameters through its outputs alone "
                     "for GaussNewton(); return the parameters that it penalises among the outputs"
                 )
-            slopes = _gradients(loss, at_leaves)
+            slopes = _slopes(loss, at_leaves)
             weights = tuple(torch.zeros_like(o).requires_grad_() for o in z)
-            pulled = (
-                torch.autograd.grad(z, self._lower, weights, create_graph=True, allow_unused=True)
-                if z
-                else (None,) * len(self._lower)
-            )
-            if all(p is None for p in pulled):
+            pulled = pulled_back(z, self._lower, weights, create_graph=True)
+            if not reached(pulled):
                 raise RuntimeError(
                     "the outputs of the lower loss depend on no lower parameter; check that they "
                     "are computed from them, without detach() or no_grad()"
                 )
-            filled = tuple(
-                torch.zeros_like(o) if s is None else s
-                for s, o in zip(slopes, at_leaves, strict=True)
-            )
-            refuse_cut_graph(filled + tuple(p for p in pulled if p is not None))
-        return OutputGraph(objective, z, at_leaves, filled, weights, pulled)
+            slopes = filled(slopes, at_leaves)
+            refuse_cut_graph((*slopes, *pulled))
+        return OutputGraph(objective, z, at_leaves, slopes, weights, pulled)
 
 
 def _observed(objective: Objective) -> tuple[Observed, Objective]:
@@ -249,20 +241,5 @@ def _observed(objective: Objective) -> tuple[Observed, Objective]:
     return observed, replace(whole, loss=observed)
 
 
-def _gradients(loss: Tensor, inputs: Tensors) -> tuple[Tensor | None, ...]:
-    if not loss.requires_grad or not inputs:
-        return (None,) * len(inputs)
-    return torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-
-
-def _pull_back(outputs: tuple[Tensor | None, ...], inputs: Tensors, weights: Tensors) -> Tensors:
-    """Return ``d<outputs, weights>/d(inputs)``, zeros where nothing depends on an input."""
-    attached = [
-        (o, w) for o, w in zip(outputs, weights, strict=True) if o is not None and o.requires_grad
-    ]
-    if not attached:
-        return zeros_like(inputs)
-    kept, factors = zip(*attached, strict=True)
-    return torch.autograd.grad(
-        kept, inputs, factors, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+def _slopes(loss: Tensor, inputs: Tensors) -> tuple[Tensor | None, ...]:
+    return pulled_back((loss,), inputs, (torch.ones_like(loss),), create_graph=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from blo.derivatives.objective import Objective
+from blo.derivatives.pullback import filled, pulled_back, reached
 from blo.linear.tensors import Tensors, average, detach, leaves
 
 
@@ -16,8 +17,9 @@ class Gradients(NamedTuple):
 
     Attributes:
         upper: ``dg/d(upper)``; empty where it was not asked for.
-        lower: ``dg/d(lower)``.
-        reached: whether the loss depends on any upper tensor; False where that was not asked for.
+        lower: ``dg/d(lower)``; empty where it was not asked for.
+        reached: whether the loss depends on any upper tensor, or, where these were not asked for,
+            on any lower one.
     """
 
     upper: Tensors
@@ -26,25 +28,28 @@ class Gradients(NamedTuple):
 
 
 def gradients(
-    objectives: Sequence[Objective], upper: Tensors, lower: Tensors, *, with_upper: bool
+    objectives: Sequence[Objective],
+    upper: Tensors,
+    lower: Tensors,
+    *,
+    with_upper: bool = True,
+    with_lower: bool = True,
 ) -> Gradients:
     """Return the gradient of the mean of `objectives`: one forward and one backward pass of each.
 
-    Zeros stand where a loss does not depend on a tensor. Without `with_upper` the upper tensors
-    require no gradient, which saves the part of the backward pass that leads to them alone.
+    Zeros stand where a loss does not depend on a tensor. What is not asked for requires no
+    gradient, which saves the part of the backward pass that leads to it alone.
     """
-    uppers, lowers, reached = [], [], False
+    uppers, lowers, found = [], [], False
     for objective in objectives:
         x = leaves(upper) if with_upper else detach(upper)
-        y = leaves(lower)
-        inputs = (*x, *y) if with_upper else y
+        y = leaves(lower) if with_lower else detach(lower)
+        inputs = (*x, *y) if with_upper and with_lower else x if with_upper else y
         with objective.scope(x, y) as evaluate:
-            grads = torch.autograd.grad(evaluate(), inputs, allow_unused=True)
-        filled = tuple(
-            torch.zeros_like(t) if g is None else g for g, t in zip(grads, inputs, strict=True)
-        )
-        split = len(inputs) - len(y)
-        reached = reached or any(g is not None for g in grads[:split])
-        uppers.append(filled[:split])
-        lowers.append(filled[split:])
-    return Gradients(average(uppers), average(lowers), reached)
+            loss = evaluate()
+            grads = pulled_back((loss,), inputs, (torch.ones_like(loss),))
+        split = len(x) if with_upper else 0
+        found = found or reached(grads[:split] if with_upper else grads)
+        uppers.append(filled(grads[:split], inputs[:split]))
+        lowers.append(filled(grads[split:], inputs[split:]))
+    return Gradients(average(uppers), average(lowers), found)

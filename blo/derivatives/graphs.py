@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from blo.derivatives.composed import composing, refuse_wrong
 from blo.derivatives.objective import Objective
+from blo.derivatives.pullback import Gradient, mean, pulled_back
 from blo.linear.tensors import Tensors
 
 
-def refuse_cut_graph(outputs: Tensors) -> None:
-    """Raise if the graph of `outputs` was cut by an operation that can be differentiated only once.
+class GradientGraph:
+    """The gradient of the mean of some losses, with the graph that products are taken on.
 
-    Torch marks such a place by a node that raises when it runs, but `torch.autograd.grad` with
-    inputs passes over it, and the second derivative comes out silently wrong.
+    One gradient when built, one product each time it is differentiated. The graph is built with
+    attention on the math kernel, since no fused attention kernel can be differentiated twice.
+
+    Args:
+        objectives: the losses.
+        wanted: the leaves that the gradient is for, some of ``upper + lower``.
+        upper: leaves.
+        lower: leaves.
+
+    Attributes:
+        gradient: the mean over the losses, without graph; None where none depends on a leaf.
+    """
+
+    def __init__(
+        self, objectives: Sequence[Objective], wanted: Tensors, upper: Tensors, lower: Tensors
+    ) -> None:
+        self._objectives = objectives
+        self._upper, self._lower = upper, lower
+        self._graphs = [self._build(objective, wanted) for objective in objectives]
+        self.gradient = tuple(None if g is None else g.detach() for g in mean(self._graphs))
+
+    def product(
+        self, weights: Gradient, inputs: Tensors, *, keep: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        """Return ``d<gradient, weights>/d(inputs)``, with None for inputs that are not reached.
+
+        Args:
+            weights: one for each tensor of `wanted`; None stands for zeros.
+            inputs: some of the leaves.
+            keep: keep the graph for another product.
+        """
+        graphs = self._graphs
+        self._graphs = graphs if keep else []
+        pieces = []
+        for objective, graph in zip(self._objectives, graphs, strict=True):
+            with twice_differentiable(objective, self._upper, self._lower):
+                pieces.append(pulled_back(graph, inputs, weights, keep=keep))
+        return mean(pieces)
+
+    def _build(self, objective: Objective, wanted: Tensors) -> Gradient:
+        with twice_differentiable(objective, self._upper, self._lower) as evaluate:
+            gradient = torch.autograd.grad(evaluate(), wanted, create_graph=True, allow_unused=True)
+            refuse_cut_graph(gradient)
+        return gradient
+
+
+def refuse_cut_graph(outputs: Gradient, inputs: Tensors = (), *, order: int = 2) -> None:
+    """Raise if the graph from `inputs` to `outputs` was cut by an operation that can be
+    differentiated only once, or has one whose derivatives up to `order` are wrong in torch.
+
+    Torch marks a cut by a node that raises when it runs, but `torch.autograd.grad` with inputs
+    passes over it, and the second derivative comes out silently wrong.
 
     Raises:
         RuntimeError: naming the remedy (through `twice_differentiable`).
     """
-    waiting = [t.grad_fn for t in outputs if t.grad_fn is not None]
-    seen = set(waiting)
+    waiting = [t.grad_fn for t in outputs if t is not None and t.grad_fn is not None]
+    seen = {*waiting, *(t.grad_fn for t in inputs)}
     while waiting:
         node = waiting.pop()
+        refuse_wrong(node.name(), order)
         if node.name().endswith("::Error"):
             raise RuntimeError("double backward through a once_differentiable function")
         for following, _ in node.next_functions:
@@ -35,16 +89,20 @@ def refuse_cut_graph(outputs: Tensors) -> None:
 
 @contextmanager
 def twice_differentiable(
-    objective: Objective, upper: Tensors, lower: Tensors
+    objective: Objective, upper: Tensors, lower: Tensors, *, order: int = 2
 ) -> Iterator[Callable[[], Tensor]]:
-    """Enter the objective's scope with attention on the math kernel, for the forward pass and every
-    backward pass.
+    """Enter the objective's scope with attention on the math kernel, and without the operations
+    whose derivatives up to `order` are wrong, for the forward pass and every backward pass.
 
     Raises:
         RuntimeError: naming the remedy, where an operation in the loss has no second derivative.
     """
     try:
-        with sdpa_kernel(SDPBackend.MATH), objective.scope(upper, lower) as evaluate:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            composing(order),
+            objective.scope(upper, lower) as evaluate,
+        ):
             yield evaluate
     except RuntimeError as error:
         text = str(error)
@@ -53,7 +111,6 @@ def twice_differentiable(
                 "the lower loss has an operation without a second derivative "
                 f"({text.splitlines()[0]}). "
                 "Use attn_implementation='eager' or 'sdpa' and no torch.compile around the module, "
-                "or a method that needs "
-                "first derivatives only, such as darts()"
+                "or a method that needs first derivatives only, such as darts()"
             ) from error
         raise

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def coarsest(types: Iterable[torch.dtype | None]) -> torch.dtype:
+    """Return the type with the largest rounding error; None, no autocast, is passed over."""
+    return max((t for t in types if t is not None), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def fresh_autocast(

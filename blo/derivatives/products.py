@@ -1,6 +1,6 @@
 """Second-order products of a lower loss at a point: ``g_yy v`` and ``g_xy v = d/dx <g_y, v>``.
 
-A rule (`Exact`, `FiniteDifference`) is a setting; ``rule.at(context, point)`` gives the products at
+A rule (`Exact`, `FiniteDifference`) is a setting; ``rule.at(lower, point)`` gives the products at
 that point, which count what they cost. All of them average over the batches of the lower step, and
 carry the quadratic penalty of coupled weight decay.
 """
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
 from blo.linear.tensors import Tensors
-from blo.methods.context import Context
 
 NO_PATH = (
     "the gradient of the lower loss with respect to the lower parameters does not depend on any "
-    "upper parameter, so no "
-    "hypergradient can reach them; check that the lower loss uses the upper parameters, without "
-    "detach() or no_grad(), "
-    "in a term that also holds lower parameters"
+    "upper parameter, so no hypergradient can reach them; check that the lower loss uses the upper "
+    "parameters, without detach() or no_grad(), in a term that also holds lower parameters"
 )
 
 
@@ -48,8 +45,8 @@ class ProductRule(Protocol):
     def needs_upper_gradient(self) -> bool:
         """Whether ``dg/dx`` at the point, taken in the lower step, saves work."""
 
-    def at(self, context: Context, point: Point) -> Products:
-        """Return the products of the lower objective of `context` at `point`."""
+    def at(self, lower: LowerObjective, point: Point) -> Products:
+        """Return the products of `lower` at `point`."""
 
 
 NO_LOWER = "the lower loss does not depend on any lower parameter; check that it uses them"

@@ -68,6 +68,11 @@ def norm(x: Tensors) -> Tensor:
     return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
 
 
+def length(x: Tensors) -> float:
+    """Return the Euclidean norm of the whole tuple as a number."""
+    return float(norm(x))
+
+
 def numel(x: Tensors) -> int:
     """Return the dimension of the vector."""
     return sum(t.numel() for t in x)

@@ -76,7 +76,7 @@ class Amortised:
             ValueError: if `step` is None and no lower optimizer is known.
         """
         step = self._step(context)
-        products = self.products.at(context, context.after)
+        products = self.products.at(context.lower, context.after)
         size = float(norm(cotangent))
         v, status, residual = state, Status.TRUNCATED, math.nan
         for _ in range(self.num_steps):
@@ -113,13 +113,14 @@ class Amortised:
         """Return the step of each lower tensor."""
         if self.step is not None:
             return (self.step,) * len(context.after.lower)
-        if context.learning_rates is None:
+        rates = context.known_rates("give it as a number, such as soba(step=0.1)")
+        if rates is None:
             raise ValueError(
                 "step=None takes the lower optimizer's learning rates, and no optimizer is known "
                 "here; give a number below 2 over the largest eigenvalue of the lower Hessian, "
                 "such as soba(step=0.1)"
             )
-        return context.learning_rates
+        return rates
 
 
 def soba(

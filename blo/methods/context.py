@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from blo.derivatives.lower import Point
+from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import Objective
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors
@@ -19,20 +19,16 @@ class Context:
     """One lower problem as a method sees it, at the moment a problem above it wants its response.
 
     Args:
-        objectives: the lower loss on each batch of the last lower step; their mean is the lower
-            objective ``g``.
+        lower: the lower objective ``g`` on the batches of the last lower step.
         after: the point ``y+`` that the upper loss was evaluated at.
         before: the point ``y`` that the last lower step started from; `after` itself when no step
             is known.
-        learning_rates: the lower optimizer's current learning rate for each lower tensor, if there
-            is an optimizer.
-        weight_decay: for each lower tensor, the factor of the quadratic penalty that the optimizer
-            adds to the gradient (coupled weight decay); it is part of the lower objective and
-            enters the Hessian.
-        sign: -1 if the lower optimizer maximises, else 1.
+        learning_rates: the lower optimizer's learning rate for each lower tensor in the last step,
+            if there is an optimizer; None for a tensor whose rate the optimizer chooses by itself.
         history: the last lower steps, where the method asked for them.
         readers: the loss of the problem that wants the response, on each of its batches, as a
             function of the same upper and lower parameters, where the method asked for it.
+        name: of the lower problem, for messages.
 
     Example:
         >>> from dataclasses import replace
@@ -49,14 +45,29 @@ class Context:
         (tensor(0.6000),)
     """
 
-    objectives: tuple[Objective, ...]
+    lower: LowerObjective
     after: Point
     before: Point
-    learning_rates: tuple[float, ...] | None = None
-    weight_decay: tuple[float, ...] | None = None
-    sign: float = 1.0
+    learning_rates: tuple[float | None, ...] | None = None
     history: History | None = None
     readers: tuple[Objective, ...] = ()
+    name: str = "lower"
+
+    def known_rates(self, remedy: str) -> tuple[float, ...] | None:
+        """Return the learning rates as numbers; None where no optimizer is known.
+
+        Raises:
+            ValueError: if the optimizer has none, naming the problem and the `remedy`.
+        """
+        if self.learning_rates is None:
+            return None
+        rates = tuple(lr for lr in self.learning_rates if lr is not None)
+        if len(rates) < len(self.learning_rates):
+            raise ValueError(
+                f"the optimizer of problem {self.name!r} has no learning rate (lr=None: it chooses "
+                f"its steps by itself), and the method takes its step from it; {remedy}"
+            )
+        return rates
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,8 @@ class Info:
             none.
         radius: length of the finite-difference step along the normalised direction; None for exact
             products.
-        status: how the linear solve ended.
+        status: how the linear solve ended; None where nothing is solved (one-step methods, recorded
+            steps).
         residual: relative residual of the linear solve; NaN where it is not known.
         num_gradients: gradient evaluations spent (a forward and a backward pass on the lower
             batch).
@@ -92,7 +104,7 @@ class Info:
     point: str
     scale: float | tuple[float, ...] | None = None
     radius: float | None = None
-    status: Status = Status.TRUNCATED
+    status: Status | None = None
     residual: float = math.nan
     num_gradients: int = 0
     num_products: int = 0

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from blo.derivatives.nested import AttachedObjective
 from blo.linear.tensors import (
     Tensors,
     add,
@@ -30,7 +31,6 @@ from blo.linear.tensors import (
     subtract,
     zeros_like,
 )
-from blo.methods.attached import AttachedObjective
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.methods.unrolling import check_steps
 from blo.steps.optimizers import UpdateMap
@@ -132,7 +132,7 @@ def _steps_again(context: Context) -> tuple[Callable[[Tensors], Tensors], Tensor
     """Return the lower solution as a function of a shift of `x`, its value without shift, and the
     number of lower steps; each evaluation costs one gradient a step.
     """
-    history = recorded(context, "evolution()")
+    history = recorded(context.history, "evolution()")
     if any(isinstance(o, AttachedObjective) for step in history.steps for o in step.objectives):
         raise ValueError(
             "evolution() takes the lower steps again at shifted upper parameters, and solutions "
@@ -150,7 +150,7 @@ def _steps_again(context: Context) -> tuple[Callable[[Tensors], Tensors], Tensor
         return iterate.lower
 
     at_rest = solution(zeros_like(context.before.upper))
-    drift = Drift(context)
+    drift = Drift(context.lower, history.end)
     drift.add(Segment(0, start, history.steps, context.after.lower, None), at_rest)
     drift.check()
     return solution, at_rest, len(history.steps)

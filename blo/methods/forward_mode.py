@@ -10,16 +10,19 @@ the response is ``(dy_T/dx)^T c = Z_T^T c``. No iterate is kept; what is kept do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from blo.derivatives.graphs import GradientGraph
 from blo.derivatives.products import NO_PATH
 from blo.linear.tensors import Tensors, leaves, numel, unflatten
+from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.methods.unrolling import check_steps
 from blo.steps.optimizers import Gradient, Iterate, Tangent, UpdateMap
-from blo.steps.replay import Drift, GradientGraph, recorded, segments
+from blo.steps.replay import Drift, received, recorded, segments
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ForwardMode:
             RuntimeError: if no step depends on the upper parameters, or if the steps taken again
                 lead elsewhere than the optimizer went.
         """
-        history = recorded(context, "forward_mode()")
+        history = recorded(context.history, "forward_mode()")
         update = UpdateMap(history.optimizer)
         x = leaves(context.before.upper)
         n = numel(x)
@@ -78,21 +81,21 @@ class ForwardMode:
                 f"max_size={self.max_size}; use unrolled(), whose cost does not depend on their "
                 "number, or raise max_size"
             )
-        drift, directions = Drift(context), _unit_vectors(x)
+        drift, directions = Drift(context.lower, history.end), _unit_vectors(x)
         tangent: Tangent | None = None
         reached = False
-        for segment in reversed(list(segments(context, history, update))):
+        for segment in reversed(list(segments(history, update))):
             iterate = segment.start
             tangent = _zeros(iterate, n) if tangent is None else tangent
             for t, step in enumerate(segment.steps):
                 y = leaves(iterate.lower)
-                graph = GradientGraph(step, x + y, x, y)
+                graph = GradientGraph(step.objectives, x + y, x, y)
                 columns = []
                 for j in range(n):
                     of_y = tuple(z[j] for z in tangent.lower) if reached else (None,) * len(y)
                     columns.append(graph.product((*directions[j], *of_y), y, keep=j < n - 1))
                 reached = reached or any(g is not None for column in columns for g in column)
-                gradient = graph.lower_gradient
+                gradient = received(step, graph.gradient[len(x) :], y)
                 end = update.step(iterate, gradient, step.options)
                 if t == len(segment.steps) - 1:
                     known = segment.last_gradient
@@ -114,6 +117,10 @@ class ForwardMode:
             num_products=n * len(history.steps),
         )
         return Response(unflatten(value, x), None, info)
+
+    def attach(self, lower: Attached, upper: Tensors) -> Tensors:
+        """Return the end of the recorded steps, taken again in one graph."""
+        return lower.steps_again(upper)
 
 
 def forward_mode(steps: int | None = None, *, max_size: int = 64) -> ForwardMode:
@@ -149,7 +156,7 @@ def _zeros(iterate: Iterate, n: int) -> Tangent:
     return Tangent(lower, slots)
 
 
-def _stacked(columns: list[Gradient], y: Tensors) -> Tensors:
+def _stacked(columns: Sequence[Gradient], y: Tensors) -> Tensors:
     """Return the tangents of the gradient, one along the first dimension for each column."""
     filled = [
         [torch.zeros_like(t) if g is None else g for g, t in zip(column, y, strict=True)]

@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blo.derivatives.exact import Exact
-from blo.derivatives.products import ProductRule, Products
+from blo.derivatives.lower import Point
+from blo.derivatives.nested import Stationary, carried
+from blo.derivatives.products import ProductRule
 from blo.linear.direct import Identity
-from blo.linear.system import LinearSolver, Solution
-from blo.linear.tensors import Tensors, scale
+from blo.linear.system import LinearSolver
+from blo.linear.tensors import Tensors, leaves, scale, subtract
+from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
 
 
@@ -49,11 +52,34 @@ class Implicit:
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``-g_xy v`` with ``g_yy v = cotangent``, both at ``context.after``."""
-        products = self.products.at(context, context.after)
+        products = self.products.at(context.lower, context.after)
         solution = self.solver(products.hvp, cotangent, state if self.warm_start else None)
         value = scale(-1.0, products.mixed(solution.value))
-        info = _info(self, "after", products, solution)
+        info = Info(
+            method=repr(self),
+            point="after",
+            scale=solution.scale,
+            radius=products.radius,
+            status=solution.status,
+            residual=solution.residual,
+            num_gradients=products.num_gradients,
+            num_products=products.num_products,
+        )
         return Response(value, solution.value if self.warm_start else None, info)
+
+    def attach(self, lower: Attached, upper: Tensors) -> Tensors:
+        """Return ``y*(upper)``: the stationarity at the solution is differentiated."""
+        context = lower.context
+
+        def solve_at(point: Point, rhs: Tensors) -> Tensors:
+            products = self.products.at(context.lower, point)
+            v = self.solver(products.hvp, rhs).value
+            lower.objective.spent.num_gradients += products.num_gradients
+            lower.objective.spent.num_products += products.num_products
+            return v
+
+        solution = Stationary(lower.objective, context.after.lower, solve_at)
+        return solution.attach(upper, lower.anchor)
 
 
 @dataclass(frozen=True)
@@ -98,29 +124,36 @@ class OneStep:
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``-s g_xy cotangent`` with the product at ``context.before``."""
-        products = self.products.at(context, context.before)
-        solution = Identity(self.step(context))(products.hvp, cotangent)
-        value = scale(-1.0, products.mixed(solution.value))
-        return Response(value, None, _info(self, "before", products, solution))
+        products = self.products.at(context.lower, context.before)
+        v = scale(self.step(context), cotangent)
+        value = scale(-1.0, products.mixed(context.lower.directed(v)))
+        info = Info(
+            method=repr(self),
+            point="before",
+            scale=self.step(context),
+            radius=products.radius,
+            num_gradients=products.num_gradients,
+            num_products=products.num_products,
+        )
+        return Response(value, None, info)
+
+    def attach(self, lower: Attached, upper: Tensors) -> Tensors:
+        """Return the end of the last step ``y - s g_y(upper, y)``, taken again."""
+        context = lower.context
+
+        def end_of(upper: Tensors) -> Tensors:
+            y = leaves(context.before.lower)
+            gradient = context.lower.directed(lower.objective.gradient(upper, y))
+            return subtract(y, scale(self.step(context), gradient))
+
+        return carried(end_of, context.after.lower, upper, lower.anchor)
 
     def step(self, context: Context) -> float | tuple[float, ...]:
         """Return `s`: one number, or one a lower tensor where the parameter groups differ."""
         if self.scale is not None:
             return self.scale
-        if context.learning_rates is None:
+        rates = context.known_rates("give the step as a number, such as darts(scale=0.1)")
+        if rates is None:
             return 1.0
-        distinct = set(context.learning_rates)
-        return distinct.pop() if len(distinct) == 1 else context.learning_rates
-
-
-def _info(method: Implicit | OneStep, point: str, products: Products, solution: Solution) -> Info:
-    return Info(
-        method=repr(method),
-        point=point,
-        scale=solution.scale,
-        radius=products.radius,
-        status=solution.status,
-        residual=solution.residual,
-        num_gradients=products.num_gradients,
-        num_products=products.num_products,
-    )
+        distinct = set(rates)
+        return distinct.pop() if len(distinct) == 1 else rates

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from blo.derivatives.differences import difference_length
 from blo.derivatives.gradients import Gradients, gradients
+from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
 from blo.linear.system import Status
-from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract
+from blo.linear.tensors import Tensors, add, axpy, norm, subtract
 from blo.methods.context import Context, Info, Requirements, Response
 
 
@@ -71,6 +72,7 @@ class ValuePenalty:
                 "pbgd() needs the upper loss, and the context holds no readers; use a method that "
                 "needs none, such as f2sa() or darts()"
             )
+        refuse_saddle(context.lower, "pbgd()")
         problem = _Penalised(self, context, cotangent)
         start = context.after.lower if state is None else state
         here, lr, status = problem.descend(start)
@@ -78,7 +80,7 @@ class ValuePenalty:
             raise RuntimeError(NO_PATH)
         gap = subtract(here.below.upper, problem.solution.upper)
         shift = subtract(here.above.upper, problem.above.upper)
-        value = axpy(self.penalty * context.sign, gap, shift)
+        value = axpy(self.penalty, gap, shift)
         size = float(norm(cotangent)) / self.penalty
         info = Info(
             method=repr(self),
@@ -119,12 +121,8 @@ class _Penalised:
     def at(self, z: Tensors, *, with_upper: bool) -> _Iterate:
         """Return the gradients at `z`."""
         below, above = self._taken(z, with_upper=with_upper)
-        gradient = below.lower
-        if self._context.sign != 1.0:
-            gradient = scale(self._context.sign, gradient)
-        if self._context.weight_decay is not None:
-            gradient = add(gradient, scale(self._context.weight_decay, z))
-        gradient = axpy(1.0 / self._method.penalty, add(above.lower, self._rest), gradient)
+        push = add(above.lower, self._rest)
+        gradient = axpy(1.0 / self._method.penalty, push, below.lower)
         return _Iterate(z, gradient, float(norm(gradient)), below, above)
 
     def descend(self, start: Tensors) -> tuple[_Iterate, float | None, Status]:
@@ -136,7 +134,9 @@ class _Penalised:
         lr, first = self._method.lr, self._method.lr
         here = self.at(start, with_upper=False)
         if lr is None and here.length > 0.0:
-            length = difference_length(self._context, one_sided=False)
+            length = difference_length(
+                self._context.lower, self._context.after.lower, one_sided=False
+            )
             probe = self.at(axpy(-length / here.length, here.gradient, here.z), with_upper=False)
             lr = first = 1.0 / (_curvature(here, probe) or 1.0)
         for k in range(1, self._method.num_steps + 1):
@@ -153,7 +153,7 @@ class _Penalised:
         x = self._context.after.upper
         self.num_gradients += 2
         return (
-            gradients(self._context.objectives, x, z, with_upper=with_upper),
+            self._context.lower.gradients(x, z, with_upper=with_upper),
             gradients(self._context.readers, x, z, with_upper=with_upper),
         )
 

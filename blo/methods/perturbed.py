@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from blo.derivatives.differences import difference_length
 from blo.derivatives.gradients import gradients
+from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
 from blo.linear.system import Status
-from blo.linear.tensors import Tensors, add, axpy, dot, norm, scale, subtract, zeros_like
+from blo.linear.tensors import Tensors, add, axpy, dot, length, norm, scale, subtract, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
 
 # The first step, as a fraction of what is best for a single difference: the solution lies several
@@ -80,22 +81,23 @@ class Perturbed:
                 "f2sa(linearised=False) needs the upper loss, and the context holds no readers; "
                 "use linearised=True"
             )
-        size = float(norm(cotangent))
+        refuse_saddle(context.lower, "f2sa()")
+        size = length(cotangent)
         if size == 0.0:
             info = Info(repr(self), "after", self.lr, 0.0, Status.CONVERGED, 0.0)
             return Response(zeros_like(context.after.upper), state, info)
         problem = _Perturbation(self, context, cotangent)
-        length = difference_length(context, one_sided=not self.symmetric)
+        reach = difference_length(context.lower, context.after.lower, one_sided=not self.symmetric)
         warm = state if self.warm_start and state is not None and float(norm(state)) > 0 else None
         lr, definite = self.lr, True
         if lr is None and warm is None:
             lr, definite = problem.first_step()
         delta = self.delta
         if delta is None and warm is not None:
-            delta = REACH * length / float(norm(warm))
+            delta = REACH * reach / length(warm)
         elif delta is None:
             assert lr is not None
-            delta = REACH * length / (lr * size)
+            delta = REACH * reach / (lr * size)
         sides = [
             problem.solve(sign * delta, lr, warm, definite)
             for sign in ((1.0, -1.0) if self.symmetric else (1.0,))
@@ -153,11 +155,8 @@ class _Perturbation:
         self._method = method
         self._context = context
         self._cotangent = cotangent
-        self._base = gradients(
-            context.objectives,
-            context.after.upper,
-            context.after.lower,
-            with_upper=not method.symmetric,
+        self._base = context.lower.gradients(
+            context.after.upper, context.after.lower, with_upper=not method.symmetric
         )
         self._above = None
         if not method.linearised:
@@ -170,15 +169,11 @@ class _Perturbation:
         """Return the perturbed problem's gradient at `d`."""
         context = self._context
         y = add(context.after.lower, d)
-        here = gradients(context.objectives, context.after.upper, y, with_upper=with_upper)
+        here = context.lower.gradients(context.after.upper, y, with_upper=with_upper)
         self.num_gradients += 1
         if with_upper and not here.reached:
             raise RuntimeError(NO_PATH)
         gradient, upper = subtract(here.lower, self._base.lower), here.upper
-        if context.sign != 1.0:
-            gradient, upper = scale(context.sign, gradient), scale(context.sign, upper)
-        if context.weight_decay is not None:
-            gradient = add(gradient, scale(context.weight_decay, d))
         if self._method.damping:
             gradient = axpy(self._method.damping, d, gradient)
         push = self._cotangent
@@ -194,8 +189,8 @@ class _Perturbation:
         """Return the step size that the lower loss has along the cotangent, and whether it curves
         upwards there. One gradient.
         """
-        length = difference_length(self._context, one_sided=True)
-        d = scale(-length / float(norm(self._cotangent)), self._cotangent)
+        reach = difference_length(self._context.lower, self._context.after.lower, one_sided=True)
+        d = scale(-reach / length(self._cotangent), self._cotangent)
         return _step(d, self.at(d, 0.0, with_upper=False).gradient)
 
     def solve(self, delta: float, lr: float | None, warm: Tensors | None, definite: bool) -> _Side:
@@ -253,8 +248,7 @@ class _Perturbation:
         if second:
             value = scale(0.5 / delta, subtract(first.upper, second[0].upper))
         else:
-            base = scale(self._context.sign, self._base.upper)
-            value = scale(1.0 / delta, subtract(first.upper, base))
+            value = scale(1.0 / delta, subtract(first.upper, self._base.upper))
         return value if self._above is None else subtract(value, self._above.upper)
 
 

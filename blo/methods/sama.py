@@ -6,13 +6,14 @@ itself, so ``D = dU/dg`` is diagonal and the response is ``(dy+/dx)^T c = g_xy(x
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from blo.derivatives.differences import FiniteDifference
 from blo.derivatives.products import ProductRule
-from blo.linear.tensors import Tensors, scale
+from blo.linear.tensors import Tensors
+from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.steps.optimizers import Adjoint, UpdateMap
 from blo.steps.replay import Drift, recorded, segments
@@ -55,16 +56,16 @@ class Sama:
             TypeError: if the lower optimizer's steps cannot be taken again.
             RuntimeError: if the step taken again leads elsewhere than the optimizer went.
         """
-        history = recorded(context, "sama()")
+        history = recorded(context.history, "sama()")
         update = UpdateMap(history.optimizer)
-        (segment,) = segments(context, history, update)
+        (segment,) = segments(history, update)
         (step,) = segment.steps
         gradient = segment.last_gradient
         assert gradient is not None
         _, weights, end = update.pulled_back(
             segment.start, gradient, step.options, Adjoint(cotangent)
         )
-        drift = Drift(context)
+        drift = Drift(context.lower, history.end)
         drift.add(segment, end.lower)
         drift.check()
         fresh = update.without_history(end)
@@ -72,9 +73,8 @@ class Sama:
             torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
-        here = replace(context, objectives=step.objectives)
-        products = self.products.at(here, context.before)
-        value = scale(context.sign, products.mixed(direction))
+        products = self.products.at(context.lower, context.before)
+        value = context.lower.signed(products.mixed(direction))
         info = Info(
             method=repr(self),
             point="before",
@@ -83,6 +83,10 @@ class Sama:
             num_products=products.num_products,
         )
         return Response(value, None, info)
+
+    def attach(self, lower: Attached, upper: Tensors) -> Tensors:
+        """Return the end of the last step, taken again."""
+        return lower.steps_again(upper)
 
 
 def sama(*, radius: float | None = None, one_sided: bool = False) -> Sama:

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import torch
 
+from blo.derivatives.graphs import GradientGraph
 from blo.derivatives.products import NO_PATH
 from blo.linear.tensors import Tensors, add, leaves, zeros_like
+from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.steps.optimizers import Adjoint, Gradient, UpdateMap
-from blo.steps.replay import Drift, GradientGraph, recorded, replayed, segments
+from blo.steps.replay import Drift, received, recorded, replayed, segments
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,19 @@ class Unrolled:
             RuntimeError: if no step depends on the upper parameters, or if the steps taken again
                 lead elsewhere than the optimizer went.
         """
-        history = recorded(context, "unrolled()")
+        history = recorded(context.history, "unrolled()")
         update = UpdateMap(history.optimizer)
-        drift = Drift(context)
+        drift = Drift(context.lower, history.end)
         x = leaves(context.before.upper)
         value, adjoint, reached, num_gradients = zeros_like(x), Adjoint(cotangent), False, 0
-        for segment in segments(context, history, update):
+        for segment in segments(history, update):
             iterates = replayed(segment, x, update)
             num_gradients += len(iterates) - 1 + len(segment.steps)
             for t in reversed(range(len(segment.steps))):
                 step, iterate = segment.steps[t], iterates.pop()
                 y = leaves(iterate.lower)
-                graph = GradientGraph(step, y, x, y)
-                gradient = graph.lower_gradient
+                graph = GradientGraph(step.objectives, y, x, y)
+                gradient = received(step, graph.gradient, y)
                 adjoint, weights, end = update.pulled_back(iterate, gradient, step.options, adjoint)
                 if t == len(segment.steps) - 1:
                     if segment.last_gradient is not None:
@@ -104,6 +106,10 @@ class Unrolled:
             num_products=len(history.steps),
         )
         return Response(value, None, info)
+
+    def attach(self, lower: Attached, upper: Tensors) -> Tensors:
+        """Return the end of the recorded steps, taken again in one graph."""
+        return lower.steps_again(upper)
 
 
 def unrolled(steps: int | None = None, *, checkpoint: bool = False) -> Unrolled:

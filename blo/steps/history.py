@@ -41,9 +41,13 @@ class History:
         lower: the lower parameters before the first recorded step.
         states: for each lower tensor, a copy of the optimizer's state before that step.
         steps: the steps.
+        end: the lower parameters after the last, as the optimizer left them.
+        last_gradient: gradient that the optimizer received in the last step, where it was kept.
     """
 
     optimizer: type
     lower: Tensors
     states: tuple[Mapping[str, Any], ...]
     steps: tuple[LowerStep, ...]
+    end: Tensors
+    last_gradient: Tensors | None = None

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
-from blo.derivatives.objective import Objective
+from blo.derivatives.lower import LowerObjective
+from blo.derivatives.precision import coarsest
+from blo.derivatives.pullback import mean
 from blo.linear.tensors import Tensors, detach, leaves, norm, subtract
-from blo.methods.context import Context
 from blo.steps.history import History, LowerStep
 from blo.steps.optimizers import Gradient, Iterate, UpdateMap
 
@@ -30,19 +30,19 @@ NOISE = 64.0
 ROUNDING = 8.0
 
 
-def recorded(context: Context, name: str) -> History:
-    """Return the record of the lower steps.
+def recorded(history: History | None, name: str) -> History:
+    """Return the record of the lower steps, for the method called `name`.
 
     Raises:
         ValueError: if there is none.
     """
-    if context.history is None or not context.history.steps:
+    if history is None or not history.steps:
         raise ValueError(
             f"{name} differentiates the steps of the lower optimizer, and none were recorded: use "
             "it as the method of a Problem in an Engine. For plain functions take a method that "
             "needs no optimizer, such as cg(10), t1t2() or darts()"
         )
-    return context.history
+    return history
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Segment:
     last_gradient: Gradient | None
 
 
-def segments(context: Context, history: History, update: UpdateMap) -> Iterator[Segment]:
+def segments(history: History, update: UpdateMap) -> Iterator[Segment]:
     """Yield the recorded steps, newest first, cut where an iterate was kept."""
     steps = history.steps
-    end, last = context.after.lower, len(steps)
-    gradient: Gradient | None = context.before.lower_gradient
+    end, last = history.end, len(steps)
+    gradient: Gradient | None = history.last_gradient
     for first in reversed(range(len(steps))):
         step = steps[first]
         lower, states = step.lower, step.states
@@ -102,7 +102,7 @@ def lower_gradient(step: LowerStep, upper: Tensors, lower: Tensors) -> Gradient:
     for objective in step.objectives:
         with objective.scope(x, y) as evaluate:
             pieces.append(torch.autograd.grad(evaluate(), y, allow_unused=True))
-    return received(step, _mean(pieces), y)
+    return received(step, mean(pieces), y)
 
 
 def received(step: LowerStep, gradient: Gradient, lower: Tensors) -> Gradient:
@@ -117,67 +117,6 @@ def received(step: LowerStep, gradient: Gradient, lower: Tensors) -> Gradient:
     )
 
 
-class GradientGraph:
-    """The gradient of the lower loss of one step, with the graph that products are taken on.
-
-    One gradient when built, one product each time it is differentiated. The graph is built with
-    attention on the math kernel, as for `Exact`.
-
-    Args:
-        step: whose batches the loss is evaluated on.
-        wanted: the leaves that the gradient is for, the lower ones last: all of `lower`, or all of
-            ``upper + lower``.
-        upper: leaves.
-        lower: leaves.
-
-    Attributes:
-        lower_gradient: as the optimizer had it, without graph.
-    """
-
-    def __init__(self, step: LowerStep, wanted: Tensors, upper: Tensors, lower: Tensors) -> None:
-        self._objectives = step.objectives
-        self._upper, self._lower = upper, lower
-        self._graphs = [self._build(objective, wanted) for objective in step.objectives]
-        mean = _mean([graph[-len(lower) :] for graph in self._graphs])
-        known = tuple(None if g is None else g.detach() for g in mean)
-        self.lower_gradient = received(step, known, lower)
-
-    def product(self, weights: Gradient, inputs: Tensors, *, keep: bool = False) -> Gradient:
-        """Return ``d<gradient, weights>/d(inputs)``, with None for inputs that are not reached.
-
-        Args:
-            weights: one for each tensor of `wanted`; None stands for zeros.
-            inputs: some of the leaves.
-            keep: keep the graph for another product.
-        """
-        graphs = self._graphs
-        self._graphs = graphs if keep else []
-        pieces: list[Gradient] = []
-        for objective, graph in zip(self._objectives, graphs, strict=True):
-            attached = [
-                (g, w)
-                for g, w in zip(graph, weights, strict=True)
-                if g is not None and g.requires_grad and w is not None
-            ]
-            if not attached:
-                pieces.append((None,) * len(inputs))
-                continue
-            outputs, factors = zip(*attached, strict=True)
-            with twice_differentiable(objective, self._upper, self._lower):
-                pieces.append(
-                    torch.autograd.grad(
-                        outputs, inputs, factors, retain_graph=keep, allow_unused=True
-                    )
-                )
-        return _mean(pieces)
-
-    def _build(self, objective: Objective, wanted: Tensors) -> Gradient:
-        with twice_differentiable(objective, self._upper, self._lower) as evaluate:
-            gradient = torch.autograd.grad(evaluate(), wanted, create_graph=True, allow_unused=True)
-            refuse_cut_graph(tuple(g for g in gradient if g is not None))
-        return gradient
-
-
 class Drift:
     """How far steps taken again end from where the optimizer went, compared once for all segments.
 
@@ -185,11 +124,9 @@ class Drift:
     update does not know of, such as clipping by a hook.
     """
 
-    def __init__(self, context: Context) -> None:
-        types = [t.dtype for t in context.after.lower]
-        types += [o.precision for o in context.objectives if o.precision is not None]
-        self._eps = max(torch.finfo(dtype).eps for dtype in types)
-        self._own_eps = max(torch.finfo(t.dtype).eps for t in context.after.lower)
+    def __init__(self, lower: LowerObjective, end: Tensors) -> None:
+        self._eps = torch.finfo(lower.dtype(end)).eps
+        self._own_eps = torch.finfo(coarsest(t.dtype for t in end)).eps
         self._found: list[tuple[str, Tensor]] = []
 
     def add(self, segment: Segment, end: Tensors) -> None:
@@ -222,20 +159,3 @@ class Drift:
                     "in the loss, or use a method that does not take the steps again: darts(), "
                     "cg(10)"
                 )
-
-
-def _mean(pieces: Sequence[Gradient]) -> tuple[Tensor | None, ...]:
-    """Return the mean of several gradients, with None where all have None."""
-    return tuple(
-        _mean_of([t for t in column if t is not None], len(pieces))
-        for column in zip(*pieces, strict=True)
-    )
-
-
-def _mean_of(parts: Sequence[Tensor], n: int) -> Tensor | None:
-    if not parts:
-        return None
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total if n == 1 else total / n

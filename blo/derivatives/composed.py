@@ -1,0 +1,298 @@
+"""Operations that torch differentiates wrongly, composed of operations that it differentiates
+rightly, or refused.
+
+Some fused kernels save a statistic of their input and treat it as a constant when their derivative
+is differentiated again: the first derivative is right, a later one silently wrong. `WRONG` says
+which, as measured by the test that compares every derivative with differences of the one before;
+`composing` puts the compositions in their place while a graph is built, and `refuse_wrong` is the
+net below it, for calls that Python does not see (TorchScript, C++).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# By version of torch: the lowest order from which the derivatives of an operation are wrong. The
+# newest version listed speaks for versions that are not.
+WRONG: dict[str, dict[str, int]] = {
+    "2.13": {"weight_norm": 2, "layer_norm": 3, "batch_norm": 3},
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of torch under all its names.
+
+    Args:
+        spellings: what a caller may call, each with the composition that takes the same arguments.
+        nodes: the names of its nodes in a graph.
+    """
+
+    spellings: dict[Any, Callable[..., Any]]
+    nodes: tuple[str, ...]
+
+
+def wrong_orders(version: str = torch.__version__) -> dict[str, int]:
+    """Return the entry of `WRONG` for a version of torch, or the newest one."""
+    newest = max(WRONG, key=lambda listed: tuple(int(part) for part in listed.split(".")))
+    return WRONG.get(".".join(version.split(".")[:2]), WRONG[newest])
+
+
+def composing(order: int) -> AbstractContextManager[Any]:
+    """Return a context for building a graph that will be differentiated up to `order` times, in
+    which no operation has a wrong derivative.
+
+    The operations that have one are composed of elementary ones, whatever they are called by.
+    Their values, types, errors and running statistics stay torch's: the operation itself is called
+    beside its composition, without graph. Costs a call of a Python function for each call of torch.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import layer_norm
+        >>> x = torch.randn(2, 3, requires_grad=True)
+        >>> layer_norm(x, (3,)).grad_fn.name()
+        'NativeLayerNormBackward0'
+        >>> with composing(3):
+        ...     layer_norm(x, (3,)).grad_fn.name()
+        'MulBackward0'
+    """
+    table: dict[Any, Callable[..., Any]] = {}
+    for name, wrong_from in wrong_orders().items():
+        if wrong_from <= order:
+            table.update(OPERATIONS[name].spellings)
+    return _Composing(table) if table else nullcontext()
+
+
+def refuse_wrong(node: str, order: int) -> None:
+    """Raise if a graph with a node of this name has wrong derivatives up to `order`.
+
+    Raises:
+        RuntimeError: naming the operation and the remedy.
+    """
+    for name, wrong_from in wrong_orders().items():
+        if wrong_from <= order and node in OPERATIONS[name].nodes:
+            raise RuntimeError(
+                f"torch's derivatives of {name} ({node}) are wrong from order {wrong_from} on, and "
+                f"order {order} is needed here; call it from Python as torch.nn.functional does "
+                "(not in TorchScript or C++), so that it can be composed of other operations, or "
+                "use products=FiniteDifference() or a method of first derivatives, such as darts()"
+            )
+
+
+class _Composing(TorchFunctionMode):
+    def __init__(self, table: dict[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._table = table
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace the functions in the table and pass all others through."""
+        kwargs = kwargs or {}
+        composition = self._table.get(func)
+        if composition is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            plain = func(*args, **kwargs)
+        composed = composition(*args, **kwargs)
+        if isinstance(plain, Tensor):
+            return composed.to(plain.dtype)
+        return tuple(c.to(p.dtype) for c, p in zip(composed, plain, strict=True))
+
+
+def _wide(t: Tensor) -> Tensor:
+    """Return `t` in a type that statistics can be computed in."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _statistics(input: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """Return the mean over `dims`, kept, and ``1 / sqrt(variance + eps)``."""
+    mean = input.mean(dims, keepdim=True)
+    return mean, ((input - mean).square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _affine(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]
+) -> Tensor:
+    """Return ``input * weight + bias``, both viewed in `shape`."""
+    output = input if weight is None else input * _wide(weight).view(shape)
+    return output if bias is None else output + _wide(bias).view(shape)
+
+
+def _native_layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = tuple(normalized_shape)
+    input = _wide(input)
+    mean, scale = _statistics(input, tuple(range(-len(shape), 0)), eps)
+    return _affine((input - mean) * scale, weight, bias, shape), mean, scale
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def _normalised(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    dims: tuple[int, ...],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `input` of shape ``(batch, channels, ...)`` normalised over `dims`, or by running
+    statistics, with the statistics.
+    """
+    shape = (1, -1) + (1,) * (input.dim() - 2)
+    input = _wide(input)
+    if running is None:
+        mean, scale = _statistics(input, dims, eps)
+    else:
+        mean, scale = _wide(running[0]).view(shape), (_wide(running[1]).view(shape) + eps).rsqrt()
+    return _affine((input - mean) * scale, weight, bias, shape), mean.flatten(), scale.flatten()
+
+
+def _native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    running = None if training else (running_mean, running_var)
+    dims = (0, *range(2, input.dim()))
+    output, mean, scale = _normalised(input, weight, bias, running, dims, eps)
+    return (output, mean, scale) if training else (output, mean[:0], scale[:0])
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    args = (running_mean, running_var, training, momentum, eps)
+    return _native_batch_norm(input, weight, bias, *args)[0]
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    args = (running_mean, running_var, training, momentum, eps)
+    return _native_batch_norm(input, weight, bias, *args)[0]
+
+
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    running = None if use_input_stats else (running_mean, running_var)
+    return _normalised(input, weight, bias, running, tuple(range(2, input.dim())), eps)[0]
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    args = (running_mean, running_var, use_input_stats, momentum, eps, True)
+    return _torch_instance_norm(input, weight, bias, *args)
+
+
+def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    # As in torch, -1 is no dimension: one norm of all entries.
+    dims = tuple(i for i in range(v.dim()) if dim == -1 or i != dim % v.dim())
+    norm = _wide(v).square().sum(dims, keepdim=True).sqrt()
+    return _wide(v) * (_wide(g) / norm), norm
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return _weight_norm_interface(v, g, dim)[0]
+
+
+def _with_overloads(spellings: dict[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Return the spellings of ``torch.NAME``, with those of ``torch.ops.aten.NAME`` beside them."""
+    table: dict[Any, Callable[..., Any]] = {}
+    for name, composition in spellings.items():
+        packet = getattr(torch.ops.aten, name)
+        table |= {getattr(torch, name): composition, packet: composition}
+        table[packet.default] = composition
+    return table
+
+
+OPERATIONS: dict[str, Operation] = {
+    "weight_norm": Operation(
+        _with_overloads(
+            {"_weight_norm": _weight_norm, "_weight_norm_interface": _weight_norm_interface}
+        ),
+        ("WeightNormInterfaceBackward0",),
+    ),
+    "layer_norm": Operation(
+        {
+            F.layer_norm: _layer_norm,
+            **_with_overloads({"layer_norm": _layer_norm, "native_layer_norm": _native_layer_norm}),
+        },
+        ("NativeLayerNormBackward0", "NativeLayerNormBackwardBackward0"),
+    ),
+    "batch_norm": Operation(
+        {
+            F.batch_norm: _batch_norm,
+            F.instance_norm: _instance_norm,
+            **_with_overloads(
+                {
+                    "batch_norm": _torch_batch_norm,
+                    "native_batch_norm": _native_batch_norm,
+                    "instance_norm": _torch_instance_norm,
+                }
+            ),
+        },
+        (
+            "NativeBatchNormBackward0",
+            "NativeBatchNormLegitBackward0",
+            "NativeBatchNormLegitBackward1",
+            "BatchNormWithUpdateBackward0",
+            "CudnnBatchNormBackward0",
+            "MiopenBatchNormBackward0",
+        ),
+    ),
+}

@@ -1,0 +1,188 @@
+"""One evaluation of a problem's loss for an update: its value, its gradients, and what it read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.batches import edited, fresh, own_copy, versions
+from blo.derivatives.objective import scalar
+from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.pullback import Gradient, mean
+from blo.derivatives.random_state import RandomState
+from blo.graph import ProblemGraph
+from blo.linear.tensors import norm
+from blo.problem import Problem
+
+logger = logging.getLogger("blo")
+
+
+class Evaluation(NamedTuple):
+    """A problem's loss on the batches of one update, and its gradients by problem.
+
+    Attributes:
+        loss: the mean over the batches.
+        size: the norm of the gradients.
+        metrics: other scalars in the dictionary that the loss returned, on the last batch.
+        grads: the mean gradient, by problem; None where the loss does not reach a parameter.
+        random_states: before the evaluation on each batch, where they were kept.
+        buffers: the buffers that change, before the evaluation on each batch, where they were kept.
+        buffers_after: those after the last.
+        found: problems that the loss depends on and was not known to read.
+    """
+
+    loss: float
+    size: float
+    metrics: dict[str, float]
+    grads: dict[str, Gradient]
+    random_states: tuple[RandomState, ...]
+    buffers: tuple[Mapping[int, Tensor], ...]
+    buffers_after: Mapping[int, Tensor]
+    found: tuple[Problem, ...]
+
+
+def evaluate(
+    graph: ProblemGraph,
+    problem: Problem,
+    wanted: Sequence[Problem],
+    batches: tuple[Any, ...],
+    precision: torch.dtype | None,
+    keep: bool,
+) -> Evaluation:
+    """Return the loss and its partial derivatives for the parameters of `wanted`.
+
+    One forward and one backward pass a batch, whatever is wanted; no backward pass for a loss
+    without gradient. One wait for the device, after the last backward pass.
+
+    Args:
+        graph: the problems.
+        problem: whose loss it is.
+        wanted: the problems whose gradients are taken.
+        batches: what the loss is called with.
+        precision: autocast type.
+        keep: return what is needed to evaluate the loss again.
+
+    Raises:
+        ValueError: if the loss changes a tensor of its batch, or a buffer, that it was not known to
+            change.
+    """
+    role, space = graph.role(problem), graph.space
+    parameters = tuple(t for p in wanted for t in p.parameters)
+    devices = dict.fromkeys(t.device for t in parameters)
+    losses: list[Tensor] = []
+    pieces: list[Gradient] = []
+    states: list[RandomState] = []
+    buffers: list[Mapping[int, Tensor]] = []
+    metrics: dict[str, float] = {}
+    found: dict[str, Problem] = {}
+    for batch in batches:
+        if keep:
+            states.append(RandomState.capture(devices, problem.generators))
+            buffers.append(space.copies_of(problem.changes))
+        given = fresh(batch) if problem.edits_batch else own_copy(batch)
+        before, seen = versions(given), space.versions()
+        with fresh_autocast(problem.device, precision), _gradients_on(role.differentiable):
+            output = problem.loss(given)
+        loss = scalar(output, f"loss of problem {problem.name!r}")
+        if not problem.edits_batch:
+            _refuse_edits(problem, edited(before))
+        _note_buffers(problem, space.changed(seen), keep)
+        losses.append(loss.detach())
+        metrics = _scalars(output)
+        if not role.differentiable:
+            pieces.append((None,) * len(parameters))
+            continue
+        if role.unread:
+            met = _leaves_of(loss)
+            found |= {q.name: q for q in role.unread if any(id(t) in met for t in q.parameters)}
+        pieces.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+    grads = mean(pieces)
+    *values, size = _numbers((*losses, _size(grads)))
+    split: dict[str, Gradient] = {}
+    for p in wanted:
+        split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
+    return Evaluation(
+        sum(values) / len(values),
+        size,
+        metrics,
+        split,
+        tuple(states),
+        tuple(buffers),
+        space.copies_of(problem.changes) if keep else {},
+        tuple(found.values()),
+    )
+
+
+def _gradients_on(wanted: bool) -> AbstractContextManager[object]:
+    """Return a context with gradients on or off; none where they are so already."""
+    return nullcontext() if torch.is_grad_enabled() == wanted else torch.set_grad_enabled(wanted)
+
+
+def _refuse_edits(problem: Problem, names: Sequence[str]) -> None:
+    if names:
+        raise ValueError(
+            f"the loss of problem {problem.name!r} changes {', '.join(names)} in place, which it "
+            "did not on its first batch; evaluated again, it would see the changed values. Let it "
+            "work on a copy (x = x * 0.5 in place of x.mul_(0.5), or x.clone() first)"
+        )
+
+
+def _note_buffers(problem: Problem, changed: Sequence[int], keep: bool) -> None:
+    """Take in which buffers the loss changes, so that they are kept from the next update on."""
+    late = set(changed) - set(problem.changes)
+    if late:
+        problem.changes = tuple(sorted({*problem.changes, *changed}))
+        if keep:
+            logger.warning(
+                "the loss of problem %r begins to change buffers that it did not change on its "
+                "first batch (a module set to train()?); the response to this one update is taken "
+                "with their values after it",
+                problem.name,
+            )
+
+
+def _leaves_of(loss: Tensor) -> set[int]:
+    """Return the identities of the leaves in the graph of `loss`."""
+    found = {id(loss)} if loss.grad_fn is None else set()
+    waiting = [loss.grad_fn] if loss.grad_fn is not None else []
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found
+
+
+def _size(grads: Gradient) -> Tensor:
+    """Return the norm of what is there of a gradient."""
+    return norm(tuple(g.coalesce().values() if g.is_sparse else g for g in grads if g is not None))
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Return tensors of one element as numbers, with one wait for the device."""
+    dtype = torch.promote_types(torch.float32, scalars[0].dtype)
+    place = scalars[0].device
+    values: list[float] = torch.stack([s.to(place, dtype) for s in scalars]).tolist()
+    return values
+
+
+def _scalars(output: Any) -> dict[str, float]:
+    """Return the numbers beside the loss in a dictionary."""
+    if not isinstance(output, dict):
+        return {}
+    return {
+        str(k): float(v.detach() if isinstance(v, Tensor) else v)
+        for k, v in output.items()
+        if k != "loss"
+        and (isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1))
+    }
