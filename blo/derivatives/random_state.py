@@ -176,7 +176,7 @@ def _children(value: object) -> Sequence[object]:
         return value if len(value) <= MOST else ()
     if isinstance(value, type):
         return ()
-    call = getattr(type(value), "__call__", None)
+    call = next((vars(c)["__call__"] for c in type(value).__mro__ if "__call__" in vars(c)), None)
     calls = (call,) if isinstance(call, FunctionType) else ()
     return (*getattr(value, "__dict__", {}).values(), *calls)
 
@@ -229,7 +229,7 @@ def _is_generator(value: object) -> bool:
     if isinstance(value, torch.Generator):
         return value is not torch.default_generator
     if isinstance(value, random.Random):
-        return not isinstance(value, random.SystemRandom) and value is not random._inst  # type: ignore[attr-defined]
+        return not isinstance(value, random.SystemRandom) and value is not random._inst
     numpy = sys.modules.get("numpy.random")
     return (
         numpy is not None

@@ -51,9 +51,10 @@ def scale(alpha: float | Tensor | Sequence[float], x: Tensors) -> Tensors:
         return tuple(torch._foreach_mul(x, alpha))
     factor = alpha.reshape(())
     if factor.requires_grad or any(t.device != factor.device for t in x):
-        scaled = [t * factor.to(t.device) for t in x]  # torch's kernel has no gradient for it
+        # Torch's kernel has no gradient for the factor.
+        scaled = tuple(t * factor.to(t.device) for t in x)
     else:
-        scaled = torch._foreach_mul(x, factor)
+        scaled = tuple(torch._foreach_mul(x, factor))
     # A wider factor would promote the tensors without dimensions.
     return tuple(s if s.dtype == t.dtype else s.to(t.dtype) for s, t in zip(scaled, x, strict=True))
 
