@@ -7,7 +7,7 @@ scope, and buffers are replaced by copies. No parameter is ever edited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from blo.batches import own_copy
+from blo.batches import fresh, own_copy, version
 from blo.derivatives.objective import scalar
 from blo.derivatives.precision import fresh_autocast
 from blo.derivatives.random_state import RandomState
@@ -28,12 +28,17 @@ class ParameterSpace:
     """The places of all parameters and buffers of some modules, each parameter known by identity.
 
     A parameter shared by several modules has several places, and all of them are substituted
-    together.
+    together; so it is with a buffer. Buffers have numbers, in the order of the modules. A place
+    stays the same when a module puts another tensor there (``self.u = u``); a buffer that is
+    registered later is found when its turn comes and has the next number.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._places: dict[int, list[tuple[dict[str, Any], str]]] = {}
         self._buffers: list[tuple[dict[str, Any], str]] = []
+        self._known: set[tuple[int, str]] = set()  # of buffers
+        self._registers: list[dict[str, Any]] = []
+        self._embeddings: list[nn.Embedding | nn.EmbeddingBag] = []
         self.names: dict[int, str] = {}
         seen: set[int] = set()
         for i, module in enumerate(modules):
@@ -47,9 +52,10 @@ class ParameterSpace:
                         self._places.setdefault(id(parameter), []).append(place)
                         label = f"{i}.{prefix}.{name}" if prefix else f"{i}.{name}"
                         self.names.setdefault(id(parameter), label)
-                self._buffers += [
-                    (part._buffers, n) for n, b in part._buffers.items() if b is not None
-                ]
+                self._registers.append(part._buffers)
+                if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+                    self._embeddings.append(part)
+        self._buffer_places()
 
     def __contains__(self, parameter: Tensor) -> bool:
         """Return whether some module holds `parameter`."""
@@ -60,45 +66,135 @@ class ParameterSpace:
         return tuple(tensors[name] for ((tensors, name), *_) in self._places.values())
 
     def buffers(self) -> list[Tensor]:
-        """Return copies of all buffers, in the order of the modules."""
-        return [tensors[name].detach().clone() for tensors, name in self._buffers]
+        """Return copies of all buffers, in the order of their numbers."""
+        return [tensors[name].detach().clone() for tensors, name in self._filled_places()]
 
     def load_buffers(self, values: Sequence[Tensor]) -> None:
         """Copy `values` into the buffers."""
         with torch.no_grad():
-            for (tensors, name), value in zip(self._buffers, values, strict=True):
+            for (tensors, name), value in zip(self._filled_places(), values, strict=True):
                 tensors[name].copy_(value)
+
+    def versions(self) -> tuple[tuple[Tensor | None, int], ...]:
+        """Return each buffer with the number of its edits in place, for `changed`."""
+        held = (tensors.get(name) for tensors, name in self._buffer_places())
+        return tuple((t, 0 if t is None else version(t)) for t in held)
+
+    def changed(self, before: Sequence[tuple[Tensor | None, int]]) -> tuple[int, ...]:
+        """Return the numbers of the buffers that were edited in place, replaced or registered since
+        `before`, which `versions` returned.
+        """
+        now = self.versions()
+        return tuple(
+            i
+            for i, (tensor, number) in enumerate(now)
+            if (i >= len(before) and tensor is not None)
+            or (i < len(before) and (tensor is not before[i][0] or number != before[i][1]))
+        )
+
+    def copies_of(self, numbers: Iterable[int]) -> dict[int, Tensor]:
+        """Return copies of the buffers with these numbers; those that hold nothing are left out."""
+        places, copies = self._buffer_places(), _Copies()
+        found = ((i, places[i][0].get(places[i][1])) for i in numbers)
+        with torch.no_grad():
+            return {i: copies.of(t) for i, t in found if t is not None}
 
     @contextmanager
     def with_buffers(self, values: Sequence[Tensor]) -> Iterator[None]:
         """Run a block with `values` in the places of the buffers."""
-        before = [tensors[name] for tensors, name in self._buffers]
+        places = self._filled_places()
+        before = [tensors[name] for tensors, name in places]
         try:
-            for (tensors, name), value in zip(self._buffers, values, strict=True):
+            for (tensors, name), value in zip(places, values, strict=True):
                 tensors[name] = value
             yield
         finally:
-            for (tensors, name), value in zip(self._buffers, before, strict=True):
+            for (tensors, name), value in zip(places, before, strict=True):
                 tensors[name] = value
 
     @contextmanager
-    def substituted(self, parameters: Sequence[Tensor], values: Tensors) -> Iterator[None]:
+    def substituted(
+        self,
+        parameters: Sequence[Tensor],
+        values: Tensors,
+        buffers: Mapping[int, Tensor] | None = None,
+    ) -> Iterator[Callable[[], None]]:
         """Run a block with `values` in the places of `parameters`, and copies in the places of all
-        buffers.
+        buffers: of `buffers`, by number, where there are such, else of those of now.
+
+        Yields a function that puts new copies there, since an evaluation may change them. A buffer
+        that the block registers is gone after it. Embeddings have dense gradients meanwhile
+        (`dense_embeddings`).
         """
-        undo = []
+        given = {} if buffers is None else buffers
+        places = self._buffer_places()
+        replaced = {(id(places[i][0]), places[i][1]): value for i, value in given.items()}
+        kept = [(register, dict(register)) for register in self._registers]
+        undo: list[tuple[dict[str, Any], str, Tensor]] = []
+
+        def place_copies() -> None:
+            copies = _Copies()
+            for register, content in kept:
+                if not register and not content:
+                    continue
+                register.clear()
+                for name, buffer in content.items():
+                    value = replaced.get((id(register), name), buffer)
+                    register[name] = None if value is None else copies.of(value)
+
         try:
             for parameter, value in zip(parameters, values, strict=True):
                 for tensors, name in self._places[id(parameter)]:
                     undo.append((tensors, name, tensors[name]))
                     tensors[name] = value
-            for tensors, name in self._buffers:
-                undo.append((tensors, name, tensors[name]))
-                tensors[name] = tensors[name].clone()
-            yield
+            place_copies()
+            with self.dense_embeddings():
+                yield place_copies
         finally:
             for tensors, name, original in reversed(undo):
                 tensors[name] = original
+            for register, content in kept:
+                if register or content:
+                    register.clear()
+                    register.update(content)
+
+    @contextmanager
+    def dense_embeddings(self) -> Iterator[None]:
+        """Run a block in which ``nn.Embedding(sparse=True)`` and ``nn.EmbeddingBag(sparse=True)``
+        have dense gradients: torch cannot differentiate sparse ones again.
+        """
+        sparse = [part for part in self._embeddings if part.sparse]
+        try:
+            for part in sparse:
+                part.sparse = False
+            yield
+        finally:
+            for part in sparse:
+                part.sparse = True
+
+    def _buffer_places(self) -> list[tuple[dict[str, Any], str]]:
+        """Return the places of all buffers by number, with those that were registered meanwhile."""
+        new = [(r, n) for r in self._registers for n in r if (id(r), n) not in self._known]
+        self._buffers += new
+        self._known.update((id(r), n) for r, n in new)
+        return self._buffers
+
+    def _filled_places(self) -> list[tuple[dict[str, Any], str]]:
+        """Return the places that hold a buffer now."""
+        return [(r, n) for r, n in self._buffer_places() if r.get(n) is not None]
+
+
+class _Copies:
+    """Copies of tensors, one for each: places that share a tensor share its copy."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Tensor] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the copy of `tensor`."""
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = tensor.clone()
+        return self._known[id(tensor)]
 
 
 @dataclass(frozen=True)
@@ -116,6 +212,9 @@ class ModuleObjective:
         name: of the problem, for messages.
         held: other parameters whose values are not those of now.
         values: of these.
+        buffers: the buffers that had other values when the loss was first evaluated, by number in
+            `space`; None if all are as they were.
+        copies: give the loss a copy of its batch each time, as it edits the batch in place.
     """
 
     space: ParameterSpace
@@ -128,18 +227,32 @@ class ModuleObjective:
     name: str
     held: tuple[Tensor, ...] = ()
     values: Tensors = ()
+    buffers: Mapping[int, Tensor] | None = None
+    copies: bool = False
 
     @contextmanager
     def scope(self, upper: Tensors, lower: Tensors) -> Iterator[Callable[[], Tensor]]:
-        """Yield the evaluation of the loss with `upper` and `lower` in the modules."""
-        parameters = self.upper + self.lower + self.held
-        with self.space.substituted(parameters, (*upper, *lower, *self.values)):
-            yield self.evaluate
+        """Yield the evaluation of the loss with `upper` and `lower` in the modules; each starts
+        from the same buffers.
+        """
+        parameters, values = self.upper + self.lower + self.held, (*upper, *lower, *self.values)
+        with self.space.substituted(parameters, values, self.buffers) as renew_buffers:
+            evaluated = False
+
+            def evaluate() -> Tensor:
+                nonlocal evaluated
+                if evaluated:
+                    renew_buffers()
+                evaluated = True
+                return self.evaluate()
+
+            yield evaluate
 
     def evaluate(self) -> Tensor:
-        """Return the loss at the parameters that the modules hold now, with the recorded random
-        draws.
+        """Return the loss at the parameters and buffers that the modules hold now, with the
+        recorded random draws.
         """
         device = self.lower[0].device
+        batch = fresh(self.batch) if self.copies else own_copy(self.batch)
         with self.random_state.replay(), fresh_autocast(device, self.precision):
-            return scalar(self.loss(own_copy(self.batch)), f"loss of problem {self.name!r}")
+            return scalar(self.loss(batch), f"loss of problem {self.name!r}")

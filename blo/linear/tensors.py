@@ -5,6 +5,7 @@ Every function is pure. The `torch._foreach_*` kernels do one launch for all ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 
 
 def add(x: Tensors, y: Tensors) -> Tensors:
-    """Return ``x + y``."""
+    """Return ``x + y``; a position whose two tensors differ in type has the wider one."""
     return tuple(torch._foreach_add(x, y)) if x else ()
 
 
@@ -25,52 +26,91 @@ def subtract(x: Tensors, y: Tensors) -> Tensors:
 
 
 def axpy(alpha: float | Tensor, x: Tensors, y: Tensors) -> Tensors:
-    """Return ``alpha x + y``; `alpha` is a number or a tensor of one element."""
+    """Return ``alpha x + y``; `alpha` is a number or a tensor of one element, of any type and
+    device, and leaves the types of the tensors alone.
+    """
     if not x:
         return ()
     if isinstance(alpha, Tensor):
-        return tuple(torch._foreach_add(torch._foreach_mul(x, alpha), y))
+        return add(scale(alpha, x), y)
     return tuple(torch._foreach_add(y, x, alpha=alpha))
 
 
 def scale(alpha: float | Tensor | Sequence[float], x: Tensors) -> Tensors:
-    """Return ``alpha x``; a sequence of numbers gives each tensor its own factor."""
+    """Return ``alpha x``; a sequence of numbers gives each tensor its own factor.
+
+    A tensor `alpha` has one element, of any type and device. Each tensor keeps its type.
+    """
     if not x:
         return ()
     if isinstance(alpha, Sequence):
         if len(alpha) != len(x):
             raise ValueError(f"alpha must have one factor a tensor: got {len(alpha)} for {len(x)}")
         return tuple(torch._foreach_mul(x, list(alpha)))
-    return tuple(torch._foreach_mul(x, alpha))
-
-
-def multiply(x: Tensors, y: Tensors) -> Tensors:
-    """Return the elementwise product ``x * y``."""
-    return tuple(torch._foreach_mul(x, y)) if x else ()
+    if not isinstance(alpha, Tensor):
+        return tuple(torch._foreach_mul(x, alpha))
+    factor = alpha.reshape(())
+    if factor.requires_grad or any(t.device != factor.device for t in x):
+        # Torch's kernel has no gradient for the factor.
+        scaled = tuple(t * factor.to(t.device) for t in x)
+    else:
+        scaled = tuple(torch._foreach_mul(x, factor))
+    # A wider factor would promote the tensors without dimensions.
+    return tuple(s if s.dtype == t.dtype else s.to(t.dtype) for s, t in zip(scaled, x, strict=True))
 
 
 def dot(x: Tensors, y: Tensors) -> Tensor:
     """Return ``<x, y>``, a tensor without dimensions, on the device of the first tensor.
 
-    Half precision is accumulated in float32.
+    Accumulated in the widest type among the tensors, half precision in float32.
     """
     if not x:
         return torch.zeros(())
-    return sum_all(a.mul(b).sum(dtype=_accumulator(a)) for a, b in zip(x, y, strict=True))
+    wide = _accumulator((*x, *y))
+    return sum_all(
+        (a * b).sum(dtype=wide)
+        if a.dtype == b.dtype == wide
+        else (a.to(wide) * b.to(wide)).sum()  # before the product: half precision overflows early
+        for a, b in zip(x, y, strict=True)
+    )
 
 
 def norm(x: Tensors) -> Tensor:
-    """Return the Euclidean norm of the whole tuple, a tensor without dimensions."""
+    """Return the Euclidean norm of the whole tuple, a tensor without dimensions.
+
+    Accumulated in the widest type among the tensors, half precision in float32. Entries beyond the
+    square root of that type's range overflow or vanish; see `length`.
+    """
     if not x:
         return torch.zeros(())
-    norms = torch._foreach_norm(x, dtype=_accumulator(x[0]))
+    norms = torch._foreach_norm(x, dtype=_accumulator(x))
     gathered = torch.stack([n.to(norms[0].device) for n in norms])
     return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
 
 
 def length(x: Tensors) -> float:
-    """Return the Euclidean norm of the whole tuple as a number."""
-    return float(norm(x))
+    """Return the Euclidean norm of the whole tuple as a number, right for entries of any size.
+
+    ``m |x / m|`` with the largest entry ``m`` where squares of entries would overflow or vanish.
+    NaN if an entry is NaN, infinite if one is infinite.
+    """
+    if not x:
+        return 0.0
+    fast = float(norm(x).detach())
+    wide = _accumulator(x)
+    limits = torch.finfo(wide)
+    # Above it, the squares that vanish are below rounding even for 1e10 entries.
+    if 1e5 * math.sqrt(limits.tiny / limits.eps) < fast < math.inf:
+        return fast
+    largest = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in x if t.numel()]
+    if any(math.isnan(m) for m in largest):
+        return math.nan
+    m = max(largest, default=0.0)
+    if m == 0.0 or m == math.inf:
+        return m
+    # By a tensor: division by a number is multiplication by its reciprocal, which may overflow.
+    divisors = {t.device: torch.tensor(m, dtype=wide, device=t.device) for t in x}
+    return m * float(norm(tuple(t.detach().to(wide) / divisors[t.device] for t in x)))
 
 
 def numel(x: Tensors) -> int:
@@ -120,5 +160,10 @@ def sum_all(terms: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+def _accumulator(x: Tensors) -> torch.dtype:
+    """Return the widest type among some tensors, at least float32."""
+    first = x[0].dtype
+    wide = torch.promote_types(first, torch.float32)
+    for dtype in {t.dtype for t in x} - {first}:
+        wide = torch.promote_types(wide, dtype)
+    return wide
