@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blo import Exact, FiniteDifference, Point
+from blo.derivatives.lower import LowerObjective
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
 from blo.methods.context import Context
@@ -93,7 +94,7 @@ def context_of(problem: str, dtype: torch.dtype, precision: torch.dtype | None) 
         "lower",
     )
     point = Point((upper.value.detach(),), tuple(p.detach() for p in lower))
-    return Context((objective,), point, point)
+    return Context(LowerObjective((objective,)), point, point)
 
 
 def direction(context: Context) -> tuple[Tensor, ...]:
@@ -114,12 +115,14 @@ def main() -> None:
         print("radius".rjust(27), *(f"{r:8.0e}" for r in RADII))
         for name, (dtype, precision) in TYPES.items():
             context = context_of(problem, dtype, precision)
-            own = Exact().at(context, context.after).mixed(direction(context))[0].double()
+            own = Exact().at(context.lower, context.after).mixed(direction(context))[0].double()
             for one_sided in (False, True):
                 errors = []
                 for radius in RADII:
                     rule = FiniteDifference(radius, one_sided)
-                    value = rule.at(context, context.after).mixed(direction(context))[0].double()
+                    value = (
+                        rule.at(context.lower, context.after).mixed(direction(context))[0].double()
+                    )
                     errors.append(float((value - reference).norm() / reference.norm()))
                 side = "one-sided" if one_sided else "central"
                 print(f"{name:>17} {side:>9}", *(f"{e:8.1e}" for e in errors))

@@ -332,7 +332,7 @@ class AtTheSteppedPoint:
 
     def response(self, context, cotangent, state):
         rate = context.learning_rates[0]
-        products = Exact().at(context, context.after)
+        products = Exact().at(context.lower, context.after)
         return Response(scale(-rate, products.mixed(cotangent)), None, Info("wrong", "after"))
 
 
@@ -355,8 +355,8 @@ class Altered:
     change: object
     needs_upper_gradient = False
 
-    def at(self, context, point):
-        products = Exact().at(context, point)
+    def at(self, lower, point):
+        products = Exact().at(lower, point)
         right = products.mixed
         products.mixed = lambda v: self.change(right(v))
         return products
@@ -454,9 +454,9 @@ class FreshMasks:
 
     needs_upper_gradient = False
 
-    def at(self, context, point):
-        objectives = tuple(_Unfixed(o) for o in context.objectives)
-        return FiniteDifference().at(replace(context, objectives=objectives), point)
+    def at(self, lower, point):
+        losses = tuple(_Unfixed(o) for o in lower.losses)
+        return FiniteDifference().at(replace(lower, losses=losses), point)
 
 
 @dataclass(frozen=True)
@@ -567,9 +567,9 @@ class OneContext:
 
     needs_upper_gradient = False
 
-    def at(self, context, point):
-        products = FiniteDifference().at(context, point)
-        products.mixed = lambda v: self.mixed(context.objectives[0], point, v)
+    def at(self, lower, point):
+        products = FiniteDifference().at(lower, point)
+        products.mixed = lambda v: self.mixed(lower.losses[0], point, v)
         return products
 
     def mixed(self, objective, point, v):

@@ -29,6 +29,7 @@ from blo import (
     t1t2,
 )
 from blo.derivatives.differences import DEFAULT_RADIUS
+from blo.derivatives.lower import LowerObjective
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
 from blo.methods.context import Context
@@ -153,11 +154,11 @@ def test_rule_2_weights_and_buffers_are_never_edited():
         "lower",
     )
     point = Point(tuple(weights.parameters()), tuple(net.parameters()))
-    context = Context((objective,), point, point)
+    context = Context(LowerObjective((objective,)), point, point)
     buffers = [b.clone() for b in net.buffers()]
     v = tuple(torch.randn_like(p) for p in net.parameters())
     for rule in (Exact(), FiniteDifference(), FiniteDifference(one_sided=True)):
-        products = rule.at(context, point)
+        products = rule.at(context.lower, point)
         products.hvp(v)
         products.mixed(v)
     assert versions == {n: p._version for n, p in net.named_parameters()}
@@ -363,9 +364,12 @@ def test_rule_5_products_through_normalisation_agree_with_differences(norm):
         "g",
     )
     point = Point((weights.value.detach(),), tuple(p.detach() for p in own))
-    context = Context((objective,), point, point)
+    context = Context(LowerObjective((objective,)), point, point)
     v = tuple(torch.randn_like(p) for p in own)
-    exact, difference = Exact().at(context, point), FiniteDifference().at(context, point)
+    exact, difference = (
+        Exact().at(context.lower, point),
+        FiniteDifference().at(context.lower, point),
+    )
     assert relative_error(flat(exact.hvp(v)), flat(difference.hvp(v))) < 1e-6
     assert relative_error(flat(exact.mixed(v)), flat(difference.mixed(v))) < 1e-6
 
@@ -473,7 +477,7 @@ def test_difference_passes_keep_no_activations_for_the_lower_parameters():
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         loss(x)
         training, saved[:] = sum(saved), []
-        FiniteDifference().at(Context((objective,), point, point), point).mixed(
+        FiniteDifference().at(LowerObjective((objective,)), point).mixed(
             tuple(torch.ones_like(p) for p in net.parameters())
         )
     assert sum(saved) < 0.01 * training

@@ -19,7 +19,7 @@ from blo import (
     t1t2,
     unrolled,
 )
-from blo.derivatives.third_order import third_order_norms
+from blo.derivatives.composed import composing
 
 
 class ThreeLevels:
@@ -174,7 +174,7 @@ def test_normalisation_has_right_third_derivatives_inside_the_block(kind):
     third = lambda: torch.autograd.grad(curvature(loss, x, direction, create_graph=True), x)[0]
     reference = finite_difference(second, x.detach(), radius=1e-5)
     plain = norm(x)
-    with third_order_norms():
+    with composing(3):
         torch.testing.assert_close(norm(x), plain)
         assert relative_error(third(), reference) < 1e-6
     if kind != "batch in evaluation":  # the reason for the block; when torch is right, drop it

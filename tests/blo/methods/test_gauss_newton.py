@@ -21,6 +21,7 @@ from blo import (
     minres,
     nystrom,
 )
+from blo.derivatives.lower import LowerObjective
 from blo.derivatives.objective import FunctionObjective
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
@@ -60,12 +61,12 @@ LOWER = (normal(3, 4, seed=5), normal(4, 3, seed=6))
 def context_of(loss, upper, lower, **settings) -> Context:
     point = Point(upper, lower)
     objective = FunctionObjective(loss, RandomState.capture(), CPU)
-    return Context(objectives=(objective,), after=point, before=point, **settings)
+    return Context(LowerObjective((objective,)), after=point, before=point, **settings)
 
 
 def products_of(loss, upper, lower, rule, **settings):
     context = context_of(loss, upper, lower, **settings)
-    return rule.at(context, context.after)
+    return rule.at(context.lower, context.after)
 
 
 def dense_gauss_newton(split: SplitLoss, upper, lower) -> torch.Tensor:
@@ -155,7 +156,7 @@ def test_several_batches_are_averaged():
     ]
     objectives = tuple(FunctionObjective(h, RandomState.capture(), CPU) for h in halves)
     point = Point(UPPER, LOWER)
-    both = GaussNewton().at(Context(objectives, point, point), point)
+    both = GaussNewton().at(LowerObjective(objectives), point)
     v = (normal(3, 4, seed=8), normal(4, 3, seed=9))
     single = [products_of(h, UPPER, LOWER, GaussNewton()).hvp(v) for h in halves]
     expected = tuple(0.5 * (a + b) for a, b in zip(*single, strict=True))
@@ -192,7 +193,7 @@ def module_products(model: nn.Module, rule):
         "lower",
     )
     point = Point((), tuple(t.detach() for t in lower))
-    return rule.at(Context((objective,), point, point), point), loss, lower
+    return rule.at(LowerObjective((objective,)), point), loss, lower
 
 
 def test_layer_normalisation_is_differentiated_right():

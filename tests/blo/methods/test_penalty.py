@@ -7,6 +7,7 @@ import torch
 from oracles import NestedQuadratics, Vector, by_matrices, logistic, newton, relative_error
 
 from blo import Context, Engine, Point, Problem, ProblemGraph, Status, dense, hypergradient, pbgd
+from blo.derivatives.lower import LowerObjective
 
 
 @pytest.fixture(scope="module")
@@ -266,4 +267,4 @@ def test_the_upper_loss_is_asked_for_where_the_context_has_none():
     ones = (torch.ones(2, dtype=torch.float64),)
     point = Point(ones, ones)
     with pytest.raises(ValueError, match="needs the upper loss"):
-        pbgd().response(Context(objectives=(), after=point, before=point), ones, None)
+        pbgd().response(Context(LowerObjective(()), after=point, before=point), ones, None)

@@ -18,6 +18,7 @@ from blo import (
     f2sa,
     hypergradient,
 )
+from blo.derivatives.lower import LowerObjective
 
 
 def of(problem, method, **settings):
@@ -412,6 +413,6 @@ def test_a_lower_loss_without_upper_parameters_is_an_error():
 
 def test_the_upper_loss_is_asked_for_where_the_context_has_none():
     point = Point((ONES,), (ONES,))
-    context = Context(objectives=(), after=point, before=point)
+    context = Context(LowerObjective(()), after=point, before=point)
     with pytest.raises(ValueError, match="linearised=True"):
         f2sa(linearised=False).response(context, (ONES,), None)
