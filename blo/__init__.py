@@ -61,6 +61,8 @@ from blo.methods.unrolling import Unrolled as Unrolled
 from blo.methods.unrolling import unrolled as unrolled
 from blo.problem import Problem as Problem
 from blo.record import Record as Record
+from blo.steps.clipping import Clip as Clip
+from blo.steps.registry import register_update as register_update
 from blo.two_level import Hypergradient as Hypergradient
 from blo.two_level import hypergradient as hypergradient
 

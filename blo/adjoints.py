@@ -13,7 +13,10 @@ that its solution depends on. Paths merge by addition.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,21 +175,66 @@ class Sight:
         taken = []
         for update in moment.history:
             then = standing.during(update, moves=False)
-            losses = self.objectives(q, sources, update.draw, then)
+            options_of = None
+            if q.option_functions:
+                options_of = partial(self._options, q, sources, then, update.options)
             taken.append(
-                LowerStep(losses, update.options, update.received, update.lower, update.states)
+                LowerStep(
+                    self.objectives(q, sources, update.draw, then),
+                    update.options,
+                    update.received,
+                    update.lower,
+                    update.states,
+                    q.clip,
+                    options_of,
+                )
             )
         first = moment.history[0]
+        whole = len(moment.history) == q.steps
+        then = standing.during(first, moves=False)
         assert first.lower is not None
         assert first.states is not None
         return History(
-            type(q.optimizer),
+            q.optimizer_class,
             first.lower,
             first.states,
             tuple(taken),
             standing.of(q),
             moment.lower_gradient,
+            partial(self._start, q, sources, then) if whole and q.start is not None else None,
         )
+
+    def _options(
+        self,
+        q: Problem,
+        sources: tuple[Problem, ...],
+        standing: Standing,
+        known: tuple[dict[str, Any], ...],
+        upper: Tensors,
+    ) -> tuple[dict[str, Any], ...]:
+        """Return the options of an update of `q` as functions of the parameters of `sources`."""
+        with self._placed(sources, standing, upper):
+            values = {name: function() for name, function in q.option_functions.items()}
+        return tuple({**options, **values} for options in known)
+
+    def _start(
+        self, q: Problem, sources: tuple[Problem, ...], standing: Standing, upper: Tensors
+    ) -> Tensors:
+        """Return the start of `q` as a function of the parameters of `sources`."""
+        assert q.start is not None
+        with self._placed(sources, standing, upper):
+            return tuple(q.start())
+
+    def _placed(
+        self, sources: tuple[Problem, ...], standing: Standing, upper: Tensors
+    ) -> AbstractContextManager[object]:
+        """Return a context with `upper` in the places of the parameters of `sources`, and all other
+        problems where they stand.
+        """
+        names = {a.name for a in sources}
+        fixed = [self.graph[name] for name in standing.values if name not in names]
+        parameters = tuple(t for p in (*sources, *fixed) for t in p.parameters)
+        return self.graph.space.substituted(parameters, (*upper, *standing.flat(fixed)))
 
     def objectives(
         self, q: Problem, sources: tuple[Problem, ...], draw: Draw, standing: Standing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,13 @@ from blo.batches import to_device
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
+from blo.methods.alternating import Alternating
 from blo.methods.context import Info
 from blo.passes import Evaluation, evaluate
 from blo.problem import Problem
 from blo.record import Draw, Record
 from blo.recording import Recorder
+from blo.step_watch import StepWatch
 
 logger = logging.getLogger("blo")
 
@@ -92,6 +95,7 @@ class Engine:
         self.num_products = 0
         self.recorder = Recorder(graph)
         self.method_states: dict[str, Tensors | None] = {}
+        self._watch = StepWatch()
         self._logged: set[str] = set()
 
     def run(self, num_rounds: int) -> Record:
@@ -137,7 +141,9 @@ class Engine:
         """Take one step of a problem along its total gradient, and return what it was."""
         problem = self.graph[update.problem]
         total = self.gradient(problem, update)
-        problem.step(total.value, total.loss)
+        watched = self.graph.role(problem).answers and not isinstance(problem.method, Alternating)
+        with self._watch.over(problem, total.value) if watched else nullcontext():
+            problem.step(total.value, total.loss)
         return total
 
     def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
@@ -151,6 +157,9 @@ class Engine:
 
     def _gradient(self, problem: Problem, update: Update, keep: bool) -> Total:
         stream, role = self.graph.streams[problem.name], self.graph.role(problem)
+        if update.step == 1:
+            problem.begin()
+        problem.set_options()
         first = stream.count
         batches = tuple(to_device(stream.next(), problem.device) for _ in range(problem.accumulate))
         self.recorder.begin(problem, update)

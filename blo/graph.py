@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from blo.batches import BatchStream, edited, fresh, to_device, versions
 from blo.derivatives.objective import scalar
+from blo.derivatives.pullback import pulled_back
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ParameterSpace
-from blo.linear.tensors import leaves
+from blo.linear.tensors import Tensors, leaves
 from blo.methods.alternating import Alternating
 from blo.problem import Problem
 
@@ -117,6 +119,7 @@ class ProblemGraph:
         self._check_order()
         self._check_entries()
         self._check_reach()
+        self._check_taken()
         self._derive()
 
     def __getitem__(self, name: str) -> Problem:
@@ -344,7 +347,8 @@ class ProblemGraph:
             problem.changes = self.space.changed(seen)
             if not loss.requires_grad:
                 return self._declared(problem)
-            both = torch.autograd.grad(loss, placed + owned, allow_unused=True)
+            ends = (loss, *_ends_of(problem))
+            both = pulled_back(ends, placed + owned, tuple(torch.ones_like(t) for t in ends))
         grads, captured = both[: len(owned)], both[len(owned) :]
         for parameter, grad in zip(owned, captured, strict=True):
             if grad is not None:
@@ -441,6 +445,29 @@ class ProblemGraph:
             depth[q.name] = 1 + max(linked) if linked else (0 if q is self.top else 1)
         return depth
 
+    def _check_taken(self) -> None:
+        """Warn where a start or an option is a function of problems above, and the method of the
+        problem does not differentiate it, or only a part of the steps.
+        """
+        for p in self.problems:
+            needs = p.method.requirements
+            if not self.inputs(p):
+                continue
+            if p.option_functions and "options" not in needs.differentiates:
+                warnings.warn(
+                    f"options {sorted(p.option_functions)} of problem {p.name!r} are functions, "
+                    f"and {p.method!r} leaves out what the solution owes to them; unrolled(), "
+                    "forward_mode() and sama() differentiate them",
+                    stacklevel=3,
+                )
+            if p.start is not None and needs.history and needs.history < p.steps:
+                warnings.warn(
+                    f"problem {p.name!r} has a start, and {p.method!r} differentiates "
+                    f"{needs.history} of its {p.steps} steps: what the solution owes to the start "
+                    "is left out; take all steps, such as unrolled()",
+                    stacklevel=3,
+                )
+
     def _check_reach(self) -> None:
         for p in self.problems:
             below, responding = self.below(p), self.responding(p)
@@ -476,3 +503,14 @@ class ProblemGraph:
                     "left out of its Hessian, and the hypergradients above it are biased",
                     stacklevel=3,
                 )
+
+
+def _ends_of(problem: Problem) -> Tensors:
+    """Return what the lower steps are functions of beside the loss: their start and the options of
+    the optimizer.
+    """
+    ends = [] if problem.start is None else list(problem.start())
+    for function in problem.option_functions.values():
+        value = function()
+        ends += value if isinstance(value, (tuple, list)) else [value]
+    return tuple(t for t in ends if isinstance(t, Tensor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,20 +14,8 @@ from blo.derivatives.random_state import generators_of
 from blo.evaluation import Loss
 from blo.methods.context import Method
 from blo.methods.named import darts
-
-# Torch's optimizers that add ``weight_decay * parameter`` to the gradient, unless the group says
-# that it is decoupled.
-COUPLED = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adadelta,
-    torch.optim.Adagrad,
-    torch.optim.RMSprop,
-    torch.optim.ASGD,
-)
+from blo.steps.clipping import Clip, clipped
+from blo.steps.registry import coupled_decay, sign, unwrapped
 
 
 class Problem:
@@ -57,6 +45,19 @@ class Problem:
             numpy.random.Generator, random.Random), so that an evaluation is repeated with the same
             draws. Those in the modules, and those that the closure refers to, are found; so is the
             global state of torch, numpy and Python.
+        start: a function without arguments that returns tensors in the shapes of this problem's
+            parameters, which are set to them before the first of the `steps` of every round. It may
+            depend on parameters of problems above (a meta-learned initialisation): `unrolled` and
+            `forward_mode` through all steps differentiate it, other methods leave its derivative
+            out.
+        keep_state: keep the optimizer's state where `start` is called; it begins anew unless set.
+        options: functions without arguments, by the name of an option of the optimizer ("lr",
+            "weight_decay", "momentum", "betas" ...), called before every step, whose values the
+            optimizer gets in all its groups. They may depend on parameters of problems above:
+            methods that take the optimizer's steps again (`unrolled`, `forward_mode`, `sama`) are
+            differentiated in them.
+        clip: what the gradient is clipped to before the optimizer gets it, a part of the step that
+            those methods differentiate.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and the remedy.
@@ -85,6 +86,10 @@ class Problem:
         accumulate: int = 1,
         through_response: bool = True,
         generators: Sequence[Any] = (),
+        start: Callable[[], Sequence[Tensor]] | None = None,
+        keep_state: bool = False,
+        options: Mapping[str, Callable[[], Any]] | None = None,
+        clip: Clip | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
@@ -133,17 +138,60 @@ class Problem:
         self.scheduler = scheduler
         self.accumulate = accumulate
         self.through_response = through_response
+        self.start = start
+        self.keep_state = keep_state
+        self.option_functions = dict(options or {})
+        self.clip = clip
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
         self.changes: tuple[int, ...] = ()
         self.parameters: tuple[Tensor, ...] = tuple(
             p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
         )
+        self._check_start_and_options()
         if not self.parameters:
             raise ValueError(
                 f"optimizer of problem {name!r} must hold at least one parameter with "
                 "requires_grad=True, got none"
             )
+
+    @property
+    def optimizer_class(self) -> type:
+        """The class of the optimizer, that inside a wrapper where it is wrapped."""
+        return type(unwrapped(self.optimizer))
+
+    def begin(self) -> None:
+        """Set the parameters to the `start`, where there is one, and the optimizer's state with
+        them.
+
+        Raises:
+            ValueError: if `start` returns other shapes or non-finite values.
+        """
+        if self.start is None:
+            return
+        with torch.no_grad():
+            values = tuple(self.start())
+            shapes, wanted = ([tuple(t.shape) for t in v] for v in (values, self.parameters))
+            if shapes != wanted:
+                raise ValueError(
+                    f"start of problem {self.name!r} must return tensors in the shapes of its "
+                    f"parameters, {wanted}, got {shapes}"
+                )
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+        if not self.keep_state:
+            for parameter in self.parameters:
+                self.optimizer.state.pop(parameter, None)
+
+    def set_options(self) -> None:
+        """Hand the optimizer the present values of the options that are functions."""
+        if not self.option_functions:
+            return
+        with torch.no_grad():
+            for name, function in self.option_functions.items():
+                value = _plain(function())
+                for group in self.optimizer.param_groups:
+                    group[name] = value
 
     def learning_rate(self) -> float:
         """Return the learning rate of the optimizer's first group; NaN where it has none."""
@@ -176,7 +224,8 @@ class Problem:
         What the optimizer and its hooks edit in place is theirs alone: a gradient that shares its
         memory is copied.
         """
-        for parameter, g in zip(self.parameters, owned(gradient), strict=True):
+        handed = gradient if self.clip is None else clipped(gradient, self.clip)
+        for parameter, g in zip(self.parameters, owned(handed), strict=True):
             parameter.grad = g
         self.optimizer.step()
         for parameter in self.parameters:
@@ -227,15 +276,10 @@ class Problem:
         """Return the factor ``w`` of the penalty ``w/2 |p|^2`` that the optimizer adds to the loss,
         for each parameter with its `options`.
 
-        None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer that torch
-        does not ship.
+        None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer of which
+        nothing is known.
         """
-        if not isinstance(self.optimizer, COUPLED):
-            return None
-        decays = tuple(
-            0.0 if o.get("decoupled_weight_decay") else float(o.get("weight_decay", 0.0))
-            for o in options
-        )
+        decays = tuple(float(coupled_decay(self.optimizer_class, o) or 0.0) for o in options)
         return decays if any(decays) else None
 
     @staticmethod
@@ -243,8 +287,37 @@ class Problem:
         """Return -1 for each parameter that the optimizer maximises the loss over, else 1; None
         where it maximises nothing.
         """
-        signs = tuple(-1.0 if o.get("maximize") else 1.0 for o in options)
+        signs = tuple(sign(o) for o in options)
         return signs if -1.0 in signs else None
+
+    def _check_start_and_options(self) -> None:
+        if self.start is not None and not callable(self.start):
+            raise TypeError(
+                f"start must be a function without arguments, got {self.start!r} for problem "
+                f"{self.name!r}"
+            )
+        for name, function in self.option_functions.items():
+            if not callable(function):
+                raise TypeError(
+                    f"options[{name!r}] must be a function without arguments, got {function!r} for "
+                    f"problem {self.name!r}; a fixed value belongs in the optimizer"
+                )
+            if any(name not in group for group in self.optimizer.param_groups):
+                known = sorted(set(self.optimizer.param_groups[0]) - {"params"})
+                raise ValueError(
+                    f"options[{name!r}] is not an option of {type(self.optimizer).__name__}, the "
+                    f"optimizer of problem {self.name!r}; it has {known}"
+                )
+            if name == "lr" and self.scheduler is not None:
+                raise ValueError(
+                    f"problem {self.name!r} has a scheduler and options['lr'], which both set the "
+                    "learning rate; multiply them in the function, or leave one out"
+                )
+        if self.clip is not None and not isinstance(self.clip, Clip):
+            raise TypeError(
+                f"clip must be a Clip such as Clip(norm=1.0), got {self.clip!r} for problem "
+                f"{self.name!r}"
+            )
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameter group of each parameter, in the order of `parameters`."""
@@ -256,6 +329,13 @@ class Problem:
         size = sum(p.numel() for p in self.parameters)
         settings = f"{size:,} parameters, steps={self.steps}, method={self.method!r}"
         return f"Problem({self.name!r}, {settings})"
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of an option as the optimizer gets it: plain numbers."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(v) for v in value)
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def owned(gradient: Gradient) -> list[Tensor | None]:

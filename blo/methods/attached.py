@@ -39,11 +39,12 @@ class Attached:
         update, objective = UpdateMap(history.optimizer), self.objective
 
         def end_of(upper: Tensors) -> Tensors:
-            iterate = update.start(history.lower, history.states, history.steps[0].options)
+            start, first = history.start_at(upper), history.steps[0]
+            iterate = update.start(start, history.states, first.options)
             for step in history.steps:
                 raw = objective.raw_gradient(step.objectives, upper, iterate.lower)
-                gradient = received(step, raw, iterate.lower)
-                iterate = update.step(iterate, gradient, step.options)
+                gradient = step.handed(received(step, raw, iterate.lower))
+                iterate = update.step(iterate, gradient, step.options_at(upper))
             return iterate.lower
 
         return carried(end_of, history.end, upper, self.anchor)

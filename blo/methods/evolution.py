@@ -32,7 +32,7 @@ from blo.linear.tensors import (
     zeros_like,
 )
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.unrolling import check_steps
+from blo.methods.unrolling import TAKEN, check_steps
 from blo.steps.optimizers import UpdateMap
 from blo.steps.replay import Drift, Segment, lower_gradient, recorded
 
@@ -79,7 +79,9 @@ class Evolution:
         where it is linearised.
         """
         above = not self.linearised
-        return Requirements(before=True, history=self.steps, readers=above, zeroth_order=above)
+        return Requirements(
+            before=True, history=self.steps, readers=above, zeroth_order=above, differentiates=TAKEN
+        )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return the mean of ``e (F(x + s e) - F(x - s e)) / 2s`` over the directions.
@@ -140,13 +142,17 @@ def _steps_again(context: Context) -> tuple[Callable[[Tensors], Tensors], Tensor
             "such as cg(10), or set through_response=False on the problem"
         )
     update = UpdateMap(history.optimizer)
-    start = update.start(history.lower, history.states, history.steps[0].options)
+    first = history.steps[0]
+    start = update.start(history.lower, history.states, first.options)
 
     def solution(shift: Tensors) -> Tensors:
-        x, iterate = add(context.before.upper, shift), start
+        x = add(context.before.upper, shift)
+        with torch.no_grad():
+            iterate = update.start(history.start_at(x), history.states, first.options)
         for step in history.steps:
-            gradient = lower_gradient(step, x, iterate.lower)
-            iterate = update.step(iterate, gradient, step.options)
+            gradient = step.handed(lower_gradient(step, x, iterate.lower))
+            with torch.no_grad():
+                iterate = update.step(iterate, gradient, step.options_at(x))
         return iterate.lower
 
     at_rest = solution(zeros_like(context.before.upper))

@@ -17,12 +17,14 @@ import torch
 
 from blo.derivatives.graphs import GradientGraph
 from blo.derivatives.products import NO_PATH
+from blo.derivatives.pullback import reached
 from blo.linear.tensors import Tensors, leaves, numel, unflatten
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.methods.unrolling import check_steps
+from blo.methods.unrolling import TAKEN, check_steps
 from blo.steps.optimizers import Gradient, Iterate, Tangent, UpdateMap
-from blo.steps.replay import Drift, received, recorded, segments
+from blo.steps.replay import Drift, received, recorded, segments, step_pushed_forward
+from blo.steps.tangents import pushed_forward
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class ForwardMode:
     @property
     def requirements(self) -> Requirements:
         """The steps, and the first iterate alone."""
-        return Requirements(before=True, lower_gradient=True, history=self.steps)
+        return Requirements(
+            before=True, lower_gradient=True, history=self.steps, differentiates=TAKEN
+        )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``Z_T^T cotangent``.
@@ -82,31 +86,40 @@ class ForwardMode:
                 "number, or raise max_size"
             )
         drift, directions = Drift(context.lower, history.end), _unit_vectors(x)
+        stacked = tuple(torch.stack(column) for column in zip(*directions, strict=True))
         tangent: Tangent | None = None
-        reached = False
+        met = False
         for segment in reversed(list(segments(history, update))):
             iterate = segment.start
-            tangent = _zeros(iterate, n) if tangent is None else tangent
+            if tangent is None:
+                tangent = _zeros(iterate, n)
+                if history.start_of is not None:
+                    met = True
+                    with torch.enable_grad():
+                        start = history.start_of(x)
+                    tangent = Tangent(pushed_forward(start, x, stacked), tangent.slots)
             for t, step in enumerate(segment.steps):
                 y = leaves(iterate.lower)
                 graph = GradientGraph(step.objectives, x + y, x, y)
                 columns = []
                 for j in range(n):
-                    of_y = tuple(z[j] for z in tangent.lower) if reached else (None,) * len(y)
+                    of_y = tuple(z[j] for z in tangent.lower) if met else (None,) * len(y)
                     columns.append(graph.product((*directions[j], *of_y), y, keep=j < n - 1))
-                reached = reached or any(g is not None for column in columns for g in column)
+                met = met or step.options_of is not None or any(reached(c) for c in columns)
                 gradient = received(step, graph.gradient[len(x) :], y)
-                end = update.step(iterate, gradient, step.options)
+                end = update.step(iterate, step.handed(gradient), step.options)
                 if t == len(segment.steps) - 1:
-                    known = segment.last_gradient
-                    last = end if known is None else update.step(iterate, known, step.options)
+                    known, last = segment.last_gradient, end
+                    if known is not None:
+                        last = update.step(iterate, step.handed(known), step.options)
                     drift.add(segment, last.lower)
-                tangent = update.pushed_forward(
-                    iterate, gradient, step.options, tangent, _stacked(columns, y)
+                of_gradient = _stacked(columns, y)
+                tangent = step_pushed_forward(
+                    update, step, iterate, gradient, tangent, of_gradient, x, stacked
                 )
                 iterate = end
         drift.check()
-        if not reached or tangent is None:
+        if not met or tangent is None:
             raise RuntimeError(NO_PATH)
         pairs = zip(tangent.lower, cotangent, strict=True)
         value = torch.stack([z.reshape(len(z), -1) @ c.flatten() for z, c in pairs]).sum(0)

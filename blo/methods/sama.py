@@ -12,11 +12,11 @@ import torch
 
 from blo.derivatives.differences import FiniteDifference
 from blo.derivatives.products import ProductRule
-from blo.linear.tensors import Tensors
+from blo.linear.tensors import Tensors, add
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
 from blo.steps.optimizers import Adjoint, UpdateMap
-from blo.steps.replay import Drift, recorded, segments
+from blo.steps.replay import Drift, recorded, segments, step_pulled_back
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Sama:
     def requirements(self) -> Requirements:
         """The last step, with the gradient that the optimizer received."""
         reused = self.products.needs_upper_gradient
-        return Requirements(before=True, upper_gradient=reused, lower_gradient=True, history=1)
+        return Requirements(
+            before=True,
+            upper_gradient=reused,
+            lower_gradient=True,
+            history=1,
+            differentiates=frozenset({"options"}),
+        )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``g_xy D cotangent`` with the product at ``context.before``.
@@ -62,19 +68,20 @@ class Sama:
         (step,) = segment.steps
         gradient = segment.last_gradient
         assert gradient is not None
-        _, weights, end = update.pulled_back(
-            segment.start, gradient, step.options, Adjoint(cotangent)
+        back = step_pulled_back(
+            update, step, segment.start, gradient, Adjoint(cotangent), context.before.upper
         )
+        weights, end = back.gradient, back.end
         drift = Drift(context.lower, history.end)
         drift.add(segment, end.lower)
         drift.check()
-        fresh = update.without_history(end)
+        fresh = update.without_history(end, step.options)
         direction = tuple(
             torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
         products = self.products.at(context.lower, context.before)
-        value = context.lower.signed(products.mixed(direction))
+        value = add(context.lower.signed(products.mixed(direction)), back.upper)
         info = Info(
             method=repr(self),
             point="before",

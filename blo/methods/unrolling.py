@@ -19,11 +19,15 @@ import torch
 
 from blo.derivatives.graphs import GradientGraph
 from blo.derivatives.products import NO_PATH
+from blo.derivatives.pullback import filled, pulled_back, reached
 from blo.linear.tensors import Tensors, add, leaves, zeros_like
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
-from blo.steps.optimizers import Adjoint, Gradient, UpdateMap
-from blo.steps.replay import Drift, received, recorded, replayed, segments
+from blo.steps.optimizers import Adjoint, UpdateMap
+from blo.steps.replay import Drift, received, recorded, replayed, segments, step_pulled_back
+
+# What methods that take the optimizer's steps again are differentiated in, beside its gradients.
+TAKEN = frozenset({"start", "options"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,13 @@ class Unrolled:
     def requirements(self) -> Requirements:
         """The steps, and the iterates before all or some of them."""
         stride = None if self.checkpoint else 1
-        return Requirements(before=True, lower_gradient=True, history=self.steps, stride=stride)
+        return Requirements(
+            before=True,
+            lower_gradient=True,
+            history=self.steps,
+            stride=stride,
+            differentiates=TAKEN,
+        )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``(dy_T/dx)^T cotangent``.
@@ -76,7 +86,7 @@ class Unrolled:
         update = UpdateMap(history.optimizer)
         drift = Drift(context.lower, history.end)
         x = leaves(context.before.upper)
-        value, adjoint, reached, num_gradients = zeros_like(x), Adjoint(cotangent), False, 0
+        value, adjoint, met, num_gradients = zeros_like(x), Adjoint(cotangent), False, 0
         for segment in segments(history, update):
             iterates = replayed(segment, x, update)
             num_gradients += len(iterates) - 1 + len(segment.steps)
@@ -85,19 +95,28 @@ class Unrolled:
                 y = leaves(iterate.lower)
                 graph = GradientGraph(step.objectives, y, x, y)
                 gradient = received(step, graph.gradient, y)
-                adjoint, weights, end = update.pulled_back(iterate, gradient, step.options, adjoint)
+                back = step_pulled_back(update, step, iterate, gradient, adjoint, x)
+                end, value = back.end, add(value, back.upper)
                 if t == len(segment.steps) - 1:
                     if segment.last_gradient is not None:
-                        end = update.step(iterate, segment.last_gradient, step.options)
+                        handed = step.handed(segment.last_gradient)
+                        end = update.step(iterate, handed, step.options)
                     drift.add(segment, end.lower)
-                earliest = segment.first + t == 0
-                grads = graph.product(weights, x if earliest else x + y)
-                reached = reached or any(g is not None for g in grads[: len(x)])
-                value = _add(value, grads[: len(x)])
-                if not earliest:
-                    adjoint = Adjoint(_add(adjoint.lower, grads[len(x) :]), adjoint.slots)
+                constant = segment.first + t == 0 and history.start_of is None
+                grads = graph.product(back.gradient, x if constant else x + y)
+                met = met or step.options_of is not None or reached(grads[: len(x)])
+                value = add(value, filled(grads[: len(x)], x))
+                adjoint = back.adjoint
+                if not constant:
+                    moved = add(adjoint.lower, filled(grads[len(x) :], y))
+                    adjoint = Adjoint(moved, adjoint.slots)
+        if history.start_of is not None:
+            met = True
+            with torch.enable_grad():
+                start = history.start_of(x)
+            value = add(value, filled(pulled_back(start, x, adjoint.lower), x))
         drift.check()
-        if not reached:
+        if not met:
             raise RuntimeError(NO_PATH)
         info = Info(
             method=repr(self),
@@ -153,9 +172,3 @@ def check_steps(steps: int | None) -> None:
             f"steps must be an integer of at least 1, or None for all steps since the problems "
             f"above moved, got {steps!r}"
         )
-
-
-def _add(x: Tensors, grads: Gradient) -> Tensors:
-    """Return ``x + grads``, where None stands for zeros."""
-    pairs = zip(x, grads, strict=True)
-    return add(x, tuple(torch.zeros_like(t) if g is None else g for t, g in pairs))

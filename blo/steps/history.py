@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from blo.derivatives.objective import Objective
+from blo.derivatives.pullback import Gradient
 from blo.linear.tensors import Tensors
+from blo.steps.clipping import Clip, clipped
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class LowerStep:
         lower: the lower parameters before the step, where they were kept.
         states: for each lower tensor, a copy of the optimizer's state before the step, where
             `lower` was kept.
+        clip: what the gradient was clipped to before the optimizer got it.
+        options_of: the options as functions of the upper tensors, in their graph, where some are.
     """
 
     objectives: tuple[Objective, ...]
@@ -30,6 +34,16 @@ class LowerStep:
     received: tuple[bool, ...] | None = None
     lower: Tensors | None = None
     states: tuple[Mapping[str, Any], ...] | None = None
+    clip: Clip | None = None
+    options_of: Callable[[Tensors], tuple[Mapping[str, Any], ...]] | None = None
+
+    def options_at(self, upper: Tensors) -> tuple[Mapping[str, Any], ...]:
+        """Return the options, in the graph of `upper` where they are functions of it."""
+        return self.options if self.options_of is None else self.options_of(upper)
+
+    def handed(self, gradient: Gradient) -> Gradient:
+        """Return what the optimizer gets of a gradient, in its graph."""
+        return gradient if self.clip is None else clipped(gradient, self.clip)
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,9 @@ class History:
         states: for each lower tensor, a copy of the optimizer's state before that step.
         steps: the steps.
         end: the lower parameters after the last, as the optimizer left them.
-        last_gradient: gradient that the optimizer received in the last step, where it was kept.
+        last_gradient: gradient of the last step before clipping, where it was kept.
+        start_of: where the steps start from as a function of the upper tensors, in their graph;
+            None where the start is a constant.
     """
 
     optimizer: type
@@ -51,3 +67,10 @@ class History:
     steps: tuple[LowerStep, ...]
     end: Tensors
     last_gradient: Tensors | None = None
+    start_of: Callable[[Tensors], Tensors] | None = None
+
+    def start_at(self, upper: Tensors) -> Tensors:
+        """Return where the steps start from, in the graph of `upper` where it is a function of
+        it.
+        """
+        return self.lower if self.start_of is None else self.start_of(upper)

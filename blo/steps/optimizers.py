@@ -1,19 +1,17 @@
-"""The updates of torch's SGD, Adam and AdamW as differentiable functions.
+"""The updates of optimizers as differentiable functions of all tensors of a problem.
 
 One step takes the parameters, the optimizer's state and the gradient to new parameters and a new
 state,
 
-    (y_t, s_t) = U(y_{t-1}, s_{t-1}, g_t),
+    (y_t, s_t) = U(y_{t-1}, s_{t-1}, g_t; o_t),
 
-out of place, element by element, by the operations of torch's own loop in their order: a step taken
-again gives the same bits where torch runs that loop, and the same up to rounding where it runs its
-fused kernels. Since `U` acts on each element by itself, its Jacobian is a few diagonals.
+tensor by tensor, by the optimizer's update rule (`blo.steps.rules`). The options ``o_t`` may be
+functions of other tensors, and `U` is differentiable in those.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,22 +19,11 @@ import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors, detach, leaves
-
-Options: TypeAlias = Mapping[str, Any]
-
+from blo.steps.registry import Rule, rule_of
+from blo.steps.rules import Initial, Options, State
+from blo.steps.tangents import pushed_forward
 
 Gradient: TypeAlias = Sequence[Tensor | None]  # None for a tensor that the optimizer passed over
-
-
-class State(NamedTuple):
-    """The optimizer's state of one tensor: its steps so far, and the tensors that it carries on.
-
-    The tensors are the momentum of SGD (none before its first step), and the first and the second
-    moment of Adam with, under amsgrad, the largest second moment.
-    """
-
-    num_steps: int
-    slots: Tensors
 
 
 class Iterate(NamedTuple):
@@ -64,79 +51,26 @@ class Pullback(NamedTuple):
     """What `UpdateMap.pulled_back` returns.
 
     Attributes:
-        adjoint: cotangent of the iterate before the step, at fixed gradient.
+        adjoint: cotangent of the iterate before the step, at fixed gradient and options.
         gradient: cotangent of each tensor's gradient; None where that is None.
         end: the iterate after the step, without graph.
+        options: cotangent of each of the tensors that the options are functions of.
     """
 
     adjoint: Adjoint
     gradient: tuple[Tensor | None, ...]
     end: Iterate
-
-
-Rule: TypeAlias = Callable[[Tensor, State, Tensor, Options], tuple[Tensor, State]]
-
-
-def sgd(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
-    """Return the step of `torch.optim.SGD`.
-
-    ``g <- +-g + weight_decay y``, ``b <- momentum b + (1 - dampening) g`` (``b = g`` at first),
-    ``y <- y - lr b``, or ``y <- y - lr (g + momentum b)`` with nesterov.
-    """
-    lr, decay = float(options["lr"]), float(options["weight_decay"])
-    momentum = float(options["momentum"])
-    g = -g if options["maximize"] else g
-    g = g.add(y, alpha=decay) if decay else g
-    slots = state.slots
-    if momentum:
-        b = slots[0].mul(momentum).add(g, alpha=1 - float(options["dampening"])) if slots else g
-        g = g.add(b, alpha=momentum) if options["nesterov"] else b
-        slots = (b,)
-    return y.add(g, alpha=-lr), State(state.num_steps + 1, slots)
-
-
-def adam(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
-    """Return the step of `torch.optim.Adam`, or of AdamW where the decay is decoupled.
-
-    ``m <- beta1 m + (1 - beta1) g``, ``v <- beta2 v + (1 - beta2) g^2``,
-    ``y <- y - lr m' / (sqrt(v') + eps)`` with ``m' = m / (1 - beta1^t)``, ``v' = v / (1 -
-    beta2^t)``; amsgrad takes the largest `v` so far. Before that, decoupled decay multiplies `y` by
-    ``1 - lr weight_decay``, and coupled decay adds ``weight_decay y`` to `g`.
-    """
-    lr, decay = float(options["lr"]), float(options["weight_decay"])
-    beta1, beta2 = (float(beta) for beta in options["betas"])
-    t = float(state.num_steps + 1)
-    g = -g if options["maximize"] else g
-    if decay and options["decoupled_weight_decay"]:
-        y = y.mul(1 - lr * decay)
-    elif decay:
-        g = g.add(y, alpha=decay)
-    m = state.slots[0].lerp(g, 1 - beta1)
-    v = state.slots[1].mul(beta2).addcmul(g, g, value=1 - beta2)
-    slots: Tensors = (m, v)
-    if options["amsgrad"]:
-        v = torch.maximum(state.slots[2], v)
-        slots = (*slots, v)
-    root = _root(v) / (1 - beta2**t) ** 0.5
-    y = y.addcdiv(m, root.add(float(options["eps"])), value=-lr / (1 - beta1**t))
-    return y, State(state.num_steps + 1, slots)
-
-
-def _root(v: Tensor) -> Tensor:
-    """Return ``sqrt(v)`` with derivative zero in place of infinity at zero, where `v` is stationary
-    as a function of the gradient.
-    """
-    positive = v > 0
-    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
+    options: Tensors = ()
 
 
 @dataclass(frozen=True)
 class UpdateMap:
-    """The update `U` of one of torch's optimizers, with its derivatives.
+    """The update `U` of an optimizer, with its derivatives.
 
     Args:
-        optimizer: `torch.optim.SGD`, `torch.optim.Adam` or `torch.optim.AdamW`, or a subclass that
-            takes the same step.
+        optimizer: a class whose rule is known: `torch.optim.SGD`, `Adam`, `AdamW`, `NAdam`,
+            `Adamax`, `RMSprop`, `Adagrad`, one that `register_update` was called with, or a
+            subclass that takes the same step.
 
     Raises:
         TypeError: for any other optimizer, naming those.
@@ -153,22 +87,12 @@ class UpdateMap:
 
     def __post_init__(self) -> None:
         """Check that the optimizer is known."""
-        for known in SUPPORTED:
-            if issubclass(self.optimizer, known):
-                if _own_step(self.optimizer) is _own_step(known):
-                    return
-                break
-        names = ", ".join(f"torch.optim.{known.__name__}" for known in SUPPORTED)
-        raise TypeError(
-            f"the steps of {self.optimizer.__module__}.{self.optimizer.__qualname__} cannot be "
-            f"taken again: only those of {names} can. Use one of them for the lower problem, or a "
-            "method that does not look at the optimizer, such as cg(10) or darts(scale=...)"
-        )
+        rule_of(self.optimizer)
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the step is divided by the root of a second moment."""
-        return issubclass(self.optimizer, torch.optim.Adam | torch.optim.AdamW)
+        """Whether the step is divided by the size of the gradients seen."""
+        return self._rule.untouched is not None
 
     def start(
         self, lower: Tensors, states: Sequence[Mapping[str, Any]], options: Sequence[Options]
@@ -191,22 +115,58 @@ class UpdateMap:
         Args:
             iterate: the one before.
             gradient: of the lower loss, for each tensor; one whose gradient is None stays as it is.
-            options: of each tensor's parameter group.
+            options: of each tensor's parameter group. Numbers that are tensors in a graph stay in
+                it; all others are read as plain numbers.
+
+        Raises:
+            ValueError: if the learning rate is None.
         """
+        rule = self._rule.step
         columns = zip(*iterate, gradient, options, strict=True)
-        taken = [(y, s) if g is None else self._rule(y, s, g, o) for y, s, g, o in columns]
+        taken = [(y, s) if g is None else rule(y, s, g, o) for y, s, g, o in columns]
         return Iterate(tuple(y for y, _ in taken), tuple(s for _, s in taken))
 
-    def without_history(self, iterate: Iterate) -> tuple[Tensor | None, ...]:
+    def plain_step(
+        self,
+        lower: Tensors,
+        states: Sequence[Mapping[str, Any]],
+        gradient: Gradient,
+        options: Sequence[Options],
+    ) -> Tensors:
+        """Return where the optimizer alone would go, without graph, to compare with where it went.
+
+        Args:
+            lower: the parameters before the step.
+            states: the optimizer's state of each before the step.
+            gradient: what the optimizer gets.
+            options: of each tensor's parameter group.
+        """
+        with torch.no_grad():
+            return self.step(self.start(lower, states, options), gradient, options).lower
+
+    def without_history(
+        self, iterate: Iterate, options: Sequence[Options]
+    ) -> tuple[Tensor | None, ...]:
         """Return where an adaptive optimizer has seen no gradient but zero, a mask for each tensor;
         None for the tensors of others.
+
+        Args:
+            iterate: after a step.
+            options: of each tensor's parameter group.
         """
-        if not self.is_adaptive:
+        untouched = self._rule.untouched
+        if untouched is None:
             return (None,) * len(iterate.lower)
-        return tuple(state.slots[1] == 0 for state in iterate.states)
+        columns = zip(iterate.states, options, strict=True)
+        return tuple(untouched(state.slots, o) for state, o in columns)
 
     def pulled_back(
-        self, iterate: Iterate, gradient: Gradient, options: Sequence[Options], adjoint: Adjoint
+        self,
+        iterate: Iterate,
+        gradient: Gradient,
+        options: Sequence[Options],
+        adjoint: Adjoint,
+        variables: Tensors = (),
     ) -> Pullback:
         """Return the cotangent of `iterate` at fixed gradient and the cotangent of the gradient,
         with the iterate after the step.
@@ -216,6 +176,8 @@ class UpdateMap:
             gradient: what the step is taken with.
             options: of each tensor's parameter group.
             adjoint: cotangent of the iterate after the step.
+            variables: tensors that some of the options are, or are functions of; the graph between
+                is freed. See `options_in_graph`.
         """
         start, g = _as_leaves(iterate, gradient)
         with torch.enable_grad():
@@ -224,15 +186,11 @@ class UpdateMap:
         if adjoint.slots is not None:
             outputs += tuple(t for state in end.states for t in state.slots)
             weights += tuple(t for slots in adjoint.slots for t in slots)
-        inputs = start.lower + tuple(t for state in start.states for t in state.slots)
-        inputs += tuple(t for t in g if t is not None)
-        grads = iter(
-            torch.autograd.grad(outputs, inputs, weights, allow_unused=True, materialize_grads=True)
-        )
+        grads = iter(_weighted(outputs, weights, _inputs(start, g) + variables))
         lower = tuple(next(grads) for _ in start.lower)
         slots = tuple(tuple(next(grads) for _ in state.slots) for state in start.states)
         of_gradient = tuple(None if t is None else next(grads) for t in g)
-        return Pullback(Adjoint(lower, slots), of_gradient, _detached(end))
+        return Pullback(Adjoint(lower, slots), of_gradient, _detached(end), tuple(grads))
 
     def pushed_forward(
         self,
@@ -241,6 +199,8 @@ class UpdateMap:
         options: Sequence[Options],
         tangent: Tangent,
         gradient_tangent: Tensors,
+        variables: Tensors = (),
+        variables_tangent: Tensors = (),
     ) -> Tangent:
         """Return the tangents of the iterate after the step.
 
@@ -250,48 +210,50 @@ class UpdateMap:
             options: of each tensor's parameter group.
             tangent: tangents of `iterate`.
             gradient_tangent: tangents of the gradient, stacked in the same way.
+            variables: as for `pulled_back`.
+            variables_tangent: their tangents, stacked in the same way.
         """
         start, g = _as_leaves(iterate, gradient)
         with torch.enable_grad():
             end = self.step(start, g, options)
-        lower, slots = [], []
-        for i, gi in enumerate(g):
-            if gi is None:
-                lower.append(tangent.lower[i])
-                slots.append(tangent.slots[i])
-                continue
-            inputs = (start.lower[i], *start.states[i].slots, gi)
-            tangents = (tangent.lower[i], *tangent.slots[i], gradient_tangent[i])
-            pushed = [
-                _along(output, inputs, tangents) for output in (end.lower[i], *end.states[i].slots)
-            ]
-            lower.append(pushed[0])
-            slots.append(tuple(pushed[1:]))
-        return Tangent(tuple(lower), tuple(slots))
+        of_gradient = zip(g, gradient_tangent, strict=True)
+        along = tangent.lower + tuple(t for slots in tangent.slots for t in slots)
+        along += tuple(t for known, t in of_gradient if known is not None) + variables_tangent
+        outputs = end.lower + tuple(t for state in end.states for t in state.slots)
+        pushed = iter(pushed_forward(outputs, _inputs(start, g) + variables, along))
+        lower = tuple(next(pushed) for _ in end.lower)
+        return Tangent(lower, tuple(tuple(next(pushed) for _ in s.slots) for s in end.states))
 
     @property
     def _rule(self) -> Rule:
-        return self._adam if self.is_adaptive else sgd
-
-    def _adam(self, y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
-        # Torch before 2.7 does not write into AdamW's groups that its decay is decoupled.
-        decoupled = issubclass(self.optimizer, torch.optim.AdamW)
-        return adam(y, state, g, {"decoupled_weight_decay": decoupled, **options})
+        return rule_of(self.optimizer)
 
     def _slots(self, y: Tensor, state: Mapping[str, Any], options: Options) -> Tensors:
-        if not self.is_adaptive:
-            momentum = state.get("momentum_buffer")
-            return () if momentum is None else (momentum,)
-        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(options["amsgrad"])
-        return tuple(state[n] if n in state else torch.zeros_like(y) for n in names)
+        slots = self._rule.slots(options).items()
+        found = [state[name] if name in state else _filled(y, value) for name, value in slots]
+        return tuple(t for t in found if t is not None)
 
 
-SUPPORTED = (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam)
+def options_in_graph(options: Sequence[Options]) -> Tensors:
+    """Return the tensors among the options that are in a graph, each once.
+
+    Args:
+        options: of each tensor's parameter group; its parameters are passed over.
+
+    Example:
+        >>> lr = torch.tensor(0.1, requires_grad=True)
+        >>> options_in_graph([{"lr": lr, "betas": (0.9, 0.999)}, {"lr": lr}])
+        (tensor(0.1000, requires_grad=True),)
+    """
+    values = [value for group in options for name, value in group.items() if name != "params"]
+    flat = [v for value in values for v in (value if isinstance(value, tuple | list) else (value,))]
+    return tuple({id(v): v for v in flat if isinstance(v, Tensor) and v.requires_grad}.values())
 
 
-def _own_step(optimizer: type) -> Any:
-    """Return the method `step` under the hooks that torch wraps it in."""
-    return inspect.unwrap(optimizer.step)  # type: ignore[attr-defined]
+def _filled(y: Tensor, value: Initial) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.full_like(y, value)
 
 
 def _num_steps(states: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -304,6 +266,19 @@ def _num_steps(states: Sequence[Mapping[str, Any]]) -> list[int]:
     return [int(next(values)) if isinstance(c, Tensor) else int(c) for c in counts]
 
 
+def _inputs(start: Iterate, gradient: Gradient) -> Tensors:
+    """Return all tensors that a step is a function of."""
+    slots = tuple(t for state in start.states for t in state.slots)
+    return start.lower + slots + tuple(t for t in gradient if t is not None)
+
+
+def _weighted(outputs: Tensors, weights: Tensors, inputs: Tensors) -> Tensors:
+    """Return ``sum_i d<output_i, weight_i>/d(inputs)``."""
+    columns = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    attached, factors = zip(*columns, strict=True)
+    return torch.autograd.grad(attached, inputs, factors, allow_unused=True, materialize_grads=True)
+
+
 def _as_leaves(iterate: Iterate, gradient: Gradient) -> tuple[Iterate, Gradient]:
     states = tuple(State(s.num_steps, leaves(s.slots)) for s in iterate.states)
     g = tuple(None if t is None else t.detach().requires_grad_() for t in gradient)
@@ -313,14 +288,3 @@ def _as_leaves(iterate: Iterate, gradient: Gradient) -> tuple[Iterate, Gradient]
 def _detached(iterate: Iterate) -> Iterate:
     states = tuple(State(s.num_steps, detach(s.slots)) for s in iterate.states)
     return Iterate(detach(iterate.lower), states)
-
-
-def _along(output: Tensor, inputs: Tensors, tangents: Tensors) -> Tensor:
-    """Return ``sum_i d(output)/d(input_i) tangent_i`` for an elementwise function: its diagonals
-    are the gradient of its sum.
-    """
-    diagonals = torch.autograd.grad(
-        output.sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    terms = [d * t for d, t in zip(diagonals, tangents, strict=True)]
-    return torch.stack(terms).sum(0)

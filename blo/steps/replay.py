@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from torch import Tensor
 from blo.derivatives.lower import LowerObjective
 from blo.derivatives.precision import coarsest
 from blo.derivatives.pullback import mean
-from blo.linear.tensors import Tensors, detach, leaves, norm, subtract
+from blo.linear.tensors import Tensors, detach, leaves, norm, subtract, zeros_like
+from blo.steps.clipping import clipping_pulled_back, clipping_pushed_forward
 from blo.steps.history import History, LowerStep
-from blo.steps.optimizers import Gradient, Iterate, UpdateMap
+from blo.steps.optimizers import Adjoint, Gradient, Iterate, Tangent, UpdateMap
 
 # A step taken again may be off by a fraction of its length: `DRIFT`, or `NOISE` rounding errors of
 # the type that the loss is computed in if that is more, and besides by `ROUNDING` rounding errors
@@ -91,7 +93,7 @@ def replayed(segment: Segment, upper: Tensors, update: UpdateMap) -> list[Iterat
     iterates = [segment.start]
     for step in segment.steps[:-1]:
         gradient = lower_gradient(step, upper, iterates[-1].lower)
-        iterates.append(update.step(iterates[-1], gradient, step.options))
+        iterates.append(update.step(iterates[-1], step.handed(gradient), step.options))
     return iterates
 
 
@@ -159,3 +161,85 @@ class Drift:
                     "in the loss, or use a method that does not take the steps again: darts(), "
                     "cg(10)"
                 )
+
+
+class StepPullback(NamedTuple):
+    """What `step_pulled_back` returns.
+
+    Attributes:
+        adjoint: cotangent of the iterate before the step.
+        gradient: cotangent of the gradient before clipping; None where that is None.
+        upper: cotangent of the upper tensors, as far as the options are functions of them.
+        end: the iterate after the step, without graph.
+    """
+
+    adjoint: Adjoint
+    gradient: Gradient
+    upper: Tensors
+    end: Iterate
+
+
+def step_pulled_back(
+    update: UpdateMap,
+    step: LowerStep,
+    iterate: Iterate,
+    gradient: Gradient,
+    adjoint: Adjoint,
+    upper: Tensors,
+) -> StepPullback:
+    """Return the cotangents of all that a recorded step is a function of.
+
+    Args:
+        update: of the optimizer.
+        step: the step.
+        iterate: before it.
+        gradient: before clipping.
+        adjoint: cotangent of the iterate after the step.
+        upper: the upper tensors.
+    """
+    variables = () if step.options_of is None else leaves(upper)
+    with torch.enable_grad():
+        options = step.options_at(variables)
+    found = update.pulled_back(iterate, step.handed(gradient), options, adjoint, variables)
+    weights: Gradient = found.gradient
+    if step.clip is not None:
+        weights = clipping_pulled_back(gradient, step.clip, weights)
+    return StepPullback(found.adjoint, weights, found.options or zeros_like(upper), found.end)
+
+
+def step_pushed_forward(
+    update: UpdateMap,
+    step: LowerStep,
+    iterate: Iterate,
+    gradient: Gradient,
+    tangent: Tangent,
+    gradient_tangent: Tensors,
+    upper: Tensors,
+    directions: Tensors,
+) -> Tangent:
+    """Return the tangents of the iterate after a recorded step.
+
+    Args:
+        update: of the optimizer.
+        step: the step.
+        iterate: before it.
+        gradient: before clipping.
+        tangent: tangents of `iterate`.
+        gradient_tangent: tangents of the gradient before clipping.
+        upper: the upper tensors.
+        directions: their tangents.
+    """
+    variables = () if step.options_of is None else leaves(upper)
+    with torch.enable_grad():
+        options = step.options_at(variables)
+    if step.clip is not None:
+        gradient_tangent = clipping_pushed_forward(gradient, step.clip, gradient_tangent)
+    return update.pushed_forward(
+        iterate,
+        step.handed(gradient),
+        options,
+        tangent,
+        gradient_tangent,
+        variables,
+        directions if variables else (),
+    )

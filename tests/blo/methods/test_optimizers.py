@@ -27,6 +27,24 @@ ADAM_OPTIONS = [
     {"amsgrad": True, "betas": (0.5, 0.6)},
     {"maximize": True, "weight_decay": 0.1, "eps": 1e-2},
 ]
+NADAM_OPTIONS = [
+    {},
+    {"weight_decay": 0.1, "momentum_decay": 0.1, "betas": (0.5, 0.7)},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "eps": 1e-2},
+]
+ADAMAX_OPTIONS = [{}, {"weight_decay": 0.1, "maximize": True, "betas": (0.5, 0.4), "eps": 1e-2}]
+RMSPROP_OPTIONS = [
+    {},
+    {"weight_decay": 0.1, "maximize": True, "eps": 1e-2},
+    {"momentum": 0.9, "alpha": 0.5},
+    {"momentum": 0.9, "centered": True, "weight_decay": 0.1},
+    {"centered": True, "alpha": 0.9},
+]
+ADAGRAD_OPTIONS = [
+    {},
+    {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-2},
+    {"weight_decay": 0.1, "maximize": True},
+]
 ADAMW_OPTIONS = [
     {},
     {"weight_decay": 0.1, "amsgrad": True},
@@ -36,6 +54,10 @@ CASES = [
     *[(torch.optim.SGD, {"lr": 0.3, **o}) for o in SGD_OPTIONS],
     *[(torch.optim.Adam, {"lr": 0.1, **o}) for o in ADAM_OPTIONS],
     *[(torch.optim.AdamW, {"lr": 0.1, **o}) for o in ADAMW_OPTIONS],
+    *[(torch.optim.NAdam, {"lr": 0.1, **o}) for o in NADAM_OPTIONS],
+    *[(torch.optim.Adamax, {"lr": 0.1, **o}) for o in ADAMAX_OPTIONS],
+    *[(torch.optim.RMSprop, {"lr": 0.1, **o}) for o in RMSPROP_OPTIONS],
+    *[(torch.optim.Adagrad, {"lr": 0.1, **o}) for o in ADAGRAD_OPTIONS],
 ]
 IDS = [f"{kind.__name__}-{'-'.join(o) or 'plain'}" for kind, o in CASES]
 cases = pytest.mark.parametrize("kind, settings", CASES, ids=IDS)
@@ -48,7 +70,7 @@ def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
 def prepared(kind, settings, *, num_steps: int, dtype=torch.float64):
     """A torch optimizer after some steps, with its parameters."""
     parameters = [torch.nn.Parameter(t) for t in tensors(dtype)]
-    optimizer = kind(parameters, **settings)
+    optimizer = kind(parameters, **{"foreach": False, **settings})
     for _ in range(num_steps):
         stepped(optimizer, parameters, tensors(dtype))
     return optimizer, parameters
@@ -94,9 +116,16 @@ def test_steps_go_on_from_the_state_of_torch(kind, settings):
 
 
 def slot_names(optimizer) -> list[str]:
-    if isinstance(optimizer, torch.optim.SGD):
-        return ["momentum_buffer"]
-    return ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    (group,) = optimizer.param_groups
+    return {
+        torch.optim.SGD: ["momentum_buffer"],
+        torch.optim.NAdam: ["exp_avg", "exp_avg_sq", "mu_product"],
+        torch.optim.Adamax: ["exp_avg", "exp_inf"],
+        torch.optim.Adagrad: ["sum"],
+        torch.optim.RMSprop: ["square_avg"]
+        + ["momentum_buffer"] * (group.get("momentum", 0) > 0)
+        + ["grad_avg"] * group.get("centered", False),
+    }.get(type(optimizer), ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
 
 
 def torch_step(optimizer, parameters, iterate: Iterate, gradient) -> list[Tensor]:
@@ -139,6 +168,15 @@ def differences(optimizer, parameters, iterate, gradient, direction, h=1e-5) -> 
     return [(p - m) / (2 * h) for p, m in zip(plus, minus, strict=True)]
 
 
+@pytest.fixture
+def doubles():
+    """Double precision for what NAdam keeps in torch's default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("doubles")
 @cases
 def test_tangents_pushed_forward_are_differences_of_torch_steps(kind, settings):
     optimizer, parameters = prepared(kind, settings, num_steps=3)
@@ -160,6 +198,7 @@ def test_tangents_pushed_forward_are_differences_of_torch_steps(kind, settings):
             torch.testing.assert_close(f[k], e, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.usefixtures("doubles")
 @cases
 def test_cotangents_pulled_back_are_adjoint_to_differences_of_torch_steps(kind, settings):
     optimizer, parameters = prepared(kind, settings, num_steps=3)
@@ -167,7 +206,7 @@ def test_cotangents_pulled_back_are_adjoint_to_differences_of_torch_steps(kind, 
     gradient, direction = tensors(), random_direction(iterate)
     slots = tuple(tuple(torch.randn_like(t) for t in s.slots) for s in iterate.states)
     cotangent = Adjoint(tensors(), slots)
-    adjoint, weights, _ = update.pulled_back(iterate, gradient, options, cotangent)
+    adjoint, weights, *_ = update.pulled_back(iterate, gradient, options, cotangent)
     ends = differences(optimizer, parameters, iterate, gradient, direction)
     dot = lambda xs, ys: float(sum((x * y).sum() for x, y in zip(xs, ys, strict=True)))
     flat = lambda nested: [t for inner in nested for t in inner]
@@ -196,7 +235,7 @@ def test_the_derivative_of_adam_is_finite_where_no_gradient_has_been_seen(amsgra
     update, iterate, options = start_of(optimizer, optimizer.param_groups[0]["params"])
     gradient = (torch.tensor([0.0, 2.0]).double(),)
     cotangent = Adjoint((torch.ones(2).double(),))
-    adjoint, weights, _ = update.pulled_back(iterate, gradient, options, cotangent)
+    adjoint, weights, *_ = update.pulled_back(iterate, gradient, options, cotangent)
     torch.testing.assert_close(weights[0][0].item(), -0.1 / 1e-8, rtol=1e-7, atol=0)
     slots = [t for s in adjoint.slots for t in s]
     assert all(bool(torch.isfinite(t).all()) for t in [*adjoint.lower, *slots, weights[0]])
@@ -206,18 +245,18 @@ def test_elements_without_history_are_those_of_zero_second_moment():
     optimizer, parameters = prepared(torch.optim.Adam, {"lr": 0.1}, num_steps=0)
     update, iterate, options = start_of(optimizer, parameters)
     gradient = (torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]).double(), tensors()[1])
-    first, second = update.without_history(update.step(iterate, gradient, options))
+    first, second = update.without_history(update.step(iterate, gradient, options), options)
     assert first.tolist() == [[False, True], [True, True], [True, False]]
     assert not second.any()
     sgd = UpdateMap(torch.optim.SGD)
-    assert sgd.without_history(iterate) == (None, None)
+    assert sgd.without_history(iterate, options) == (None, None)
 
 
 def test_tensors_that_the_optimizer_passed_over_pass_their_cotangents_on():
     optimizer, parameters = prepared(torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5}, num_steps=1)
     update, iterate, options = start_of(optimizer, parameters)
     lower = tensors()
-    adjoint, weights, _ = update.pulled_back(iterate, (None, lower[1]), options, Adjoint(lower))
+    adjoint, weights, *_ = update.pulled_back(iterate, (None, lower[1]), options, Adjoint(lower))
     assert weights[0] is None
     assert torch.equal(adjoint.lower[0], lower[0])
     torch.testing.assert_close(adjoint.lower[1], 0.95 * lower[1])
@@ -234,8 +273,10 @@ def test_the_decay_of_adamw_is_decoupled_where_its_groups_do_not_say_so():
 
 
 def test_other_optimizers_are_refused_by_name():
-    for kind in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam):
-        with pytest.raises(TypeError, match=rf"{kind.__name__} cannot.*SGD, .*AdamW, .*Adam can"):
+    for kind in (torch.optim.RAdam, torch.optim.Adadelta, torch.optim.ASGD):
+        name = kind.__name__
+        remedy = rf"{name} cannot.*SGD, .*AdamW, .*Adagrad and.*register_update\({name}, "
+        with pytest.raises(TypeError, match=remedy):
             UpdateMap(kind)
 
 

@@ -1,0 +1,106 @@
+"""What optimizers really did, compared with their plain updates."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from blo.derivatives.precision import coarsest
+from blo.derivatives.pullback import Gradient
+from blo.linear.tensors import Tensors, length, subtract
+from blo.problem import Problem
+from blo.steps.clipping import clipped
+from blo.steps.optimizers import UpdateMap
+from blo.steps.registry import rule_of
+
+# A step may be off by this fraction of its length, and by so many rounding errors of the
+# parameters: the fused kernels of torch round differently.
+TOLERANCE = 1e-3
+ROUNDING = 64.0
+
+
+class StepWatch:
+    """Compares a problem's first step with what its optimizer alone would do, and again whenever
+    the optimizer's class, groups or hooks have changed.
+
+    Methods differentiate the plain update. Where something else has a hand in the step (clipping or
+    projection by a hook, a wrapper), the hypergradient is that of another step, and this says so.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Any, ...]] = {}
+
+    @contextmanager
+    def over(self, problem: Problem, gradient: Gradient) -> Iterator[None]:
+        """Run a block in which the optimizer of `problem` takes a step along `gradient`."""
+        signature = _signature(problem)
+        if self._seen.get(problem.name) == signature:
+            yield
+            return
+        self._seen[problem.name] = signature
+        if not _is_known(problem):
+            yield
+            return
+        before = tuple(p.detach().clone() for p in problem.parameters)
+        states, options = problem.optimizer_states(), problem.options()
+        handed = tuple(None if g is None else g.detach().clone() for g in gradient)
+        yield
+        plain = UpdateMap(problem.optimizer_class).plain_step(
+            before,
+            states,
+            handed if problem.clip is None else clipped(handed, problem.clip),
+            options,
+        )
+        _compare(problem, before, plain)
+
+
+def _compare(problem: Problem, before: Tensors, plain: Tensors) -> None:
+    now = tuple(p.detach() for p in problem.parameters)
+    off, way = length(subtract(now, plain)), length(subtract(plain, before))
+    eps = torch.finfo(coarsest(t.dtype for t in now)).eps
+    if off <= TOLERANCE * way + ROUNDING * eps * length(before):
+        return
+    warnings.warn(
+        f"a step of the optimizer of problem {problem.name!r} ends {off:.2g} away from the plain "
+        f"update of {problem.optimizer_class.__name__}, a way of {way:.2g}: a hook or a wrapper "
+        "had a hand in it (clipping, projection). darts(), t1t2() and the implicit methods "
+        "differentiate the plain update and do not see that; sama(), unrolled() and forward_mode() "
+        "refuse it. Clipping belongs in Problem(clip=Clip(...)), which these differentiate",
+        stacklevel=2,
+    )
+
+
+def _is_known(problem: Problem) -> bool:
+    """Return whether the optimizer's update is known; warn where its weight decay matters and
+    nothing is known of it.
+    """
+    kind = problem.optimizer_class
+    try:
+        rule_of(kind)
+    except TypeError:
+        decays = any(group.get("weight_decay") for group in problem.optimizer.param_groups)
+        if decays and problem.weight_decay(problem.options()) is None:
+            warnings.warn(
+                f"nothing is known of {kind.__module__}.{kind.__qualname__}, the optimizer of "
+                f"problem {problem.name!r}, and it has a weight decay: if it adds weight_decay * "
+                "parameter to the gradient, the Hessian of implicit methods lacks it. Say so with "
+                "register_update(..., couples_decay=True), or put the decay in the loss",
+                stacklevel=2,
+            )
+        return False
+    return True
+
+
+def _signature(problem: Problem) -> tuple[Any, ...]:
+    """Return what a step depends on beside its numbers: class, groups and hooks."""
+    optimizer = problem.optimizer
+    hooks = [
+        len(getattr(optimizer, name, ()))
+        for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    ]
+    groups = tuple(len(group["params"]) for group in optimizer.param_groups)
+    return (type(optimizer), problem.optimizer_class, groups, *hooks)
