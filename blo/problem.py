@@ -133,6 +133,7 @@ class Problem:
                 f"optimizer of problem {name!r} must hold at least one parameter with "
                 "requires_grad=True, got none"
             )
+        _refuse_unfit(name, self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +197,29 @@ class Problem:
         size = sum(p.numel() for p in self.parameters)
         settings = f"{size:,} parameters, steps={self.steps}, method={self.method!r}"
         return f"Problem({self.name!r}, {settings})"
+
+
+def _refuse_unfit(name: str, parameters: Iterable[Tensor]) -> None:
+    """Raise unless all parameters are real, dense and have values."""
+    for i, p in enumerate(parameters):
+        if nn.parameter.is_lazy(p):
+            found, remedy = "one without a shape", "call the lazy module once before"
+        elif p.is_meta:
+            found, remedy = "one on the meta device", "load the weights onto a device before"
+        elif p.is_complex():
+            found = f"{p.dtype}"
+            remedy = (
+                "keep the real and imaginary parts as real parameters (torch.view_as_real), and "
+                "build the complex tensor in the loss"
+            )
+        elif p.layout != torch.strided:
+            found, remedy = f"{p.layout}", "use a dense parameter (to_dense())"
+        else:
+            continue
+        raise TypeError(
+            f"parameters of problem {name!r} must be real and dense tensors with values, got "
+            f"{found} for number {i} of its optimizer; {remedy}"
+        )
 
 
 def _name(problem: str | Problem) -> str:
