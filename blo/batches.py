@@ -200,11 +200,14 @@ def _collect(
     if value is None or isinstance(value, (str, bytes, int, float, type)):
         return
     parts = _parts(value)
-    if parts and not isinstance(value, tuple):
+    if not parts:
+        return
+    if not isinstance(value, tuple):
         containers.append((path, value))
-    named = hasattr(value, "_fields") or _is_record(value)
+    start, end = (".", "") if hasattr(value, "_fields") or _is_record(value) else ("[", "]")
     for k, v in parts:
-        _collect(v, f"{path}.{k}" if named else f"{path}[{k!r}]", found, containers)
+        name = k if start == "." else repr(k)
+        _collect(v, f"{path}{start}{name}{end}", found, containers)
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
@@ -283,7 +286,10 @@ def version(tensor: Tensor) -> int:
     """Return the number of edits in place of a tensor; 0 for those made in inference mode, which
     have no counter.
     """
-    return 0 if tensor.is_inference() else int(tensor._version)
+    try:
+        return int(tensor._version)
+    except RuntimeError:
+        return 0
 
 
 def _is_array(value: Any) -> bool:

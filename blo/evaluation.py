@@ -129,15 +129,13 @@ class ParameterSpace:
         given = {} if buffers is None else buffers
         places = self._buffer_places()
         replaced = {(id(places[i][0]), places[i][1]): value for i, value in given.items()}
-        kept = [(register, dict(register)) for register in self._registers]
+        kept = [(register, dict(register)) for register in self._registers if register]
         undo: list[tuple[dict[str, Any], str, Tensor]] = []
 
         def place_copies() -> None:
             copies = _Copies()
+            self._clear_registers()
             for register, content in kept:
-                if not register and not content:
-                    continue
-                register.clear()
                 for name, buffer in content.items():
                     value = replaced.get((id(register), name), buffer)
                     register[name] = None if value is None else copies.of(value)
@@ -153,10 +151,9 @@ class ParameterSpace:
         finally:
             for tensors, name, original in reversed(undo):
                 tensors[name] = original
+            self._clear_registers()
             for register, content in kept:
-                if register or content:
-                    register.clear()
-                    register.update(content)
+                register.update(content)
 
     @contextmanager
     def dense_embeddings(self) -> Iterator[None]:
@@ -178,6 +175,11 @@ class ParameterSpace:
         self._buffers += new
         self._known.update((id(r), n) for r, n in new)
         return self._buffers
+
+    def _clear_registers(self) -> None:
+        for register in self._registers:
+            if register:
+                register.clear()
 
     def _filled_places(self) -> list[tuple[dict[str, Any], str]]:
         """Return the places that hold a buffer now."""

@@ -154,6 +154,7 @@ class Problem:
                 f"optimizer of problem {name!r} must hold at least one parameter with "
                 "requires_grad=True, got none"
             )
+        _refuse_unfit(name, self.parameters)
 
     @property
     def optimizer_class(self) -> type:
@@ -354,6 +355,29 @@ def owned(gradient: Gradient) -> list[Tensor | None]:
         found.append(g if alone else g.detach().clone(memory_format=torch.contiguous_format))
         seen.add(storage.data_ptr())
     return found
+
+
+def _refuse_unfit(name: str, parameters: Iterable[Tensor]) -> None:
+    """Raise unless all parameters are real, dense and have values."""
+    for i, p in enumerate(parameters):
+        if nn.parameter.is_lazy(p):
+            found, remedy = "one without a shape", "call the lazy module once before"
+        elif p.is_meta:
+            found, remedy = "one on the meta device", "load the weights onto a device before"
+        elif p.is_complex():
+            found = f"{p.dtype}"
+            remedy = (
+                "keep the real and imaginary parts as real parameters (torch.view_as_real), and "
+                "build the complex tensor in the loss"
+            )
+        elif p.layout != torch.strided:
+            found, remedy = f"{p.layout}", "use a dense parameter (to_dense())"
+        else:
+            continue
+        raise TypeError(
+            f"parameters of problem {name!r} must be real and dense tensors with values, got "
+            f"{found} for number {i} of its optimizer; {remedy}"
+        )
 
 
 def _name(problem: str | Problem) -> str:

@@ -2,10 +2,12 @@
 rightly, or refused.
 
 Some fused kernels save a statistic of their input and treat it as a constant when their derivative
-is differentiated again: the first derivative is right, a later one silently wrong. `WRONG` says
-which, as measured by the test that compares every derivative with differences of the one before;
-`composing` puts the compositions in their place while a graph is built, and `refuse_wrong` is the
-net below it, for calls that Python does not see (TorchScript, C++).
+is differentiated again: the first derivative is right, a later one silently wrong (normalisations).
+Others mask a point at which a derivative is zero and lose the next one there (a power whose
+exponent is a parameter, at zero), or end in NaN (logcumsumexp). `WRONG` says which, as measured by
+the test that compares every derivative with differences of the one before. `composing` puts the
+compositions in their place while a graph is built, and `refuse_wrong` is the net below it, for
+calls that Python does not see (TorchScript, C++).
 """
 
 from __future__ import annotations
@@ -23,8 +25,13 @@ from torch.overrides import TorchFunctionMode
 # By version of torch: the lowest order from which the derivatives of an operation are wrong. The
 # newest version listed speaks for versions that are not.
 WRONG: dict[str, dict[str, int]] = {
-    "2.13": {"weight_norm": 2, "layer_norm": 3, "batch_norm": 3},
+    "2.13": {"weight_norm": 2, "pow": 2, "layer_norm": 3, "batch_norm": 3, "logcumsumexp": 3},
 }
+
+
+def _requires_grad(*args: Any, **kwargs: Any) -> bool:
+    """Return whether any argument requires gradients."""
+    return any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Operation:
 
     Args:
         spellings: what a caller may call, each with the composition that takes the same arguments.
-        nodes: the names of its nodes in a graph.
+        nodes: the names of its nodes in a graph, where such a node is always wrong.
+        applies: whether derivatives can be wrong with these arguments.
     """
 
     spellings: dict[Any, Callable[..., Any]]
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
+    applies: Callable[..., bool] = _requires_grad
 
 
 def wrong_orders(version: str = torch.__version__) -> dict[str, int]:
@@ -64,10 +73,12 @@ def composing(order: int) -> AbstractContextManager[Any]:
         ...     layer_norm(x, (3,)).grad_fn.name()
         'MulBackward0'
     """
-    table: dict[Any, Callable[..., Any]] = {}
-    for name, wrong_from in wrong_orders().items():
-        if wrong_from <= order:
-            table.update(OPERATIONS[name].spellings)
+    table = {
+        spelling: OPERATIONS[name]
+        for name, wrong_from in wrong_orders().items()
+        if wrong_from <= order
+        for spelling in OPERATIONS[name].spellings
+    }
     return _Composing(table) if table else nullcontext()
 
 
@@ -88,19 +99,23 @@ def refuse_wrong(node: str, order: int) -> None:
 
 
 class _Composing(TorchFunctionMode):
-    def __init__(self, table: dict[Any, Callable[..., Any]]) -> None:
+    def __init__(self, table: dict[Any, Operation]) -> None:
         super().__init__()
         self._table = table
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the functions in the table and pass all others through."""
         kwargs = kwargs or {}
-        composition = self._table.get(func)
-        if composition is None or not torch.is_grad_enabled():
+        operation = self._table.get(func)
+        if (
+            operation is None
+            or not torch.is_grad_enabled()
+            or not operation.applies(*args, **kwargs)
+        ):
             return func(*args, **kwargs)
         with torch.no_grad():
             plain = func(*args, **kwargs)
-        composed = composition(*args, **kwargs)
+        composed = operation.spellings[func](*args, **kwargs)
         if isinstance(plain, Tensor):
             return composed.to(plain.dtype)
         return tuple(c.to(p.dtype) for c, p in zip(composed, plain, strict=True))
@@ -250,27 +265,64 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return _weight_norm_interface(v, g, dim)[0]
 
 
-def _with_overloads(spellings: dict[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    """Return the spellings of ``torch.NAME``, with those of ``torch.ops.aten.NAME`` beside them."""
+def _both_require_grad(input: Any, exponent: Any = None, **kwargs: Any) -> bool:
+    """Return whether base and exponent are real tensors that require gradients."""
+    pair = (input, exponent)
+    return all(isinstance(t, Tensor) and t.requires_grad and not t.is_complex() for t in pair)
+
+
+def _pow(input: Tensor, exponent: Tensor) -> Tensor:
+    """``exp(exponent log(input))`` where `input` is positive."""
+    input, exponent = _wide(input), _wide(exponent)
+    positive = input > 0
+    power = (exponent * torch.where(positive, input, 1.0).log()).exp()
+    return torch.where(positive, power, torch.pow(torch.where(positive, 1.0, input), exponent))
+
+
+def _float_power(input: Tensor, exponent: Tensor) -> Tensor:
+    return _pow(input.double(), exponent.double())
+
+
+def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
+    """The logsumexp of each entry and those before it: `n` times the memory."""
+    rows = _wide(input).movedim(dim, -1)
+    n = rows.shape[-1]
+    after = torch.ones(n, n, dtype=torch.bool, device=input.device).triu(1)
+    masked = rows.unsqueeze(-2).expand(*rows.shape[:-1], n, n).masked_fill(after, -torch.inf)
+    return masked.logsumexp(-1).movedim(-1, dim)
+
+
+def _everywhere(spellings: dict[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Return the spellings ``torch.NAME``, ``torch.Tensor.NAME`` and ``torch.ops.aten.NAME``."""
     table: dict[Any, Callable[..., Any]] = {}
     for name, composition in spellings.items():
         packet = getattr(torch.ops.aten, name)
-        table |= {getattr(torch, name): composition, packet: composition}
-        table[packet.default] = composition
+        owners = [owner for owner in (torch, Tensor) if hasattr(owner, name)]
+        table |= {getattr(owner, name): composition for owner in owners}
+        table |= {packet: composition}
+        table |= {getattr(packet, overload): composition for overload in packet.overloads()}
     return table
 
 
 OPERATIONS: dict[str, Operation] = {
     "weight_norm": Operation(
-        _with_overloads(
+        _everywhere(
             {"_weight_norm": _weight_norm, "_weight_norm_interface": _weight_norm_interface}
         ),
         ("WeightNormInterfaceBackward0",),
     ),
+    # The node is right away from zero, so it is not refused where Python cannot see the call.
+    "pow": Operation(
+        {Tensor.__pow__: _pow, **_everywhere({"pow": _pow, "float_power": _float_power})},
+        applies=_both_require_grad,
+    ),
+    "logcumsumexp": Operation(
+        _everywhere({"logcumsumexp": _logcumsumexp}), ("LogcumsumexpBackward0",)
+    ),
     "layer_norm": Operation(
         {
             F.layer_norm: _layer_norm,
-            **_with_overloads({"layer_norm": _layer_norm, "native_layer_norm": _native_layer_norm}),
+            **_everywhere({"layer_norm": _layer_norm, "native_layer_norm": _native_layer_norm}),
         },
         ("NativeLayerNormBackward0", "NativeLayerNormBackwardBackward0"),
     ),
@@ -278,7 +330,7 @@ OPERATIONS: dict[str, Operation] = {
         {
             F.batch_norm: _batch_norm,
             F.instance_norm: _instance_norm,
-            **_with_overloads(
+            **_everywhere(
                 {
                     "batch_norm": _torch_batch_norm,
                     "native_batch_norm": _native_batch_norm,

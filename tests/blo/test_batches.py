@@ -102,11 +102,9 @@ def test_copies_share_nothing_and_edits_are_found(shape):
     assert edited(before) == (path,)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "own clone"])
 def test_numpy_arrays_are_copied_and_compared(shape):
     make, path = SHAPES[shape]
-    if shape == "own clone":
-        pytest.skip("numpy arrays have no clone")
     array = np.array([1.0, np.nan, 3.0])
     batch = make(array)
     twin, before = fresh(batch), versions(batch, arrays=True)

@@ -1,4 +1,4 @@
-"""Random states: every source is replayed, and the generators that a loss can draw from are found."""
+"""Random states: every source is replayed, and the generators of a loss are found."""
 
 import functools
 import random
