@@ -74,15 +74,17 @@ class Sama:
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
         products = self.products.at(context.lower, context.before)
-        value = context.lower.signed(products.mixed(direction))
+        mixed = products.mixed(direction)
+        apart = products.disagreement(direction, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="before",
             radius=products.radius,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
+            disagreement=apart,
         )
-        return Response(value, None, info)
+        return Response(context.lower.signed(mixed), None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the last step, taken again."""
