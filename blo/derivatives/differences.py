@@ -30,9 +30,11 @@ class FiniteDifference:
     Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``. One-sided: ``g_xy v =
     [g_x(y + e v) - g_x(y)] / e + O(e)``, where ``g_x(y)`` is taken over from the lower step if it
     is known. `e` is the largest at which no entry of `y` moves by more than ``radius`` times the
-    typical size of the entries of its tensor, their root mean square or 0.1 where that is less:
+    typical size of the entries of its tensor, their root mean square or a floor where that is
+    less:
 
-        e = radius * min over tensors t of  max(rms(y_t), 0.1) / max|v_t|
+        e = radius * min over tensors t of  max(rms(y_t), floor) / max|v_t|
+        floor = min(0.1, max over tensors t of  max(rms(y_t), 1e-3))
 
     so that tensors that `v` does not live in have no say, and neither has their size. Fused
     attention and compiled modules stay as they are.
@@ -80,13 +82,14 @@ class FiniteDifference:
 # (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
 DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (3e-5, 3e-7),
-    torch.float32: (2e-3, 1e-3),
+    torch.float32: (5e-3, 1e-3),
     torch.bfloat16: (6e-2, 7e-2),
     torch.float16: (3e-2, 2e-2),
 }
 
 # Entries of tensors of less typical size than this (biases, low-rank factors that start at zero)
-# move as if they had it: the size of the weights of a layer of a hundred inputs.
+# move as if they had it, the size of the weights of a layer of a hundred inputs, unless all tensors
+# are smaller.
 SMALLEST_SIZE = 0.1
 
 
@@ -180,7 +183,7 @@ def difference_step(
 ) -> float:
     """Return the `e` of the difference of gradients at ``y + e v``.
 
-    ``e = r min_t max(rms(y_t), 0.1) / max|v_t|`` over the tensors `t` where `v` is not zero, with
+    ``e = r min_t max(rms(y_t), floor) / max|v_t|`` (`FiniteDifference`) over the tensors `t` where `v` is not zero, with
     `r` the `radius`, or the value measured for the coarsest type that the lower loss is computed in
     (`DEFAULT_RADIUS`).
 
@@ -189,9 +192,11 @@ def difference_step(
     """
     if radius is None:
         radius = DEFAULT_RADIUS[lower.dtype(y)][1 if one_sided else 0]
+    typical = root_mean_squares(y)
+    floor = min(SMALLEST_SIZE, max(1e-3, *typical))
     sizes = [
-        max(rms, SMALLEST_SIZE) / largest
-        for rms, largest in zip(root_mean_squares(y), largest_entries(v), strict=True)
+        max(rms, floor) / largest
+        for rms, largest in zip(typical, largest_entries(v), strict=True)
         if largest > 0.0
     ]
     if not sizes:

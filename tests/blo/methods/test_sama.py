@@ -146,9 +146,9 @@ def test_maximising_optimizers_and_accumulated_batches_are_followed():
 def test_costs_are_those_of_darts():
     for optimizer in (sgd(), adam()):
         central = Run(sama(), optimizer).rounds(1).infos[0]
-        assert (central.num_gradients, central.num_products) == (2, 0)
+        assert (central.num_gradients, central.num_products) == (2 + 2, 0)  # two radii
         one_sided = Run(sama(one_sided=True), optimizer).rounds(1).infos[0]
-        assert (one_sided.num_gradients, one_sided.num_products) == (1, 0)
+        assert (one_sided.num_gradients, one_sided.num_products) == (1 + 1, 0)
         exact = Run(Sama(Exact()), optimizer).rounds(1).infos[0]
         assert (exact.num_gradients, exact.num_products) == (1, 1)
 
