@@ -183,9 +183,9 @@ def difference_step(
 ) -> float:
     """Return the `e` of the difference of gradients at ``y + e v``.
 
-    ``e = r min_t max(rms(y_t), floor) / max|v_t|`` (`FiniteDifference`) over the tensors `t` where `v` is not zero, with
-    `r` the `radius`, or the value measured for the coarsest type that the lower loss is computed in
-    (`DEFAULT_RADIUS`).
+    ``e = r min_t max(rms(y_t), floor) / max|v_t|`` (`FiniteDifference`) over the tensors `t` where
+    `v` is not zero, with `r` the `radius`, or the value measured for the coarsest type that the
+    lower loss is computed in (`DEFAULT_RADIUS`).
 
     Raises:
         ValueError: if `v` is zero.
