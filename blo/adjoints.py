@@ -76,6 +76,7 @@ def total_gradient(
             readers = sight.losses(problem, sources, q.parameters, draw, now)
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
+        context = replace(context, first=key not in states)
         value, states[key], info = q.method.response(context, cotangent, states.get(key))
         infos[key] = replace(
             info,

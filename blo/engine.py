@@ -26,6 +26,9 @@ from blo.step_watch import StepWatch
 
 logger = logging.getLogger("blo")
 
+# Two differences, at a radius and at half of it, that are further apart are warned of.
+MOST_DISAGREEMENT = 0.1
+
 
 class Total(NamedTuple):
     """A problem's total gradient for one update, and what it was computed from.
@@ -247,6 +250,16 @@ class Engine:
                 kernels = "; attention on the math kernel where graphs are differentiated twice"
                 logger.info("%s%s", settings, kernels if info.num_products else "")
             logger.debug("round %d, %s: %s", self.round, key, info)
+            apart = info.disagreement
+            if apart is not None and not apart <= MOST_DISAGREEMENT:
+                logger.warning(
+                    "%s: the difference of gradients is %.0f%% away from the one at half the "
+                    "radius, so that the response may be that wrong; give a smaller radius (a "
+                    "larger one under bfloat16) such as darts(radius=1e-3), use t1t2() for exact "
+                    "products, or a smoother loss",
+                    key,
+                    100 * apart,
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that the next round depends on: parameters, buffers,

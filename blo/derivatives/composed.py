@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 # By version of torch: the lowest order from which the derivatives of an operation are wrong. The
@@ -55,6 +57,24 @@ def wrong_orders(version: str = torch.__version__) -> dict[str, int]:
     return WRONG.get(".".join(version.split(".")[:2]), WRONG[newest])
 
 
+@cache
+def _table(order: int) -> dict[Any, Operation]:
+    """Return the operations that are wrong up to `order`, by all their spellings."""
+    return {
+        spelling: OPERATIONS[name]
+        for name, wrong_from in wrong_orders().items()
+        if wrong_from <= order
+        for spelling in OPERATIONS[name].spellings
+    }
+
+
+@cache
+def _nodes(order: int) -> dict[str, str]:
+    """Return the names of the operations that are wrong up to `order`, by those of their nodes."""
+    listed = wrong_orders().items()
+    return {n: name for name, low in listed if low <= order for n in OPERATIONS[name].nodes}
+
+
 def composing(order: int) -> AbstractContextManager[Any]:
     """Return a context for building a graph that will be differentiated up to `order` times, in
     which no operation has a wrong derivative.
@@ -73,12 +93,7 @@ def composing(order: int) -> AbstractContextManager[Any]:
         ...     layer_norm(x, (3,)).grad_fn.name()
         'MulBackward0'
     """
-    table = {
-        spelling: OPERATIONS[name]
-        for name, wrong_from in wrong_orders().items()
-        if wrong_from <= order
-        for spelling in OPERATIONS[name].spellings
-    }
+    table = _table(order)
     return _Composing(table) if table else nullcontext()
 
 
@@ -88,14 +103,19 @@ def refuse_wrong(node: str, order: int) -> None:
     Raises:
         RuntimeError: naming the operation and the remedy.
     """
-    for name, wrong_from in wrong_orders().items():
-        if wrong_from <= order and node in OPERATIONS[name].nodes:
-            raise RuntimeError(
-                f"torch's derivatives of {name} ({node}) are wrong from order {wrong_from} on, and "
-                f"order {order} is needed here; call it from Python as torch.nn.functional does "
-                "(not in TorchScript or C++), so that it can be composed of other operations, or "
-                "use products=FiniteDifference() or a method of first derivatives, such as darts()"
-            )
+    name = _nodes(order).get(node)
+    if name is None:
+        return
+    remedy = (
+        "use products=FiniteDifference() or a method of first derivatives, such as darts()"
+        if order == 2
+        else "set through_response=False on the problem above, which needs this order"
+    )
+    raise RuntimeError(
+        f"torch's derivatives of {name} ({node}) are wrong from order {wrong_orders()[name]} on, "
+        f"and order {order} is needed; call it from Python, so that it can be composed of other "
+        f"operations (TorchScript and C++ hide it), or {remedy}"
+    )
 
 
 class _Composing(TorchFunctionMode):
@@ -106,6 +126,8 @@ class _Composing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the functions in the table and pass all others through."""
         kwargs = kwargs or {}
+        if func is torch.autograd.grad:
+            return self._grad(*args, **kwargs)
         operation = self._table.get(func)
         if (
             operation is None
@@ -119,6 +141,26 @@ class _Composing(TorchFunctionMode):
         if isinstance(plain, Tensor):
             return composed.to(plain.dtype)
         return tuple(c.to(p.dtype) for c, p in zip(composed, plain, strict=True))
+
+    def _grad(
+        self, outputs: Any, inputs: Any, materialize_grads: bool = False, **options: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Return ``torch.autograd.grad(...)``, taken inside the block.
+
+        Torch leaves the block for the length of a call, and activation checkpointing runs the
+        forward pass again in this one. A call on edges of the graph is not handed to the block.
+        """
+        if not all(isinstance(t, Tensor) and t.requires_grad for t in (*outputs, *inputs)):
+            options["materialize_grads"] = materialize_grads
+            plain: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, inputs, **options)
+            return plain
+        ends: Any = [[get_gradient_edge(t) for t in tensors] for tensors in (outputs, inputs)]
+        with self:
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(*ends, **options)
+        if not materialize_grads:
+            return grads
+        pairs = zip(grads, inputs, strict=True)
+        return tuple(torch.zeros_like(t) if g is None else g for g, t in pairs)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from blo.linear.tensors import (
     Tensors,
     axpy,
     detach,
+    largest_entries,
     length,
-    numel,
+    root_mean_squares,
     scale,
     subtract,
     zeros_like,
@@ -28,12 +29,20 @@ class FiniteDifference:
 
     Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``. One-sided: ``g_xy v =
     [g_x(y + e v) - g_x(y)] / e + O(e)``, where ``g_x(y)`` is taken over from the lower step if it
-    is known. ``e = radius * max(|y|, sqrt(numel) 1e-3) / |v|``, so that the step is a fixed
-    fraction of the weights. Fused attention and compiled modules stay as they are.
+    is known. `e` is the largest at which no entry of `y` moves by more than ``radius`` times the
+    typical size of the entries of its tensor, their root mean square or a floor where that is
+    less:
+
+        e = radius * min over tensors t of  max(rms(y_t), floor) / max|v_t|
+        floor = min(0.1, max over tensors t of  max(rms(y_t), 1e-3))
+
+    so that tensors that `v` does not live in have no say, and neither has their size. Fused
+    attention and compiled modules stay as they are.
 
     Args:
-        radius: relative step; None takes the value measured best for the type that the loss is
-            computed in (`DEFAULT_RADIUS`).
+        radius: relative step; None takes the value measured for the type that the loss is
+            computed in (`DEFAULT_RADIUS`). Only with None does the first response of a problem
+            compare two radii (`Info.disagreement`).
         one_sided: half the cost, less accurate.
 
     Example:
@@ -72,11 +81,16 @@ class FiniteDifference:
 
 # (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
 DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
-    torch.float64: (1e-5, 1e-7),
-    torch.float32: (1e-2, 1e-3),
-    torch.bfloat16: (1e-1, 1e-1),
-    torch.float16: (5e-2, 3e-2),
+    torch.float64: (3e-5, 3e-7),
+    torch.float32: (5e-3, 1e-3),
+    torch.bfloat16: (6e-2, 7e-2),
+    torch.float16: (3e-2, 2e-2),
 }
+
+# Entries of tensors of less typical size than this (biases, low-rank factors that start at zero)
+# move as if they had it, the size of the weights of a layer of a hundred inputs, unless all tensors
+# are smaller.
+SMALLEST_SIZE = 0.1
 
 
 class FiniteDifferenceProducts:
@@ -107,7 +121,21 @@ class FiniteDifferenceProducts:
         """
         return self._difference("upper", v)
 
-    def _difference(self, level: str, v: Tensors) -> Tensors:
+    def disagreement(self, v: Tensors, mixed: Tensors) -> float | None:
+        """Return ``|mixed - b| / |b|``, with `b` the product ``g_xy v`` at half the radius; None
+        where the user gave the radius. Costs what the product did, less what is known.
+        """
+        if self._rule.radius is not None:
+            return None
+        radius = self.radius
+        closer = self._difference("upper", v, shorter=0.5)
+        self.radius = radius
+        apart, size = length(subtract(mixed, closer)), length(closer)
+        if apart == 0.0:
+            return 0.0
+        return apart / size if size > 0.0 else math.inf
+
+    def _difference(self, level: str, v: Tensors, *, shorter: float = 1.0) -> Tensors:
         v, y = detach(v), detach(self._point.lower)
         size = length(v)
         if size == 0.0:
@@ -119,9 +147,10 @@ class FiniteDifferenceProducts:
                 "loss above, or its gradient, is too large for its type: scale it down"
             )
         one_sided = self._rule.one_sided
-        step = difference_length(self._objective, y, one_sided=one_sided, radius=self._rule.radius)
-        self.radius = step
-        e = step / size
+        e = shorter * difference_step(
+            self._objective, y, v, one_sided=one_sided, radius=self._rule.radius
+        )
+        self.radius = e * size
         plus = self._gradient(level, axpy(e, v, y))
         if one_sided:
             if level not in self._base:
@@ -144,14 +173,32 @@ class FiniteDifferenceProducts:
         return found.upper if upper else found.lower
 
 
-def difference_length(
-    lower: LowerObjective, y: Tensors, *, one_sided: bool, radius: float | None = None
+def difference_step(
+    lower: LowerObjective,
+    y: Tensors,
+    v: Tensors,
+    *,
+    one_sided: bool,
+    radius: float | None = None,
 ) -> float:
-    """Return how far to move the lower parameters `y` for a difference of gradients.
+    """Return the `e` of the difference of gradients at ``y + e v``.
 
-    ``r max(|y|, 1e-3 sqrt(numel))``, with `r` the `radius`, or the value measured best for the
-    coarsest type that the lower loss is computed in (`DEFAULT_RADIUS`).
+    ``e = r min_t max(rms(y_t), floor) / max|v_t|`` (`FiniteDifference`) over the tensors `t` where
+    `v` is not zero, with `r` the `radius`, or the value measured for the coarsest type that the
+    lower loss is computed in (`DEFAULT_RADIUS`).
+
+    Raises:
+        ValueError: if `v` is zero.
     """
     if radius is None:
         radius = DEFAULT_RADIUS[lower.dtype(y)][1 if one_sided else 0]
-    return radius * max(length(y), math.sqrt(numel(y)) * 1e-3)
+    typical = root_mean_squares(y)
+    floor = min(SMALLEST_SIZE, max(1e-3, *typical))
+    sizes = [
+        max(rms, floor) / largest
+        for rms, largest in zip(typical, largest_entries(v), strict=True)
+        if largest > 0.0
+    ]
+    if not sizes:
+        raise ValueError("a difference of gradients needs a direction, and v is zero")
+    return radius * min(sizes)

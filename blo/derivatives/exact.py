@@ -67,6 +67,9 @@ class ExactProducts:
             raise RuntimeError(NO_PATH)
         return self._objective.signed(filled(product, self._upper))
 
+    def disagreement(self, v: Tensors, mixed: Tensors) -> None:
+        """Return None: the product is exact."""
+
     def _product(self, inputs: Tensors, v: Tensors) -> Gradient:
         if self._graph is None:
             losses = self._objective.losses

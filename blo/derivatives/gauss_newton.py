@@ -193,6 +193,9 @@ class GaussNewtonProducts:
         self._exact.num_gradients = self._exact.num_products = 0
         return value
 
+    def disagreement(self, v: Tensors, mixed: Tensors) -> None:
+        """Return None: the mixed product is exact."""
+
     def _product(self, graph: OutputGraph, v: Tensors) -> Tensors:
         with twice_differentiable(graph.objective, self._upper, self._lower):
             jv = pulled_back(graph.pulled, graph.weights, v, keep=True)

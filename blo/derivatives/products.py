@@ -37,6 +37,11 @@ class Products(Protocol):
     def mixed(self, v: Tensors) -> Tensors:
         """Return ``g_xy v = d/dx <g_y, v>``, in the shapes of the upper parameters."""
 
+    def disagreement(self, v: Tensors, mixed: Tensors) -> float | None:
+        """Return how far ``mixed = g_xy v`` is from the same product taken another way, relative to
+        that; None where there is nothing to compare, as for exact products.
+        """
+
 
 class ProductRule(Protocol):
     """A way to take products."""

@@ -113,6 +113,19 @@ def length(x: Tensors) -> float:
     return m * float(norm(tuple(t.detach().to(wide) / divisors[t.device] for t in x)))
 
 
+def largest_entries(x: Tensors) -> list[float]:
+    """Return the largest absolute value of each tensor, 0 for one without entries."""
+    return _numbers(
+        torch.linalg.vector_norm(t.detach(), math.inf) if t.numel() else t.new_zeros(()) for t in x
+    )
+
+
+def root_mean_squares(x: Tensors) -> list[float]:
+    """Return the root of the mean square of the entries of each tensor, 0 for one without."""
+    norms = (torch.linalg.vector_norm(t.detach(), dtype=_accumulator((t,))) for t in x)
+    return [n / math.sqrt(max(t.numel(), 1)) for n, t in zip(_numbers(norms), x, strict=True)]
+
+
 def numel(x: Tensors) -> int:
     """Return the dimension of the vector."""
     return sum(t.numel() for t in x)
@@ -158,6 +171,19 @@ def sum_all(terms: Iterable[Tensor]) -> Tensor:
     for term in rest:
         first = first + term.to(first.device)
     return first
+
+
+def _numbers(scalars: Iterable[Tensor]) -> list[float]:
+    """Return tensors without dimensions as numbers, in one transfer from the device of the first.
+
+    Their absolute values, as those of complex tensors have real types.
+    """
+    gathered = tuple(scalars)
+    if not gathered:
+        return []
+    wide, device = _accumulator(gathered), gathered[0].device
+    numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
+    return numbers
 
 
 def _accumulator(x: Tensors) -> torch.dtype:

@@ -96,7 +96,8 @@ class Amortised:
             residual = float(norm(r)) / size if size > 0.0 else math.nan
             v = scale(used, r) if v is None else add(v, scale(used, r))
         assert v is not None
-        value = scale(-1.0, products.mixed(v))
+        mixed = products.mixed(v)
+        apart = products.disagreement(v, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="after",
@@ -106,8 +107,9 @@ class Amortised:
             residual=residual,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
+            disagreement=apart,
         )
-        return Response(value, v, info)
+        return Response(scale(-1.0, mixed), v, info)
 
     def _step(self, context: Context) -> tuple[float, ...]:
         """Return the step of each lower tensor."""

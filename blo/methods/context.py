@@ -29,6 +29,8 @@ class Context:
         readers: the loss of the problem that wants the response, on each of its batches, as a
             function of the same upper and lower parameters, where the method asked for it.
         name: of the lower problem, for messages.
+        first: whether this is the first response of the problem to the one above; differences then
+            compare two radii (`Info.disagreement`).
 
     Example:
         >>> from dataclasses import replace
@@ -52,6 +54,7 @@ class Context:
     history: History | None = None
     readers: tuple[Objective, ...] = ()
     name: str = "lower"
+    first: bool = False
 
     def known_rates(self, remedy: str) -> tuple[float, ...] | None:
         """Return the learning rates as numbers; None where no optimizer is known.
@@ -89,6 +92,9 @@ class Info:
         num_products: Hessian and mixed products taken on graphs that were kept.
         batches: numbers of the lower batches, in the lower problem's stream; empty for plain
             functions.
+        disagreement: relative distance of the mixed product from the one at half the radius, in the
+            first response of a problem by differences at the default radius; None otherwise. Much
+            of it says that the difference is not a derivative.
 
     Example:
         >>> import torch
@@ -109,6 +115,7 @@ class Info:
     num_gradients: int = 0
     num_products: int = 0
     batches: tuple[int, ...] = ()
+    disagreement: float | None = None
 
     def on_batches(self, batches: Iterable[int]) -> Info:
         """Return the same with the numbers of the batches."""

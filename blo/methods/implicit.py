@@ -54,7 +54,8 @@ class Implicit:
         """Return ``-g_xy v`` with ``g_yy v = cotangent``, both at ``context.after``."""
         products = self.products.at(context.lower, context.after)
         solution = self.solver(products.hvp, cotangent, state if self.warm_start else None)
-        value = scale(-1.0, products.mixed(solution.value))
+        mixed = products.mixed(solution.value)
+        apart = products.disagreement(solution.value, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="after",
@@ -64,8 +65,9 @@ class Implicit:
             residual=solution.residual,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
+            disagreement=apart,
         )
-        return Response(value, solution.value if self.warm_start else None, info)
+        return Response(scale(-1.0, mixed), solution.value if self.warm_start else None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return ``y*(upper)``: the stationarity at the solution is differentiated."""
@@ -125,8 +127,9 @@ class OneStep:
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``-s g_xy cotangent`` with the product at ``context.before``."""
         products = self.products.at(context.lower, context.before)
-        v = scale(self.step(context), cotangent)
-        value = scale(-1.0, products.mixed(context.lower.directed(v)))
+        v = context.lower.directed(scale(self.step(context), cotangent))
+        mixed = products.mixed(v)
+        apart = products.disagreement(v, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="before",
@@ -134,8 +137,9 @@ class OneStep:
             radius=products.radius,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
+            disagreement=apart,
         )
-        return Response(value, None, info)
+        return Response(scale(-1.0, mixed), None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the last step ``y - s g_y(upper, y)``, taken again."""

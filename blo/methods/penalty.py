@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from blo.derivatives.differences import difference_length
+from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
@@ -134,10 +134,10 @@ class _Penalised:
         lr, first = self._method.lr, self._method.lr
         here = self.at(start, with_upper=False)
         if lr is None and here.length > 0.0:
-            length = difference_length(
-                self._context.lower, self._context.after.lower, one_sided=False
+            e = difference_step(
+                self._context.lower, self._context.after.lower, here.gradient, one_sided=False
             )
-            probe = self.at(axpy(-length / here.length, here.gradient, here.z), with_upper=False)
+            probe = self.at(axpy(-e, here.gradient, here.z), with_upper=False)
             lr = first = 1.0 / (_curvature(here, probe) or 1.0)
         for k in range(1, self._method.num_steps + 1):
             z = here.z if lr is None else axpy(-lr, here.gradient, here.z)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from blo.derivatives.differences import difference_length
+from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
@@ -87,17 +87,16 @@ class Perturbed:
             info = Info(repr(self), "after", self.lr, 0.0, Status.CONVERGED, 0.0)
             return Response(zeros_like(context.after.upper), state, info)
         problem = _Perturbation(self, context, cotangent)
-        reach = difference_length(context.lower, context.after.lower, one_sided=not self.symmetric)
         warm = state if self.warm_start and state is not None and float(norm(state)) > 0 else None
         lr, definite = self.lr, True
         if lr is None and warm is None:
             lr, definite = problem.first_step()
         delta = self.delta
         if delta is None and warm is not None:
-            delta = REACH * reach / length(warm)
+            delta = problem.reach(warm)
         elif delta is None:
             assert lr is not None
-            delta = REACH * reach / (lr * size)
+            delta = problem.reach(cotangent) / lr
         sides = [
             problem.solve(sign * delta, lr, warm, definite)
             for sign in ((1.0, -1.0) if self.symmetric else (1.0,))
@@ -185,12 +184,17 @@ class _Perturbation:
         gradient = axpy(delta, push, gradient)
         return _Iterate(d, gradient, float(norm(gradient)), upper if with_upper else None)
 
+    def reach(self, v: Tensors) -> float:
+        """Return how many times `v` to move for the quotient."""
+        lower, y = self._context.lower, self._context.after.lower
+        return REACH * difference_step(lower, y, v, one_sided=not self._method.symmetric)
+
     def first_step(self) -> tuple[float, bool]:
         """Return the step size that the lower loss has along the cotangent, and whether it curves
         upwards there. One gradient.
         """
-        reach = difference_length(self._context.lower, self._context.after.lower, one_sided=True)
-        d = scale(-reach / length(self._cotangent), self._cotangent)
+        lower, y, c = self._context.lower, self._context.after.lower, self._cotangent
+        d = scale(-difference_step(lower, y, c, one_sided=True), c)
         return _step(d, self.at(d, 0.0, with_upper=False).gradient)
 
     def solve(self, delta: float, lr: float | None, warm: Tensors | None, definite: bool) -> _Side:

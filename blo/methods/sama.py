@@ -81,14 +81,17 @@ class Sama:
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
         products = self.products.at(context.lower, context.before)
-        value = add(context.lower.signed(products.mixed(direction)), back.upper)
+        mixed = products.mixed(direction)
+        apart = products.disagreement(direction, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="before",
             radius=products.radius,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
+            disagreement=apart,
         )
+        value = add(context.lower.signed(mixed), back.upper)
         return Response(value, None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:

@@ -257,6 +257,59 @@ def test_rule_3_the_step_follows_the_size_of_the_weights(size, one_sided, tolera
     assert relative_error(value, exact) < tolerance
 
 
+def test_rule_3_the_step_follows_the_tensors_that_the_direction_lives_in():
+    """Rows of an embedding that no batch reads do not lengthen the step of a ReLU network."""
+    torch.manual_seed(0)
+    head, x = torch.randn(32, 16) / 4, torch.randn(8)
+    tokens, target = torch.randint(20000, (8, 5)), torch.randn(8, 32)
+
+    def each(y):
+        hidden = y[0][tokens].mean(1)
+        return ((hidden @ y[1].T).relu() - target).square().mean(1)
+
+    f, g = lambda x, y: each(y).mean(), lambda x, y: (x[0].exp() * each(y)).mean()
+    y = (torch.randn(20000, 16), head)
+    exact = hypergradient(f, g, (x,), y, method=t1t2()).grads[0]
+    for one_sided in (False, True):
+        value = hypergradient(f, g, (x,), y, method=darts(one_sided=one_sided)).grads[0]
+        assert relative_error(value, exact) < 0.01
+
+
+def test_rule_3_the_first_response_compares_two_radii(caplog):
+    """Far apart at a kink, near for a smooth loss; only at the default radius, only once."""
+    for kinked, expected in ((True, "away from the one at half the radius"), (False, None)):
+        caplog.clear()
+        x, y = Vector(torch.zeros(1)), Vector(torch.zeros(1))
+        edge = 2e-6 if kinked else 1.0
+        lower = lambda _, x=x, y=y, e=edge: (x.value.exp() * (y.value - e).relu()).sum()
+        upper = lambda _, y=y: y.value.sum()
+        if not kinked:
+            lower = lambda _, x=x, y=y: (x.value.exp() * (y.value + 1).square()).sum()
+        graph = ProblemGraph(
+            [
+                Problem("upper", upper, x, torch.optim.SGD(x.parameters(), 0.0), [None]),
+                Problem(
+                    "lower", lower, y, torch.optim.SGD(y.parameters(), 0.0), [None],
+                    method=darts(1.0),
+                ),
+            ]
+        )  # fmt: skip
+        first, second = Engine(graph).rounds(2)
+        apart = first.responses["upper <- lower"].disagreement
+        assert second.responses["upper <- lower"].disagreement is None
+        if expected is None:
+            assert 0.0 <= apart < 0.1
+            assert not caplog.records
+        else:
+            assert 1.5 < apart < 2.5  # 0.3 at the radius 5e-6, 0.1 at its half
+            assert expected in caplog.text
+    given = hypergradient(
+        lambda x, y: y[0], lambda x, y: (y[0] - x[0]) ** 2, (torch.ones(1).sum(),),
+        (torch.ones(1).sum(),), method=darts(),
+    ).info  # fmt: skip
+    assert given.disagreement is None  # plain functions pay for no comparison
+
+
 @pytest.mark.parametrize(
     "method", [darts(), darts(one_sided=True), t1t2(), cg(3), neumann(3), dense()]
 )
@@ -449,7 +502,9 @@ def test_implicit_and_one_step_methods_take_their_products_at_their_own_points()
 def test_one_sided_differences_reuse_the_gradient_of_the_lower_step():
     engine, _, _ = encoder_problem(darts(one_sided=True))
     engine.run(1)
-    assert engine.num_gradients == 3
+    assert engine.num_gradients == 3 + 1  # the first response compares two radii
+    engine.run(1)
+    assert engine.num_gradients == 3 + 1 + 3
 
 
 def test_difference_passes_keep_no_activations_for_the_lower_parameters():

@@ -241,15 +241,51 @@ def test_the_derivative_of_adam_is_finite_where_no_gradient_has_been_seen(amsgra
     assert all(bool(torch.isfinite(t).all()) for t in [*adjoint.lower, *slots, weights[0]])
 
 
-def test_elements_without_history_are_those_of_zero_second_moment():
-    optimizer, parameters = prepared(torch.optim.Adam, {"lr": 0.1}, num_steps=0)
+ADAPTIVE = [kind for kind in dict(CASES) if kind is not torch.optim.SGD]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_elements_without_history_are_those_that_have_seen_no_gradient(kind, dtype):
+    optimizer, parameters = prepared(kind, {"lr": 0.1}, num_steps=0, dtype=dtype)
     update, iterate, options = start_of(optimizer, parameters)
-    gradient = (torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]).double(), tensors()[1])
-    first, second = update.without_history(update.step(iterate, gradient, options), options)
+    gradient = (torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]], dtype=dtype), tensors(dtype)[1])
+    zeros = tuple(torch.zeros_like(g) for g in gradient)
+    for g in (gradient, zeros, zeros):
+        iterate = update.step(iterate, g, options)
+    first, second = update.without_history(iterate, options)
     assert first.tolist() == [[False, True], [True, True], [True, False]]
     assert not second.any()
-    sgd = UpdateMap(torch.optim.SGD)
-    assert sgd.without_history(iterate, options) == (None, None)
+
+
+def test_sgd_keeps_no_history():
+    optimizer, parameters = prepared(torch.optim.SGD, {"lr": 0.1}, num_steps=1)
+    update, iterate, options = start_of(optimizer, parameters)
+    assert update.without_history(iterate, options) == (None, None)
+
+
+def test_tensors_passed_over_pass_their_tangents_on():
+    optimizer, parameters = prepared(torch.optim.Adam, {"lr": 0.1}, num_steps=1)
+    update, iterate, options = start_of(optimizer, parameters)
+    stack = lambda x: tuple(torch.randn(2, *t.shape).double() for t in x)
+    tangent = Tangent(stack(iterate.lower), tuple(stack(s.slots) for s in iterate.states))
+    g = tensors()
+    pushed = update.pushed_forward(iterate, (None, g[1]), options, tangent, stack(g))
+    assert torch.equal(pushed.lower[0], tangent.lower[0])
+    assert all(torch.equal(a, b) for a, b in zip(pushed.slots[0], tangent.slots[0], strict=True))
+    assert not torch.equal(pushed.lower[1], tangent.lower[1])
+
+
+def test_complex_parameters_are_stepped_as_pairs_of_numbers():
+    for kind, settings in CASES:
+        parameter = torch.nn.Parameter(torch.randn(3, dtype=torch.complex128))
+        optimizer = kind([parameter], foreach=False, **settings)
+        update, iterate, options = start_of(optimizer, [parameter])
+        for _ in range(3):
+            g = torch.randn(3, dtype=torch.complex128)
+            stepped(optimizer, [parameter], (g,))
+            iterate = update.step(iterate, (g,), options)
+            torch.testing.assert_close(iterate.lower[0], parameter.detach(), rtol=1e-14, atol=1e-14)
 
 
 def test_tensors_that_the_optimizer_passed_over_pass_their_cotangents_on():

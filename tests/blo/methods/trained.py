@@ -247,4 +247,10 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adam-groups": grouped_adam,
     "adamw": adamw(eps=1e-2, weight_decay=0.2),
     "adamw-amsgrad": adamw(weight_decay=0.2, amsgrad=True, betas=(0.5, 0.6)),
+    "rmsprop": lambda module: torch.optim.RMSprop(
+        module.parameters(), lr=0.05, weight_decay=0.1, eps=1e-2, momentum=0.5, centered=True
+    ),
+    "nadam": lambda module: torch.optim.NAdam(
+        module.parameters(), lr=0.05, weight_decay=0.1, eps=1e-2
+    ),
 }
