@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", type=int, choices=[*MODULES, 5], help="this part alone")
     parser.add_argument("--dry", action="store_true", help="all in small, on the CPU")
     parser.add_argument("--smallest", action="store_true", help="of --dry, a few rows")
-    parser.add_argument("--minutes", type=float, help="for all parts asked for; 8, or 2 with --dry")
+    parser.add_argument("--minutes", type=float, help="at most, in all; 8, or 5 with --dry")
     parser.add_argument("--out", type=Path, help=f"results; {RESULTS}, with --dry a new folder")
     parser.add_argument("--data", type=Path, help=f"what --pack wrote; {DATA}")
     parser.add_argument("--pack", type=Path, metavar="DIR", help="write model and text, and stop")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = place / folder_name(device)
     parts = list(MODULES) if options.part in (None, 5) else [options.part]
     if options.part != 5:
-        minutes = options.minutes or (2.0 if options.dry else 8.0)
+        minutes = options.minutes or (5.0 if options.dry else 8.0)
         if options.dry:
             torch.set_num_threads(1)
         describe(folder, setting)

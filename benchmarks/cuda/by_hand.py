@@ -74,7 +74,9 @@ class ByHand:
         return grads
 
 
-def step(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], g: Tensors) -> None:
+def step(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], g: Tensors
+) -> None:
     """Take a step along given gradients."""
     for parameter, gradient in zip(parameters, g, strict=True):
         parameter.grad = gradient
@@ -152,7 +154,9 @@ def cg(hand: ByHand, c: Tensors) -> Tensors:
         r = torch.cat([t.flatten() for t in c])
         x, p, rr = torch.zeros_like(r), r.clone(), r @ r
         for _ in range(5):
-            v = [t.view(s) for t, s in zip(p.split([s.numel() for s in shapes]), shapes, strict=True)]
+            v = [
+                t.view(s) for t, s in zip(p.split([s.numel() for s in shapes]), shapes, strict=True)
+            ]
             hp = torch.autograd.grad(graph, hand.y, v, retain_graph=True)
             hp = torch.cat([t.flatten() for t in hp]).add_(p, alpha=DAMPING)
             alpha = rr / (p @ hp)

@@ -103,7 +103,9 @@ def packed(folder: Path | None) -> Packed:
         Absent: there is no such file.
     """
     if folder is None or not (folder / FILE).is_file():
-        raise Absent(f"no {FILE} in {folder}: write it with python -m benchmarks.cuda --pack FOLDER")
+        raise Absent(
+            f"no {FILE} in {folder}: write it with python -m benchmarks.cuda --pack FOLDER"
+        )
     found = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     return Packed(**{**found, "ids": found["ids"].long(), "labels": found["labels"].long()})
 

@@ -96,18 +96,21 @@ def not_run(file: Path, part: int, reason: str) -> None:
         append(file, {"part": part, "row": "start", "status": "error", "error": reason})
         return
     done = {line.get("row") for line in lines}
-    for name in lines[0]["plan"]:
-        if name not in done:
-            append(file, {"part": part, "row": name, "status": "not run", "error": reason})
-            reason = "the time was used up by the rows before"
+    left = [name for name in lines[0]["plan"] if name not in done]
+    for name in left:
+        append(file, {"part": part, "row": name, "status": "not run", "error": reason}, say=False)
+    if left:
+        print(f"  {len(left)} rows not run, from {left[0]!r} on: {reason}", flush=True)
 
 
-def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Write one line and let go of it, so that a stop loses only what was running."""
+def append(file: Path, line: Mapping[str, Any], *, say: bool = True) -> None:
+    """Write one line and let go of it, so that a stop loses only what was running; print what is
+    not well.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
         stream.write(json.dumps(finite(line)) + "\n")
-    if line.get("status") != "ok":
+    if say and line.get("status") != "ok":
         print(f"  {line.get('row')}: {line.get('status')}: {line.get('error', '')}", flush=True)
 
 

@@ -219,5 +219,3 @@ def difference(value: Tensor, reference: Tensor) -> float:
     """Return ``|value - reference| / |reference|``, the absolute difference where that is zero."""
     length = float(reference.norm())
     return float((value - reference).norm()) / (length or 1.0)
-
-
