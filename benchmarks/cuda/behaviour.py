@@ -170,7 +170,7 @@ def trains_in_bfloat16(device: torch.device, rounds: int) -> Values:
         types = set()
         for problem in graph.problems:
             problem.optimizer.register_step_pre_hook(
-                lambda *_, p=problem: types.update(t.grad.dtype for t in p.parameters)
+                lambda *_, p=problem, types=types: types.update(t.grad.dtype for t in p.parameters)
             )
         record = Engine(graph, precision=precision).run(rounds)
         types |= {t.dtype for p in graph.problems for t in p.parameters}

@@ -28,8 +28,8 @@ SMALL = ("BiLoRA", "BiDoRA")
 # (exact products, differences) of the device's numbers from the CPU's, relative, in float32. The
 # order of summation alone moves exact products by up to 2e-5 here; TensorFloat-32 would by 1e-3.
 LIMITS = (2e-4, 3e-3)
-# Under bfloat16, what is allowed beside ten times the movement on the CPU when the inputs are moved
-# by one rounding: some of these numbers (CG on an indefinite Hessian) have no more digits than that.
+# Under bfloat16, what is allowed beside ten times the movement on the CPU when the frozen weights
+# are moved by one rounding: some of these numbers (differences, CG) have no more digits than that.
 BF16_LIMITS = (3e-2, 2e-1)
 
 

@@ -18,11 +18,11 @@ from benchmarks.cuda.page import write_page
 Values = dict[str, Any]
 
 
-class Absent(Exception):
+class Absent(Exception):  # noqa: N818
     """What the row needs is not here."""
 
 
-class Disagreement(Exception):
+class Disagreement(Exception):  # noqa: N818
     """A number is not what it has to be; `values` are those found."""
 
     def __init__(self, claim: str, **values: Any) -> None:

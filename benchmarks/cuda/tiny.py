@@ -84,7 +84,7 @@ class Run:
     should have none.
     """
 
-    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     precision: torch.dtype | None = None
     base: str = "perceptron"
