@@ -21,7 +21,7 @@ peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu lint types imports docs bench bench-peers package constraints clean
+.PHONY: help demo test test-gpu gpu lint types imports docs bench bench-peers package constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ test: lint types imports ## lint, types, import contracts, tests
 
 test-gpu: $(VENV)/.test ## the tests marked cuda, in one process
 	@$(bin)/python -m pytest -q -m cuda
+
+gpu: $(VENV)/.demo ## everything that needs a CUDA device, in eight minutes: checks, training, speed
+	@test -f runs/cuda/minilm.pt || $(bin)/python -m benchmarks.cuda --pack runs/cuda
+	@$(bin)/python -m benchmarks.cuda
 
 lint: $(VENV)/.test ## ruff
 	@$(bin)/ruff check .

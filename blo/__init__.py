@@ -2,7 +2,7 @@
 right.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from blo.check import Report as Report
 from blo.check import check_hypergradient as check_hypergradient
@@ -66,4 +66,7 @@ from blo.steps.registry import register_update as register_update
 from blo.two_level import Hypergradient as Hypergradient
 from blo.two_level import hypergradient as hypergradient
 
-__version__ = version("blo-torch")
+try:
+    __version__ = version("blo-torch")
+except PackageNotFoundError:  # a checkout that pip has not installed
+    __version__ = "0+unknown"

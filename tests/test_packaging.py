@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from functools import cache
+from importlib import metadata
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def test_no_module_has_the_name_of_a_public_function(package):
     modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
     public = {name for name, value in vars(found).items() if not inspect.ismodule(value)}
     assert modules.isdisjoint(public)
+
+
+def test_a_checkout_that_is_not_installed_can_be_imported(monkeypatch):
+    import blo
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    known = blo.__version__
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", absent)
+        assert importlib.reload(blo).__version__ == "0+unknown"
+    assert importlib.reload(blo).__version__ == known == version("blo-torch")
