@@ -689,6 +689,7 @@ def identical(a, b):
     return a == b
 
 
+@pytest.mark.filterwarnings("ignore:a step of the optimizer:UserWarning")  # clipped by a hook
 @pytest.mark.parametrize("method", [cg(3, warm_start=True), darts(), unrolled()], ids=repr)
 @pytest.mark.parametrize("rounds", [0, 3])
 def test_the_engine_is_left_bit_for_bit(rounds, method):

@@ -61,7 +61,7 @@ LOWER = (normal(3, 4, seed=5), normal(4, 3, seed=6))
 def context_of(loss, upper, lower, **settings) -> Context:
     point = Point(upper, lower)
     objective = FunctionObjective(loss, RandomState.capture(), CPU)
-    return Context(LowerObjective((objective,)), after=point, before=point, **settings)
+    return Context(LowerObjective((objective,), **settings), after=point, before=point)
 
 
 def products_of(loss, upper, lower, rule, **settings):
@@ -142,7 +142,7 @@ def test_a_penalty_among_the_outputs_has_its_exact_curvature():
 def test_weight_decay_and_the_sign_of_a_maximiser_enter_as_in_exact_products():
     linear = SplitLoss(lambda x, y: INPUTS @ y[0], weighted)
     lower, v = (normal(3, 3, seed=7),), (normal(3, 3, seed=8),)
-    settings = {"sign": -1.0, "weight_decay": (0.3,)}
+    settings = {"signs": (-1.0,), "weight_decay": (0.3,)}
     torch.testing.assert_close(
         products_of(linear, UPPER, lower, GaussNewton(), **settings).hvp(v),
         products_of(linear, UPPER, lower, Exact(), **settings).hvp(v),

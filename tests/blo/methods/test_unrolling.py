@@ -235,7 +235,7 @@ def test_replayed_iterates_have_the_bits_of_training(name):
         update = UpdateMap(context.history.optimizer)
         forgotten = tuple(replace(s, lower=None, states=None) for s in context.history.steps)
         history = replace(context.history, steps=forgotten)
-        (segment,) = segments(context, history, update)
+        (segment,) = segments(history, update)
         iterates = replayed(segment, context.before.upper, update)
         assert len(iterates) == 6
         for iterate, step in zip(iterates[1:], context.history.steps[1:], strict=True):
