@@ -95,18 +95,19 @@ class Unrolled:
                 y = leaves(iterate.lower)
                 graph = GradientGraph(step.objectives, y, x, y)
                 gradient = received(step, graph.gradient, y)
-                back = step_pulled_back(update, step, iterate, gradient, adjoint, x)
-                end, value = back.end, add(value, back.upper)
+                adjoint, weights, of_options, end = step_pulled_back(
+                    update, step, iterate, gradient, adjoint, x
+                )
+                value = add(value, of_options)
                 if t == len(segment.steps) - 1:
                     if segment.last_gradient is not None:
                         handed = step.handed(segment.last_gradient)
                         end = update.step(iterate, handed, step.options)
                     drift.add(segment, end.lower)
                 constant = segment.first + t == 0 and history.start_of is None
-                grads = graph.product(back.gradient, x if constant else x + y)
+                grads = graph.product(weights, x if constant else x + y)
                 met = met or step.options_of is not None or reached(grads[: len(x)])
                 value = add(value, filled(grads[: len(x)], x))
-                adjoint = back.adjoint
                 if not constant:
                     moved = add(adjoint.lower, filled(grads[len(x) :], y))
                     adjoint = Adjoint(moved, adjoint.slots)

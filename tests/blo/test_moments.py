@@ -378,7 +378,7 @@ def hooked(method, kind):
 @pytest.mark.parametrize("method", [darts(), t1t2(), cg(5), dense()], ids=repr)
 def test_a_step_that_a_hook_has_a_hand_in_warns(method, kind):
     engine = hooked(method, kind)
-    with pytest.warns(UserWarning, match=r"'l' ends .* away .* clipping, projection"):
+    with pytest.warns(UserWarning, match=r"'l' ends .* away .*clipping, projection"):
         engine.run(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
