@@ -38,7 +38,7 @@ from blo.linear.tensors import (
     subtract,
     zeros_like,
 )
-from blo.methods.context import Context
+from blo.methods.context import Context, Method
 from blo.methods.implicit import OneStep
 from blo.problem import Problem
 from blo.record import Draw, Moment
@@ -78,6 +78,8 @@ class EngineSubject:
             if name not in names:
                 raise ValueError(f"the graph has no problem {name!r}; it has {names}")
         checked = graph.top if problem is None else graph[problem]
+        self.felt: Mapping[str, tuple[str, ...]]
+        self.inputs: Mapping[str, tuple[str, ...]]
         self.felt, self.inputs = reading_order(graph)
         concerned = set(self.felt[checked.name])
         for q in graph.underneath(checked):
@@ -91,8 +93,8 @@ class EngineSubject:
             )
         self._checked, self.name = checked, checked.name
         self.below = tuple(q.name for q in self._below)
-        self.methods = {q.name: q.method for q in self._below}
-        self.claims = {q.name: Claim.of(q.method) for q in self._below}
+        self.methods: Mapping[str, Method] = {q.name: q.method for q in self._below}
+        self.claims: Mapping[str, Claim] = {q.name: Claim.of(q.method) for q in self._below}
         self.notes: list[str] = []
         self.symptoms: list[str] = []
         self.precision = engine.precision
@@ -179,7 +181,7 @@ class EngineSubject:
     ) -> Parts:
         """Return the engine's hypergradient at `values`."""
         p, narrow = self._checked, self._as_narrow(values)
-        responding = [q for q in self._graph.role(p).responding]
+        responding = self._graph.role(p).responding
         draw = self._draw(p, 0, wide=False)
         found = self._pass(p, narrow, draw, (p, *responding), wide=False)
         direct = self._by_problem((p, *responding), found.gradient)
@@ -391,9 +393,8 @@ class EngineSubject:
         gradient: Gradient = taken.gradient[: len(q.parameters)]
         below = [r for r in role.responding if r.name in by_problem]
         if below:
-            direct = {
-                k: g for k, g in by_problem.items() if k in (q.name, *(r.name for r in below))
-            }
+            names = {q.name, *(r.name for r in below)}
+            direct = {k: g for k, g in by_problem.items() if k in names}
             gradient, _ = total_gradient(
                 self._graph, q, direct, taken.draw, moments, {}, self.precision, values=then
             )
@@ -505,9 +506,8 @@ class EngineSubject:
         if moment.lower is None or self._graph.role(q).responding:
             return False
         if states is None:
-            if any(
-                isinstance(v, Tensor) and v.dim() for s in q.optimizer_states() for v in s.values()
-            ):
+            kept = [v for state in q.optimizer_states() for v in state.values()]
+            if any(isinstance(v, Tensor) and v.dim() for v in kept):
                 return False
             states = tuple({} for _ in q.parameters)
         values = {**self._narrow, **moment.values, q.name: moment.lower}
@@ -579,14 +579,10 @@ def _stepped(
     positions = {id(p): i for i, p in enumerate(q.parameters)}
     fresh_leaves = [y.detach().clone().requires_grad_() for y in lower]
     for group, original in zip(twin.param_groups, q.optimizer.param_groups, strict=True):
-        group["params"] = [
-            fresh_leaves[positions[id(p)]] for p in original["params"] if id(p) in positions
-        ]
-        if group["params"]:
-            options = moment.options[
-                positions[id(next(p for p in original["params"] if id(p) in positions))]
-            ]
-            group.update({k: copy.deepcopy(v) for k, v in options.items()})
+        owned = [positions[id(p)] for p in original["params"] if id(p) in positions]
+        group["params"] = [fresh_leaves[i] for i in owned]
+        for i in owned[:1]:
+            group.update({k: copy.deepcopy(v) for k, v in moment.options[i].items()})
     for leaf, state, g in zip(fresh_leaves, states, gradient, strict=True):
         if state:
             twin.state[leaf] = {k: _like(v, leaf) for k, v in state.items()}

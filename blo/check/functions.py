@@ -27,7 +27,7 @@ class FunctionSubject:
     """``f(x, y*(x))`` by one method at one `x`; see `Subject`."""
 
     name = UPPER
-    below = (LOWER,)
+    below: tuple[str, ...] = (LOWER,)
     felt: Mapping[str, tuple[str, ...]] = {UPPER: (LOWER,), LOWER: ()}
     inputs: Mapping[str, tuple[str, ...]] = {UPPER: (), LOWER: (UPPER,)}
 
@@ -50,7 +50,9 @@ class FunctionSubject:
         }
         self._method, self._solver, self._settings = method, solve, settings
         one_step = isinstance(method, OneStep)
-        self.claims = {LOWER: Claim.GRADIENT_STEP if one_step else Claim.SOLUTION}
+        self.claims: Mapping[str, Claim] = {
+            LOWER: Claim.GRADIENT_STEP if one_step else Claim.SOLUTION
+        }
         self.methods: Mapping[str, Method] = {LOWER: method}
         self.start = {UPPER: detach(upper), LOWER: detach(lower)}
         self.dtype = coarsest(upper + lower)
@@ -98,7 +100,7 @@ class FunctionSubject:
         that the step at the present `x` leads to them.
         """
         x, y, method = values[UPPER], values[LOWER], self._method
-        length = 0.0
+        length: float | tuple[float, ...] = 0.0
         if isinstance(method, OneStep):
             point = Point(x, y)
             length = method.step(Context(LowerObjective(()), point, point))

@@ -105,18 +105,19 @@ def check_hypergradient(
     the residuals of linear solves. References use first derivatives only, and neither the products
     nor the solvers of this library.
 
-    The engine is left alone: other values are put in the modules for the time of an evaluation,
-    and optimizer steps are taken by copies of the optimizers, at the options of now. Each lower problem is put at its solution on its first batches
-    of a new pass, from where it stands (a method that differentiates steps, on the batches of a
-    round). What cannot be put back is what lies outside torch: a counter in a loss, or the place of
-    an iterable that remembers it. Hooks of optimizers do not run; where the engine has trained, its
-    last steps are compared with what the optimizers alone would have done.
+    The engine is left alone: other values are put in the modules for the time of an evaluation, and
+    optimizer steps are taken by copies of the optimizers, at the options of now. Each lower problem
+    is put at its solution on its first batches of a new pass, from where it stands (a method that
+    differentiates steps, on the batches of a round). What cannot be put back is what lies outside
+    torch: a counter in a loss, or the place of an iterable that remembers it. Hooks of optimizers
+    do not run; where the engine has trained, its last steps are compared with what the optimizers
+    alone would have done.
 
     A lower problem without an isolated minimum cannot be solved again to a tolerance; the report
     then says so and fails. Where no comparison is possible at all (a loss that is not finite, a
-    singular system), `Report.reason` says why. The lower problem should have a smooth loss (differences across the
-    kinks of ReLUs are inaccurate), and a few thousand parameters at most are comfortable: a solve
-    takes hundreds of gradients.
+    singular system), `Report.reason` says why. The lower problem should have a smooth loss
+    (differences across the kinks of ReLUs are inaccurate), and a few thousand parameters at most
+    are comfortable: a solve takes hundreds of gradients.
 
     Args:
         subject: an `Engine`, or ``upper_loss(upper, lower)``.
@@ -238,9 +239,7 @@ class _Check:
     def _look(self, name: str) -> None:
         """Check the gradient of a loss against its values, and see what the loss does."""
         subject = self._subject
-        value, _ = subject.evaluate(name, subject.start, ())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss of {name!r} is {value} where the check starts from")
+        self._require_finite(name, subject.start)
         wanted = subject.reads(name)
         if wanted:
             self._evidence.compare_gradient(name, subject.evaluate, subject.start, wanted)
@@ -309,11 +308,8 @@ class _Check:
                     values[name] = stands[name].again(values)
             return self._pair(values)
 
-        residuals = [self._landscape.residuals.get(name, 0.0) for name in subject.below]
-        solved = [claims[name] is Claim.SOLUTION for name in subject.below]
-        residual = max(
-            (r for r, known in zip(residuals, solved, strict=True) if known), default=0.0
-        )
+        solved = [name for name in subject.below if claims[name] is Claim.SOLUTION]
+        residual = max((self._landscape.residuals[name] for name in solved), default=0.0)
         through = "; ".join(f"{name!r} {claim.value}" for name, claim in claims.items())
         reference = f"differences, {through}"
         return (
@@ -326,6 +322,8 @@ class _Check:
         """Return the hypergradient, and again with other random numbers, its linear solves taken
         again.
         """
+        for name in (self._subject.name, *self._subject.below):
+            self._require_finite(name, values)
         log: list[LinearSolve] = []
         first = self._subject.hypergradient(values, stands, 0, log)
         second = self._subject.hypergradient(values, stands, 1, log)
@@ -333,6 +331,13 @@ class _Check:
         if not math.isfinite(float(norm(first.direct)) + float(norm(first.response))):
             raise FloatingPointError(f"the hypergradient of {self._subject.name!r} is not finite")
         return first, second
+
+    def _require_finite(self, name: str, values: Values) -> None:
+        value, _ = self._subject.evaluate(name, values, ())
+        if not math.isfinite(value):
+            at_start = values is self._subject.start
+            where = "the check starts from" if at_start else "the lower problems were put"
+            raise FloatingPointError(f"the loss of {name!r} is {value} where {where}")
 
     def _pair(self, values: Values) -> tuple[float, float]:
         """Return the checked loss with its own parameters as given, and as they are."""
