@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blo.adjoints import total_gradient
-from blo.batches import BatchStream, fresh, to_device
+from blo.batches import BatchStream, edited, fresh, to_device, versions
 from blo.check.differences import step_length, unit
 from blo.check.evidence import coarsest, full_precision, witnessed
 from blo.check.landscape import Partials, Values
@@ -70,8 +70,11 @@ class EngineSubject:
         problem: str | None,
         batches: Mapping[str, Sequence[Any]] | None,
         settings: Settings,
+        *,
+        still: str | None = None,
     ) -> None:
         graph, chosen = engine.graph, batches or {}
+        self._still = still  # "problems" or "buffers": what does not move after the lower steps
         self._engine, self._graph, self._settings = engine, graph, settings
         names = [p.name for p in graph.problems]
         for name in (*chosen, *settings.detached, *(() if problem is None else (problem,))):
@@ -133,10 +136,19 @@ class EngineSubject:
         return tuple(r for r in self._graph.reads[name] if r in (self.name, *self.below))
 
     def look(self, name: str) -> object:
-        """Return a loss with the random numbers of now."""
-        p = self._graph[name]
+        """Return a loss with the random numbers of now, and note whether it edits its batch."""
+        p, batch = self._graph[name], fresh(self._batches[name][0])
         with self._graph.space.substituted((), ()):
-            return p.loss(fresh(self._batches[name][0]))
+            before = versions(batch)
+            loss = p.loss(batch)
+        places = edited(before)
+        if places and not p.edits_batch:
+            found = (
+                f"the loss of {name!r} changes {', '.join(places)} in place, unknown to the engine"
+            )
+            if found not in self.symptoms:
+                self.symptoms.append(found)
+        return loss
 
     def evaluate(self, name: str, values: Values, wanted: Sequence[str]) -> tuple[float, Partials]:
         """Return what problem `name` minimises at `values`, and its derivatives for the problems
@@ -146,6 +158,19 @@ class EngineSubject:
         gives it and the penalty of coupled weight decay.
         """
         return self._objective(self._graph[name], values, wanted, self._draws[name])
+
+    def suspects(self) -> dict[str, str]:
+        """Return what moves between the lower steps and the response, in words, by what `still`
+        calls it.
+        """
+        moved = sorted({name for shift in self._shifts.values() for name in shift})
+        changing = [p.name for p in (self._checked, *self._below) if p.changes]
+        found = {}
+        if moved:
+            found["problems"] = f"the problems {moved}, which have moved since then"
+        if changing:
+            found["buffers"] = f"the buffers that the losses of {changing} change"
+        return found
 
     def solve(self, values: Values) -> dict[str, Tensors] | None:
         """Return None: an engine has no solver of the caller's."""
@@ -212,6 +237,8 @@ class EngineSubject:
 
     def _left_behind(self, stands: Mapping[str, Stand], found: _Pass) -> dict[int, Tensor]:
         buffers: dict[int, Tensor] = {}
+        if self._still == "buffers":
+            return buffers
         for stand in stands.values():
             buffers |= stand.moment.buffers_after
         return {**buffers, **found.buffers_after}
@@ -364,7 +391,7 @@ class EngineSubject:
                 unit(self._narrow[a.name], self._settings.seed + 1),
             )
             for a in self._graph.role(q).moving
-            if a is not self._checked
+            if a is not self._checked and self._still != "problems"
         }
 
     def _then(self, q: Problem, values: Values) -> dict[str, Tensors]:
@@ -436,7 +463,8 @@ class EngineSubject:
             def descent(values: Values) -> Tensors:
                 there = {**self._then(q, values), **before}
                 gradient = self._objective(q, there, (q.name,), draw)[1][q.name]
-                return LowerObjective((), signs=q.signs(moment.options)).directed(gradient)
+                signs = [-1.0 if o.get("maximize") else 1.0 for o in moment.options]
+                return scale(signs, gradient) if len(set(signs)) > 1 else gradient
 
             known = descent({**base, q.name: end})
             return lambda values: subtract(end, scale(length, subtract(descent(values), known)))
@@ -489,6 +517,13 @@ class EngineSubject:
                 self.notes.append(
                     f"the optimizer of {q.name!r} decays weights beside its loss; the problem that "
                     "is solved again has no such decay"
+                )
+            signs = q.signs(q.options())
+            mixed = signs is not None and len(set(signs)) > 1
+            if mixed and self.claims[q.name] is Claim.SOLUTION:
+                self.notes.append(
+                    f"{q.name!r} is minimised over some tensors and maximised over others: its "
+                    "solution is a saddle, which the check cannot solve for again"
                 )
             moment = self._engine.recorder.moments.get(q.name)
             compared = moment is not None and self._compare_last_step(q, moment)

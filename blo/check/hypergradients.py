@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -168,7 +169,16 @@ def check_hypergradient(
         devices = {t.device for p in subject.graph.problems for t in p.parameters}
         own = [g for p in subject.graph.problems for g in p.generators]
         with RandomState.capture(devices, own).replay():
-            report = _checked(EngineSubject(subject, problem, batches, settings), settings)
+            first = EngineSubject(subject, problem, batches, settings)
+            report = _checked(first, settings)
+            wrong = report.reason is None and not report.claimed.agrees(report.tol)
+            found = []
+            for what, words in first.suspects().items() if wrong else ():
+                second = EngineSubject(subject, problem, batches, settings, still=what)
+                again = _checked(second, replace(settings, to_solution=False))
+                if again.reason is None and again.claimed.agrees(again.tol):
+                    found.append(f"the response is not taken where the lower step stood: {words}")
+            report = replace(report, seen=(*report.seen, *found))
     else:
         _refuse({"problem": problem, "batches": batches}, "plain functions, which have none")
         if lower_loss is None or upper is None or lower is None:
