@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
 from blo.linear.tensors import Tensors, add, detach, zeros_like
 from blo.methods.attached import Attached, Attaches, Solved
-from blo.methods.context import Context, Info
+from blo.methods.context import Context, Info, Method
 from blo.problem import Problem
 from blo.record import Draw, Moment
 from blo.steps.history import History, LowerStep
@@ -42,6 +43,9 @@ def total_gradient(
     moments: Mapping[str, Moment],
     states: dict[str, Tensors | None],
     precision: torch.dtype | None,
+    *,
+    values: Mapping[str, Tensors] = MappingProxyType({}),
+    methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> tuple[Tensors, dict[str, Info]]:
     """Return the gradient of the loss of `problem` with the response of every problem below, and
     how each was computed.
@@ -55,13 +59,15 @@ def total_gradient(
         moments: the last update of each problem below.
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
+        values: where problems stand that do not stand where their modules have them, by name.
+        methods: in place of the problems' own, by name.
     """
     adjoints = dict(direct)
     responding = graph.role(problem).responding
     movable = {problem.name, *(q.name for q in responding)}
     infos = {}
     entry = graph.entry(problem)
-    now = Standing({}, moments)
+    now = Standing(values, moments)
     for q in reversed(responding):
         cotangent = adjoints.get(q.name)
         sources = tuple(a for a in graph.role(q).inputs if a.name in movable)
@@ -76,8 +82,9 @@ def total_gradient(
             readers = sight.losses(problem, sources, q.parameters, draw, now)
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
-        context = replace(context, first=key not in states)
-        value, states[key], info = q.method.response(context, cotangent, states.get(key))
+context = replace(context, first=key not in states)
+        method = methods.get(q.name, q.method)
+        value, states[key], info = method.response(context, cotangent, states.get(key))
         infos[key] = replace(
             info,
             num_gradients=info.num_gradients + sight.spent.num_gradients,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,64 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blo.check.differences import basis, measure, slopes, step_length, unit
 from blo.check.landscape import Evaluate, Values
 from blo.check.report import Comparison, LinearSolve, Report, default_tolerance
+from blo.check.subject import Parts, Settings
 from blo.derivatives.objective import scalar
-from blo.derivatives.random_state import RandomState
 from blo.linear.system import LinearSolver, MatVec, Solution
 from blo.linear.tensors import Tensors, add, axpy, norm, subtract
-from blo.methods.context import Info, Method
+from blo.methods.context import Method
 from blo.methods.implicit import Implicit
 
-# The Newton step, relative to the parameters, at which a lower problem counts as solved.
-SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}
-COARSELY_SOLVED = 1e-2
 UNSOLVED = 1e-3  # nothing is differenced beyond
 
 SOLVED_AGAIN = "differences through the lower problem solved again"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a check is made; see `check_hypergradient`."""
-
-    num_directions: int
-    radius: float | None
-    rtol: float | None
-    tol: float | None
-    to_solution: bool
-    warm_up: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        for name, least in (("num_directions", 1), ("warm_up", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("radius", "rtol", "tol"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, or None, got {value!r}")
-
-    def solved(self, dtype: torch.dtype) -> float:
-        """Return the tolerance of lower solves for parameters of `dtype`."""
-        return SOLVED.get(dtype, COARSELY_SOLVED) if self.rtol is None else self.rtol
-
-    def random_state(self, number: int, devices: Iterable[torch.device]) -> RandomState:
-        """Return the random state that goes with a number and the seed."""
-        devices = tuple(devices)
-        before = RandomState.capture(devices)
-        torch.manual_seed(1000 * self.seed + number)
-        state = RandomState.capture(devices)
-        before.restore()
-        return state
-
-
-class Parts(NamedTuple):
-    """A hypergradient in its two parts, and how it was computed."""
-
-    direct: Tensors
-    response: Tensors
-    infos: dict[str, Info]
 
 
 @dataclass
@@ -98,6 +50,7 @@ class Evidence:
     solves: list[LinearSolve] = field(default_factory=list)
     gradient_errors: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    symptoms: list[str] = field(default_factory=list)
     num_directions: int = 0
     complete: bool = True
 
@@ -129,6 +82,8 @@ class Evidence:
             (response, whole), self.point, num_random=chosen.num_directions, seed=chosen.seed
         )
         rows = slopes(differenced, self.point, directions, dtype, chosen.radius)
+        if not all(math.isfinite(slope.value) for row in rows for slope in row):
+            raise FloatingPointError(f"a loss is not finite near the point ({reference})")
         self.num_directions = len(directions.directions)
         self.complete = directions.complete
         return Comparison.of(
@@ -145,7 +100,7 @@ class Evidence:
         near `values`.
         """
         near = {
-            k: axpy(step_length(v, 1e-2), unit(v, self.settings.seed + i), v)
+            k: axpy(step_length(v, 1e-2 * (1 + 0.37 * i)), unit(v, self.settings.seed + i), v)
             for i, (k, v) in enumerate(values.items())
         }
         _, partials = evaluate(name, near, wanted)
@@ -163,15 +118,38 @@ class Evidence:
 
         radius = 1e-4 if fine else None  # short, not to cross the kinks of ReLUs
         rows = [row[0] for row in slopes(differenced, point, directions, dtype, radius)]
-        self.gradient_errors[name] = measure(gradient, directions, rows).excess
+        found = measure(gradient, directions, rows)
+        floor = self._rounding(differenced, point, directions.directions, dtype, radius)
+        self.gradient_errors[name] = found._replace(unsure=found.unsure + floor).excess
 
-    def observe(self, name: str, evaluate: Callable[[], object], device: torch.device) -> None:
+    @staticmethod
+    def _rounding(
+        f: Callable[[Tensors], tuple[float]],
+        point: Tensors,
+        directions: Sequence[Tensors],
+        dtype: torch.dtype,
+        radius: float | None,
+    ) -> float:
+        """Return how much of a gradient is nothing but rounding: of the values over the step, and
+        of the point by the curvature, since at a minimiser the gradient is no more than that.
+        """
+        h, eps = step_length(point, 1e-2 if radius is None else radius), torch.finfo(dtype).eps
+        (here,), size = f(point), step_length(point, 1.0)
+        found = 0.0
+        for d in directions:
+            bent = abs(f(axpy(h, d, point))[0] + f(axpy(-h, d, point))[0] - 2 * here)
+            found = max(found, 10 * eps * (bent / h**2 * size + abs(here) / h))
+        return found
+
+    def observe(
+        self, name: str, evaluate: Callable[[], object], devices: Sequence[torch.device]
+    ) -> None:
         """Note whether the loss that `evaluate` returns draws random numbers, and whether it calls
         fused attention.
         """
         values = []
         for number in (0, 1):
-            state = self.settings.random_state(number, (device,))
+            state = self.settings.random_state(number, devices)
             with state.replay(), AttentionWatch() as watch:
                 values.append(float(scalar(evaluate(), name).detach()))
         if values[0] != values[1]:
@@ -205,6 +183,8 @@ class Evidence:
             mixed_vanished=vanished,
             rng_sensitivity=change / size if size else (0.0 if change == 0.0 else math.inf),
             gradient_errors=dict(self.gradient_errors),
+            detached=self.settings.detached,
+            seen=tuple(self.symptoms),
             solves=tuple(self.solves),
             infos=first.infos,
             num_directions=self.num_directions,
@@ -214,6 +194,12 @@ class Evidence:
             tol=tol,
             notes=(*self.notes, *self._limits((claimed, solved), tol)),
         )
+
+    def without_comparison(self, reason: str) -> Report:
+        """Return the report where no comparison was possible, with the `reason`."""
+        nothing = Parts((), (), {})
+        found = self.report(Comparison.unknown("nothing", math.nan), None, nothing, nothing)
+        return replace(found, reason=reason)
 
     def _limits(self, comparisons: Sequence[Comparison | None], tol: float) -> list[str]:
         """Return what limits the check."""

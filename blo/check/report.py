@@ -128,6 +128,9 @@ class Report:
         precision: the autocast type of the hypergradient, None without.
         tol: what passes.
         notes: what limits the check, and what was seen on the way.
+        detached: problems whose losses have terms detached on purpose.
+        seen: what the optimizers were seen to do besides their updates.
+        reason: why no comparison was possible; None where one was.
 
     Example:
         >>> import torch
@@ -155,6 +158,9 @@ class Report:
     precision: torch.dtype | None
     tol: float
     notes: tuple[str, ...]
+    detached: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def reference(self) -> str:
@@ -188,12 +194,16 @@ class Report:
     def symptoms(self, tol: float | None = None) -> tuple[str, ...]:
         """Return what is wrong beyond `tol`, the most telling first."""
         tol = self.tol if tol is None else tol
-        found = [
+        found = [] if self.reason is None else [f"no comparison was possible: {self.reason}"]
+        found += [
             f"autograd's gradient of the loss of {name!r} is {error:.2g} (relative) off the "
             "differences of its values: part of the loss is detached, or has a wrong backward pass"
             for name, error in self.gradient_errors.items()
-            if error > tol
+            if error > tol and name not in self.detached
         ]
+        found += self.seen
+        if self.reason is not None:
+            return tuple(found)
         if not self.rng_sensitivity <= tol:
             found.append(
                 f"the response changes by {self.rng_sensitivity:.2g} (relative) when nothing but "
@@ -288,6 +298,11 @@ class Report:
         under = "" if self.precision is None else f", autocast to {_short(self.precision)}"
         lines.append(_row("type", f"{_short(self.dtype)}{under}"))
         lines += [f"  ! {symptom}" for symptom in symptoms]
+        lines += [
+            f"  - the gradient of {name!r} is not that of its values, as was declared"
+            for name in self.detached
+            if self.gradient_errors.get(name, 0.0) > self.tol
+        ]
         lines += [f"  - {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -692,6 +692,7 @@ def identical(a, b):
 @pytest.mark.filterwarnings("ignore:a step of the optimizer:UserWarning")  # clipped by a hook
 @pytest.mark.parametrize("method", [cg(3, warm_start=True), darts(), unrolled()], ids=repr)
 @pytest.mark.parametrize("rounds", [0, 3])
+@pytest.mark.filterwarnings("ignore:a step of the optimizer of problem 'lower'")
 def test_the_engine_is_left_bit_for_bit(rounds, method):
     engines = [eventful(method, clipped=method != unrolled()) for _ in range(2)]
     for engine in engines if rounds else ():
