@@ -99,9 +99,10 @@ class Graph:
             if not self._structural_features() - self.has:
                 break
         self.methods: dict[str, str] = {}
+        sizes = {p: self._sizes() for p in self.reads}
+        self._signs = {p: self._draw_signs(len(sizes[p])) for p in self.reads}
         for p in reversed(list(self.reads)):
             self.methods[p] = self._method(p)
-        sizes = {p: self._sizes() for p in self.reads}
         self.nodes = [self._node(p, sizes) for p in self.reads]
         self.tolerance = max(METHODS[m][2] for p, m in self.methods.items() if self.level[p])
 
@@ -166,32 +167,30 @@ class Graph:
 
     def _structure(self) -> tuple[dict[str, set[str]], dict[str, int]]:
         """Who reads whom, top to bottom, and the level of each."""
-        most = max(
-            [2]
-            + [n for n, f in ((3, "three levels"), (4, "four levels"), (5, "five levels"))
-               if f in self.has]
-        )
-        least = 2 if most < 5 or self.random.random() < 0.5 else 4
-        count = self.random.randint(least, most)
-        letters = iter("abcdefgh")
+        named = {3: "three levels", 4: "four levels", 5: "five levels"}
+        most = max([2, *(n for n, f in named.items() if f in self.has)])
+        count = most if self._coin(0.5) else self.random.randint(2, most)
+        letters = iter("abcdefghi")
         rows = [[next(letters)]]
         for _ in range(count - 1):
-            double = "siblings" in self.has and self.random.random() < 0.5
+            double = "siblings" in self.has and self._coin(0.5)
             rows.append([next(letters) for _ in range(1 + double)])
         reads: dict[str, set[str]] = {p: set() for row in rows for p in row}
         level = {p: i for i, row in enumerate(rows) for p in row}
+        chain = "skips" not in self.has or self._coin(0.5)
         for i, row in enumerate(rows[1:], 1):
             for p in row:
                 near = rows[i - 1]
-                reads[p].update(self.random.sample(near, self.random.randint(1, len(near))))
+                if chain:
+                    reads[p].update(self.random.sample(near, self.random.randint(1, len(near))))
                 if "skips" in self.has:
-                    reads[p].update(a for r in rows[: i - 1] for a in r if self._coin(0.4))
+                    reads[p].update(a for r in rows[:i] for a in r if self._coin(0.4))
                 if "reads below" in self.has:
-                    reads[p].update(a for r in rows[i + 1 :] for a in r if self._coin(0.4))
+                    reads[p].update(a for r in rows[i + 1 :] for a in r if self._coin(0.5))
         underneath = [p for row in rows[1:] for p in row]
         last = self.random.choice(rows[-1])
         reads["a"].add(last)
-        reads["a"].update(p for p in underneath if self._coin(0.5 if "skips" in self.has else 0.2))
+        reads["a"].update(p for p in underneath if self._coin(0.5))
         return reads, level
 
     def _structural_features(self) -> set[str]:
@@ -219,7 +218,7 @@ class Graph:
             found.add("reads below")
         if any(q in reads[p] and p not in reads[q] for p, q in pairs if p != "a"):
             found.add("reads below")
-        if not any("a" in inputs[q] for q in felt["a"]):
+        if not all(inputs[q] for q in names[1:]) or not any("a" in inputs[q] for q in felt["a"]):
             found.add("refused")
         return found
 
@@ -240,16 +239,15 @@ class Graph:
         return {a for a in found if self.level[a] <= self.level[q]} - {q}
 
     def _method(self, q: str) -> str:
-        names = ["dense", "cg", "minres"]
+        names = ["dense", "minres", "minres" if len(set(self._signs[q])) > 1 else "cg"]
         for feature, more in _OF_FEATURE.items():
             if feature in self.has:
                 names += more
         attached = any(q in self._felt(p) for p in self.reads if self.level[p])
         if attached:
             names = [n for n in names if n != "alternating"]
-        kinds = sorted({METHODS[n][1].kind for n in names})
-        kind = self.random.choice(kinds)
-        return self.random.choice([n for n in names if METHODS[n][1].kind == kind])
+        # As often one of the exact inverses as one of all others.
+        return self.random.choice(names[:3] if self._coin(0.5) or not names[3:] else names[3:])
 
     def _sizes(self) -> list[int]:
         return [self.random.randint(1, 2) for _ in range(self.random.randint(1, 2))]
@@ -257,7 +255,7 @@ class Graph:
     def _node(self, p: str, sizes: Mapping[str, Sequence[int]]) -> Node:
         has, level = self.has, self.level[p]
         optimizer = self.random.choice(["sgd", "adam", "adamw"]) if "adam" in has else "sgd"
-        signs = self._signs(len(sizes[p]))
+        signs = self._signs[p]
         options = [self._options(optimizer)] * len(sizes[p])
         if "groups" in has:
             options = [self._options(optimizer) for _ in sizes[p]]
@@ -281,7 +279,7 @@ class Graph:
             through_response=not ("fixed below" in has and level and self._coin(0.3)),
         )
 
-    def _signs(self, n: int) -> list[float]:
+    def _draw_signs(self, n: int) -> list[float]:
         if "mixed maximize" in self.has and self._coin(0.5):
             return [self.random.choice([1.0, -1.0]) for _ in range(n)]
         if "maximize" in self.has and self._coin(0.3):
@@ -312,40 +310,35 @@ class Graph:
         maximised), and the width of the rows that it reads from a batch.
         """
         names = [p, *sorted(self.reads[p])]
-        widths = {k: sum(sizes[k]) for k in names}
-        width, own = sum(widths.values()), widths[p]
-        a = 0.3 * self._normal(own, own)
+        own, width = sum(sizes[p]), sum(sum(sizes[k]) for k in names)
         sign = torch.cat([torch.full((n,), s) for n, s in zip(sizes[p], signs, strict=True)])
-        sign = sign.double()
-        curved = sign[:, None] * (a @ a.T + 2.0 * torch.eye(own).double()) * (
-            sign[:, None] == sign[None, :]
-        )
-        linear = self._normal(own)
-        couplings = {k: 0.6 * self._normal(own, widths[k]) for k in names[1:]}
-        level, below = self.level[p], [k for k in names[1:] if self.level[k] > self.level[p]]
-        wave = 0.3 / width**0.5
-        only_below = level == 0 and self._coin(0.3)
+        a = 0.3 * self._normal(own, own)
+        alike = sign[:, None] == sign[None, :]
+        square = torch.zeros(width, width).double()
+        square[:own, :own] = 0.5 * sign[:, None] * alike * (a @ a.T + 3.0 * torch.eye(own))
+        square[:own, own:] = 0.6 * self._normal(own, width - own)
+        wave, mixed = torch.zeros_like(square), self._normal(width)
+        wave[:own, own:] = 0.6 * square[:own, own:]
+        start = own
+        for k in names[1:]:
+            end = start + sum(sizes[k])
+            if self.level[k] > self.level[p]:
+                square[start:end, start:end] = 0.3 * torch.eye(end - start)
+            start = end
+        blind = self.level[p] == 0 and self._coin(0.3)  # no direct gradient
 
         def loss(values: Mapping[str, tuple[Tensor, ...]], batch: Tensor) -> Tensor:
-            v = {k: torch.cat([t.reshape(-1) for t in values[k]]) for k in names}
-            y = v[p]
-            seen = torch.cat([0.0 * y if only_below else y, *(v[k] for k in names[1:])])
-            value = wave * (batch @ seen).sin().mean()
-            for k in below:
-                value = value + 0.1 * (v[k] - 1.0).square().sum()
-            if only_below:
-                return value
-            value = value + 0.5 * y @ curved @ y + linear @ y
-            for k, c in couplings.items():
-                value = value + y @ c @ v[k] + 0.2 * y.sin() @ c @ v[k].cos()
-            return value
+            v = torch.cat([t.detach() if blind and k == p else t for k in names for t in values[k]])
+            value = v @ square @ v + mixed @ v + v.sin() @ wave @ v.cos()
+            return value + (batch @ v).sin().mean()
 
         return loss, width
 
     def _batches(self, width: int) -> list[Tensor]:
+        """Rows of about unit length."""
         count = self.random.randint(1, 4)
         rows = [self.random.randint(1, 4) if "sizes" in self.has else 3 for _ in range(count)]
-        return [self._normal(n, width) for n in rows]
+        return [self._normal(n, width) / width**0.5 for n in rows]
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)

@@ -129,19 +129,30 @@ class Simulator:
     def __init__(self, nodes: Sequence[Node], *, retaken: str = "there") -> None:
         self.nodes = {n.name: n for n in nodes}
         self.retaken = retaken
+        self._felt: dict[str, list[str]] = {}
+        self._inputs: dict[str, set[str]] = {}
+        for p in reversed(self.nodes):  # from the bottom
+            self._felt[p] = self._find_felt(p)
+            self._inputs[p] = self._find_inputs(p)
 
     # Who moves with whom.
 
     def felt(self, p: str) -> list[str]:
         """The problems below whose solutions the loss of `p` depends on, top to bottom."""
+        return self._felt[p]
+
+    def inputs(self, q: str) -> set[str]:
+        """The problems above that the solution of `q` depends on."""
+        return self._inputs[q]
+
+    def _find_felt(self, p: str) -> list[str]:
         found = set(self.nodes[p].reads)
         for r in reversed(self._below(p)):
             if r in found:
                 found |= self.inputs(r)
         return [r for r in self._below(p) if r in found]
 
-    def inputs(self, q: str) -> set[str]:
-        """The problems above that the solution of `q` depends on."""
+    def _find_inputs(self, q: str) -> set[str]:
         found = set(self.nodes[q].reads)
         if self.nodes[q].through_response:
             for r in self.felt(q):
@@ -220,7 +231,7 @@ class Simulator:
         env, live = dict(env), set(live)
         for r in self.felt(p):
             env[r] = moment.values[r]
-            if live & self.inputs(r):
+            if live & self.inputs(r) and r in moment.records:
                 env[r] = self._solution(r, moment, env, live, order, inside=inside)
                 live.add(r)
         return env
