@@ -172,9 +172,12 @@ class Graph:
         count = most if self._coin(0.5) else self.random.randint(2, most)
         letters = iter("abcdefghi")
         rows = [[next(letters)]]
+        spare = 2 if count < 4 else 1
         for _ in range(count - 1):
-            double = "siblings" in self.has and self._coin(0.5)
+            double = "siblings" in self.has and spare > 0 and self._coin(0.5)
+            spare -= double
             rows.append([next(letters) for _ in range(1 + double)])
+        often = 0.5 if count < 4 else 0.25  # deep graphs are costly: keep them sparse
         reads: dict[str, set[str]] = {p: set() for row in rows for p in row}
         level = {p: i for i, row in enumerate(rows) for p in row}
         chain = "skips" not in self.has or self._coin(0.5)
@@ -184,9 +187,9 @@ class Graph:
                 if chain:
                     reads[p].update(self.random.sample(near, self.random.randint(1, len(near))))
                 if "skips" in self.has:
-                    reads[p].update(a for r in rows[:i] for a in r if self._coin(0.4))
+                    reads[p].update(a for r in rows[:i] for a in r if self._coin(often))
                 if "reads below" in self.has:
-                    reads[p].update(a for r in rows[i + 1 :] for a in r if self._coin(0.5))
+                    reads[p].update(a for r in rows[i + 1 :] for a in r if self._coin(often))
         underneath = [p for row in rows[1:] for p in row]
         last = self.random.choice(rows[-1])
         reads["a"].add(last)
@@ -325,7 +328,7 @@ class Graph:
             if self.level[k] > self.level[p]:
                 square[start:end, start:end] = 0.3 * torch.eye(end - start)
             start = end
-        blind = self.level[p] == 0 and self._coin(0.3)  # no direct gradient
+        blind = self.level[p] == 0 and "alternating" not in self.has and self._coin(0.3)
 
         def loss(values: Mapping[str, tuple[Tensor, ...]], batch: Tensor) -> Tensor:
             v = torch.cat([t.detach() if blind and k == p else t for k in names for t in values[k]])
