@@ -121,8 +121,7 @@ class Graph:
         `methods`, `losses` and `settings` (arguments of `Problem`) replace those of some problems.
         """
         modules = {
-            n.name: nn.ParameterList([nn.Parameter(t.clone()) for t in n.start])
-            for n in self.nodes
+            n.name: nn.ParameterList([nn.Parameter(t.clone()) for t in n.start]) for n in self.nodes
         }
         updates: list[Update] = []
         levels: dict[int, list[blo.Problem]] = {}
@@ -198,7 +197,7 @@ class Graph:
 
     def _structural_features(self) -> set[str]:
         """The features that the structure just drawn has, of those that are hard to avoid; a
-        graph that the library refuses has "refused".
+        graph that is drawn again in any case has "refused".
         """
         reads, level = self.reads, self.level
         names = list(reads)
@@ -217,6 +216,8 @@ class Graph:
                 found.add("side by side")
         if any(not any(p in reads[q] for q in names) for p in names[1:]):
             found.add("refused")
+        if sum(len(felt[p]) for p in names[1:]) > 5:
+            found.add("too costly")
         if any(p in reads[q] and q in reads[p] for p, q in pairs if p != "a"):
             found.add("reads below")
         if any(q in reads[p] and p not in reads[q] for p, q in pairs if p != "a"):
@@ -262,8 +263,10 @@ class Graph:
         options = [self._options(optimizer)] * len(sizes[p])
         if "groups" in has:
             options = [self._options(optimizer) for _ in sizes[p]]
-        options = [{**o, **({"maximize": True} if s < 0 else {})}
-                   for o, s in zip(options, signs, strict=True)]
+        options = [
+            {**o, **({"maximize": True} if s < 0 else {})}
+            for o, s in zip(options, signs, strict=True)
+        ]
         limit = self.random.choice([0.6, 0.8, 1.0])
         loss, width = self._loss(p, sizes, signs)
         return Node(
@@ -352,10 +355,15 @@ class Graph:
     def __str__(self) -> str:
         lines = []
         for n in self.nodes:
-            others = {k: v for k, v in vars(n).items()
-                      if k in ("optimizer", "options", "steps", "accumulate", "through_response")}
-            lines.append(f"{'  ' * n.level}{n.name}: reads {sorted(n.reads)}, "
-                         f"{self.methods[n.name]}, {others}")
+            others = {
+                k: v
+                for k, v in vars(n).items()
+                if k in ("optimizer", "options", "steps", "accumulate", "through_response")
+            }
+            lines.append(
+                f"{'  ' * n.level}{n.name}: reads {sorted(n.reads)}, "
+                f"{self.methods[n.name]}, {others}"
+            )
         return "\n".join(lines)
 
 
@@ -364,10 +372,12 @@ def _observe(problem: blo.Problem, updates: list[Update]) -> None:
     gradients: list[tuple[Tensor, ...]] = []
 
     def before(*_: Any) -> None:
-        gradients.append(tuple(
-            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
-            for p in problem.parameters
-        ))
+        gradients.append(
+            tuple(
+                torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+                for p in problem.parameters
+            )
+        )
 
     def after(*_: Any) -> None:
         own = tuple(p.detach().clone() for p in problem.parameters)

@@ -247,8 +247,9 @@ class Simulator:
         if how.kind == "implicit":
             return self._implicit(q, moment, record[-1], env, live, order)
         count = 1 if how.kind == "one step" else how.steps
-        return self._retaken(q, moment, record if count is None else record[-count:],
-                             env, live, order, inside)
+        return self._retaken(
+            q, moment, record if count is None else record[-count:], env, live, order, inside
+        )
 
     def _implicit(
         self, q: str, moment: Moment, last: Step, env: Values, live: set[str], order: int
@@ -272,8 +273,14 @@ class Simulator:
         return _split(value, y)
 
     def _retaken(
-        self, q: str, moment: Moment, record: Sequence[Step],
-        env: Values, live: set[str], order: int, inside: bool,
+        self,
+        q: str,
+        moment: Moment,
+        record: Sequence[Step],
+        env: Values,
+        live: set[str],
+        order: int,
+        inside: bool,
     ) -> Tensors:
         node = self.nodes[q]
         y, states = record[0].moment.values[q], record[0].states
@@ -288,8 +295,9 @@ class Simulator:
                     point[a] = tuple(t + (v - v.detach()) for t, v in pairs)
             g = self._gradient(q, then, step.batches, point, live, y, order)
             if node.how.kind == "one step":
-                scales = [o["lr"] if node.how.scale is None else node.how.scale
-                          for o in step.options]
+                scales = [
+                    o["lr"] if node.how.scale is None else node.how.scale for o in step.options
+                ]
                 terms = zip(y, scales, step.options, g, strict=True)
                 y = tuple(y - s * _sign(o) * g for y, s, o, g in terms)
             else:
@@ -298,8 +306,14 @@ class Simulator:
         return tuple(now + (end - end.detach()) for now, end in pairs)
 
     def _gradient(
-        self, q: str, moment: Moment, batches: Sequence[Any],
-        env: Values, live: set[str], y: Tensors, order: int,
+        self,
+        q: str,
+        moment: Moment,
+        batches: Sequence[Any],
+        env: Values,
+        live: set[str],
+        y: Tensors,
+        order: int,
     ) -> Tensors:
         """The gradient of the loss of `q` for its own parameters at `y`, in the graph of all."""
         node = self.nodes[q]

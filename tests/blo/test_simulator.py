@@ -10,7 +10,14 @@ from simulator import How, Node, Simulator, stepped
 import blo
 
 SETTINGS = (
-    "steps", "accumulation", "sizes", "schedulers", "groups", "momentum", "decay", "adam",
+    "steps",
+    "accumulation",
+    "sizes",
+    "schedulers",
+    "groups",
+    "momentum",
+    "decay",
+    "adam",
     "maximize",
 )
 PACELESS = tuple(s for s in SETTINGS if s != "steps")
@@ -25,13 +32,15 @@ PROFILES = {
     "siblings": (("three levels", "siblings", "skips", *SETTINGS, *EXPLICIT), 30, 2),
     "middle reads below": (("three levels", "reads below", "skips", *SETTINGS), 30, 2),
     "middle reads below, all methods": (
-        ("three levels", "reads below", "skips", *SETTINGS, *EXPLICIT), 30, 2,
+        ("three levels", "reads below", "skips", *SETTINGS, *EXPLICIT),
+        30,
+        2,
     ),
-    "siblings that meet below": (("three levels", *DEEP, "steps", *EXPLICIT), 30, 2),
+    "siblings that meet below": (("three levels", *DEEP, "steps", *EXPLICIT), 50, 2),
     "without response": (("three levels", "reads below", "fixed below", "skips", *SETTINGS), 10, 2),
-    "four levels": (("four levels", *DEEP, "apart", *PACELESS), 12, 1),
-    "four levels, all methods": (("four levels", *DEEP, *PACELESS, *EXPLICIT), 12, 1),
-    "five levels": (("five levels", "reads below", "skips", *PACELESS), 6, 1),
+    "four levels": (("four levels", *DEEP, "apart", *PACELESS), 30, 1),
+    "four levels, all methods": (("four levels", *DEEP, *PACELESS, *EXPLICIT), 30, 1),
+    "five levels": (("five levels", "reads below", "skips", *PACELESS), 12, 1),
 }
 CHUNK = 10
 CHUNKS = [
@@ -56,8 +65,12 @@ def test_every_update_of_random_graphs_is_that_of_the_simulator(profile, seeds):
 def test_the_profiles_hold_three_hundred_graphs_and_every_feature():
     assert sum(count for _, count, _ in PROFILES.values()) >= 300
     assert {f for features, _, _ in PROFILES.values() for f in features} == set(FEATURES)
-    assert {m for n, (f, c, _) in PROFILES.items() for s in range(c)
-            for m in Graph(s, f).methods.values()} == set(METHODS)
+    assert {
+        m
+        for n, (f, c, _) in PROFILES.items()
+        for s in range(c)
+        for m in Graph(s, f).methods.values()
+    } == set(METHODS)
 
 
 # The simulator against what is known.
@@ -87,12 +100,27 @@ def gradient_of(simulator, name):
 def test_a_sibling_that_moved_stands_where_it_stood_in_the_step(retaken):
     nodes = [
         scalar_node("x", 0, "pr", lambda x, p, r, **_: (p + r - x) ** 2, 0.1, None, 0.01),
-        scalar_node("p", 1, "xq", lambda p, q, x, **_: (q - 1) ** 2 + (p - x) ** 2, 0.5,
-                    How("one step"), 0.01),
-        scalar_node("r", 1, "xq", lambda r, q, x, **_: (q + 1) ** 2 + (r - x) ** 2, 0.7,
-                    How("one step"), 0.01),
-        scalar_node("q", 2, "pr", lambda q, p, r, **_: (q - p.sin() * r) ** 2, 0.2,
-                    How("one step"), 0.1),
+        scalar_node(
+            "p",
+            1,
+            "xq",
+            lambda p, q, x, **_: (q - 1) ** 2 + (p - x) ** 2,
+            0.5,
+            How("one step"),
+            0.01,
+        ),
+        scalar_node(
+            "r",
+            1,
+            "xq",
+            lambda r, q, x, **_: (q + 1) ** 2 + (r - x) ** 2,
+            0.7,
+            How("one step"),
+            0.01,
+        ),
+        scalar_node(
+            "q", 2, "pr", lambda q, p, r, **_: (q - p.sin() * r) ** 2, 0.2, How("one step"), 0.1
+        ),
     ]
     q = 0.2 - 0.2 * (0.2 - math.sin(0.5) * 0.7)
     expected = 2 * (q + 1) * 0.2 * math.sin(0.5) + 2 * 0.6
@@ -103,12 +131,28 @@ def test_a_sibling_that_moved_stands_where_it_stood_in_the_step(retaken):
 def test_steps_are_unrolled_past_a_sibling_that_moves(rate):
     nodes = [
         scalar_node("a", 0, "b", lambda b, **_: (b - 1) ** 2, 0.1, None),
-        scalar_node("b", 1, "ad", lambda a, b, d, **_: (b - a) ** 2 + d**2, 0.5, How("unrolled"),
-                    0.1, steps=2),
-        scalar_node("c", 1, "", lambda c, **_: (c - 3) ** 2, 0.7, How("alternating"), rate,
-                    steps=2),
-        scalar_node("d", 2, "bc", lambda b, c, d, **_: (d - (b * c).sin() - 0.2 * b) ** 2, 0.3,
-                    How("implicit"), 0.5),  # solved by each step
+        scalar_node(
+            "b",
+            1,
+            "ad",
+            lambda a, b, d, **_: (b - a) ** 2 + d**2,
+            0.5,
+            How("unrolled"),
+            0.1,
+            steps=2,
+        ),
+        scalar_node(
+            "c", 1, "", lambda c, **_: (c - 3) ** 2, 0.7, How("alternating"), rate, steps=2
+        ),
+        scalar_node(
+            "d",
+            2,
+            "bc",
+            lambda b, c, d, **_: (d - (b * c).sin() - 0.2 * b) ** 2,
+            0.3,
+            How("implicit"),
+            0.5,
+        ),  # solved by each step
     ]
     a = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     b, c = torch.tensor(0.5, dtype=torch.float64), 0.7
@@ -140,11 +184,11 @@ def test_the_step_of_a_middle_problem_sees_the_solution_below_move(how):
 def test_a_solution_that_depends_on_a_problem_through_one_below_is_deeper():
     nodes = [
         scalar_node("a", 0, "b", lambda b, **_: (b - 1) ** 2, 0.1, None, 0.1),
-        scalar_node("b", 1, "ad", lambda a, b, d, **_: (b - a) ** 2 + d**2, 0.2, How("implicit"),
-                    0.1),
+        scalar_node(
+            "b", 1, "ad", lambda a, b, d, **_: (b - a) ** 2 + d**2, 0.2, How("implicit"), 0.1
+        ),
         scalar_node("c", 2, "d", lambda c, d, **_: (c - d) ** 2 + c**2, 0.3, How("implicit"), 0.1),
-        scalar_node("d", 3, "bc", lambda b, c, d, **_: (d - b - c) ** 2, 0.4, How("implicit"),
-                    0.1),
+        scalar_node("d", 3, "bc", lambda b, c, d, **_: (d - b - c) ** 2, 0.4, How("implicit"), 0.1),
     ]
     simulator = Simulator(nodes)
     assert [name for name, _ in simulator.schedule()] == ["d", "c", "b", "a"]
@@ -163,9 +207,16 @@ def test_implicit_solutions_of_nested_quadratics_have_their_closed_form(seed):
     diamond = {"x": 0, "a": 1, "b": 1, "z": 2}
     level = diamond if name == "diamond" else {p: i for i, p in enumerate(nested.names)}
     nodes = [
-        Node(p, level[p], frozenset(nested.reads[p]),
-             lambda v, _, p=p: nested.loss(p, {k: t[0] for k, t in v.items()}),
-             (values[p],), [None], How("implicit"), options=({"lr": 0.0},))
+        Node(
+            p,
+            level[p],
+            frozenset(nested.reads[p]),
+            lambda v, _, p=p: nested.loss(p, {k: t[0] for k, t in v.items()}),
+            (values[p],),
+            [None],
+            How("implicit"),
+            options=({"lr": 0.0},),
+        )
         for p in nested.names
     ]
     (last,) = [u for u in Simulator(nodes).run(1) if u.name == "x"]
@@ -205,10 +256,28 @@ def test_unrolled_gradients_are_differences_through_the_real_optimizer(name, opt
 
     x = torch.tensor([0.7, 0.1]).double()
     nodes = [
-        Node("x", 0, frozenset("y"), lambda v, _: upper(v["x"][0], v["y"][0]), (x,), [None], None,
-             options=({"lr": 0.0},)),
-        Node("y", 1, frozenset("x"), lambda v, b: lower(v["x"][0], v["y"][0], b), (start,), batches,
-             How("unrolled"), name, (options,), steps=3),
+        Node(
+            "x",
+            0,
+            frozenset("y"),
+            lambda v, _: upper(v["x"][0], v["y"][0]),
+            (x,),
+            [None],
+            None,
+            options=({"lr": 0.0},),
+        ),
+        Node(
+            "y",
+            1,
+            frozenset("x"),
+            lambda v, b: lower(v["x"][0], v["y"][0], b),
+            (start,),
+            batches,
+            How("unrolled"),
+            name,
+            (options,),
+            steps=3,
+        ),
     ]
     *_, last = Simulator(nodes).run(1)
     unit = torch.eye(2).double() * 1e-6
