@@ -82,7 +82,7 @@ def total_gradient(
             readers = sight.losses(problem, sources, q.parameters, draw, now)
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
-context = replace(context, first=key not in states)
+        context = replace(context, first=key not in states)
         method = methods.get(q.name, q.method)
         value, states[key], info = method.response(context, cotangent, states.get(key))
         infos[key] = replace(

@@ -429,7 +429,7 @@ def main() -> None:
         graph = Graph(seed, features)
         try:
             error, where = compared(graph, options.rounds)
-        except Exception as exception:  # noqa: BLE001
+        except Exception as exception:
             error, where = float("inf"), f"{type(exception).__name__}: {exception}"
         if error <= graph.tolerance:
             continue
