@@ -108,8 +108,10 @@ def append(file: Path, line: Mapping[str, Any], *, say: bool = True) -> None:
     not well.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    # A process that was stopped while it wrote has left a line without an end.
+    whole = not file.is_file() or file.read_text().endswith("\n")
     with file.open("a") as stream:
-        stream.write(json.dumps(finite(line)) + "\n")
+        stream.write(("" if whole else "\n") + json.dumps(finite(line)) + "\n")
     if say and line.get("status") != "ok":
         print(f"  {line.get('row')}: {line.get('status')}: {line.get('error', '')}", flush=True)
 
