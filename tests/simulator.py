@@ -1,14 +1,14 @@
 """Rounds of a problem graph by plain torch, to compare the engine with.
 
-Nothing of the library is used: no adjoint is ever formed, no module edited, no product taken. Every
-loss is a function of the values of all problems, and every solution that another problem sees is
-written as a *map* ``S(u)`` of the problems above it, a tensor with the value that the solution has
-and the derivatives that its method stands for. The total gradient of a problem is then what autograd
-finds when the maps of the problems below it are put into its loss.
+Nothing of the library is used: no adjoint is ever formed, no module edited, no product taken.
+Every loss is a function of the values of all problems, and every solution that another problem
+sees is written as a *map* ``S(u)`` of the problems above it, a tensor with the value that the
+solution has and the derivatives that its method stands for. The total gradient of a problem is
+then what autograd finds when the maps of the problems below it are put into its loss.
 
 The maps, at a moment with values ``u0`` above and ``y0`` of the problem itself:
 
-    implicit    y0 + [the solution of F(u, y) = F(u0, y0) - y0], with F the gradient that the
+    implicit    the solution of F(u, y) = F(u0, y0) for y, with F the gradient that the
                 optimizer descends: the loss's, with its sign and coupled weight decay. Reached by
                 Newton steps with the matrix at (u0, y0), kept: each step makes one more order of
                 the derivatives right.
@@ -22,29 +22,32 @@ Conventions
 -----------
 What the definitions leave open, fixed here:
 
-1.  *Order.* Of two problems on different levels the lower is deeper if either reads the other, or if
-    the solution of the lower depends on the upper through solutions below. Depth is the longest such
-    chain from the top; problems of one depth advance together, in the order of the graph, and
-    before each of their steps the next depth runs through all of its own.
+1.  *Order.* Of two problems on different levels the lower is deeper if either reads the other, or
+    if the solution of the lower depends on the upper through solutions below. Depth is the
+    longest such chain from the top; problems of one depth advance together, in the order of the
+    graph, and before each of their steps the next depth runs through all of its own.
 2.  *Moment.* Each update has a moment: the values of all problems, and their records, just before
-    it. A problem's record is its steps since the problems above it last moved, each with its moment,
-    batches, options and optimizer state.
-3.  *Implicit maps* are taken at the moment of the update that they are for: all problems at the values
-    that the loss above saw, on the batches of the last lower step.
-4.  *One-step and unrolled maps* are taken where the steps were: every problem that a step read stands
-    as it stood in it, siblings and solutions below included (these with the records of then); so
-    does each learning rate, and the matrices of implicit maps inside.
-5.  *One-step and unrolled maps inside the loss of another problem* are taken again from the values
-    that the problem's own map is taken at, as far as these move with it (``retaken="there"``); all
-    other problems stand as they stood in the steps. With ``retaken="then"`` all stand as in the steps.
-    Both have the same derivative unless something moved between the steps and the moment.
-6.  *Side by side.* A solution does not respond to a problem on its own level, even where a problem
-    below reads both: such a problem is a constant, with the value of the moment.
-7.  *Batches.* The mean over the batches of an update, whatever their sizes; the same for responses.
-8.  *Scale.* One step's `s` is the learning rate of each parameter in that step, before its scheduler.
+    it. A problem's record is its steps since the problems above it last moved, each with its
+    moment, batches, options and optimizer state.
+3.  *Implicit maps* are taken at the moment of the update that they are for: all problems at the
+    values that the loss above saw, on the batches of the last lower step.
+4.  *One-step and unrolled maps* are taken where the steps were: every problem that a step read
+    stands as it stood in it, siblings and solutions below included (these with the records of
+    then); so does each learning rate, and the matrices of implicit maps inside.
+5.  *One-step and unrolled maps inside the loss of another problem* are taken again from the
+    values that the problem's own map is taken at, as far as these move with it
+    (``retaken="there"``); all other problems stand as they stood in the steps. With
+    ``retaken="then"`` all stand as in the steps. Both have the same derivative unless something
+    moved between the steps and the moment.
+6.  *Side by side.* A solution does not respond to a problem on its own level, even where a
+    problem below reads both: such a problem is a constant, with the value of the moment.
+7.  *Batches.* The mean over the batches of an update, whatever their sizes; the same for
+    responses.
+8.  *Scale.* One step's `s` is the learning rate of each parameter in that step, before its
+    scheduler.
 9.  *Start.* Parameters and optimizer state before the first recorded step are constants.
-10. *Without response* (``through_response=False``): the problem's map, not its own update, takes the
-    solutions below as constants with their values at the moment.
+10. *Without response* (``through_response=False``): the problem's map, not its own update, takes
+    the solutions below as constants with their values at the moment.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ ALL = GRAPHS["4, all read all"]
 class Calls:
     """The calls to a graph's losses and to `torch.autograd.grad`, while it is entered.
 
-    A call to `torch.autograd.grad` for a scalar that a loss returned is a gradient. One for anything
-    else is a product; those in the updates of optimizers, whose functions hold no loss, are not
+    A call to `torch.autograd.grad` for a scalar that a loss returned is a gradient. One for any
+    other is a product; those in the updates of optimizers, whose functions hold no loss, are not
     counted.
     """
 
