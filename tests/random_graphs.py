@@ -81,13 +81,20 @@ _OF_FEATURE = {
 class Graph:
     """Problems drawn at random: as nodes for the simulator, as problems for the engine.
 
+    A `structure`, who reads whom from top to bottom and the level of each, is drawn unless given.
+
     Attributes:
         nodes: the problems, top to bottom.
         methods: the name of the method of each.
         tolerance: relative error that the numerics of these methods allow.
     """
 
-    def __init__(self, seed: int, features: Collection[str]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        features: Collection[str],
+        structure: tuple[dict[str, set[str]], dict[str, int]] | None = None,
+    ) -> None:
         unknown = set(features) - set(FEATURES)
         if unknown:
             raise ValueError(f"features must be among {list(FEATURES)}, got {sorted(unknown)}")
@@ -95,8 +102,8 @@ class Graph:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         while True:
-            self.reads, self.level = self._structure()
-            if not self._structural_features() - self.has:
+            self.reads, self.level = structure or self._structure()
+            if structure or not self._structural_features() - self.has:
                 break
         self.methods: dict[str, str] = {}
         sizes = {p: self._sizes() for p in self.reads}

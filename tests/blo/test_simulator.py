@@ -73,6 +73,15 @@ def test_the_profiles_hold_three_hundred_graphs_and_every_feature():
     } == set(METHODS)
 
 
+def test_problems_side_by_side_are_constants_for_each_other_inside_a_third_loss():
+    # f reads c and d, c reads f: c feels d through f. The loss of b holds the solutions of all.
+    reads = {"a": {"b"}, "b": {"a", "c", "d"}, "c": {"b", "f"}, "d": {"b"}, "f": {"b", "c", "d"}}
+    for seed in range(3):
+        graph = Graph(seed, (), structure=(reads, {"a": 0, "b": 1, "c": 2, "d": 2, "f": 3}))
+        error, where = compared(graph, 1)
+        assert error <= graph.tolerance, where
+
+
 # The simulator against what is known.
 
 
