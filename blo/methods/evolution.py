@@ -220,7 +220,7 @@ def evolution(
 
     The gradient of ``F(x) = f(x, y(x))`` smoothed with a normal of standard deviation `sigma`,
     unbiased, from `num_directions` random directions; `y(x)` takes the recorded lower steps again
-    from where they started, for torch's SGD, Adam and AdamW, on the same batches and masks.
+    from where they started, for optimizers whose update is known, on the same batches and masks.
 
     The top problem's loss may have no gradient at all; it then declares what it reads, and its
     direct dependence on `x` is estimated with the rest. A loss with a gradient for some levels only

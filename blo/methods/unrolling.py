@@ -134,7 +134,8 @@ class Unrolled:
 
 def unrolled(steps: int | None = None, *, checkpoint: bool = False) -> Unrolled:
     """Return reverse mode through the last `steps` lower steps: the exact derivative of what the
-    lower optimizer did, for torch's SGD, Adam and AdamW.
+    lower optimizer did, for torch's SGD, Adam, AdamW, NAdam, Adamax, RMSprop and Adagrad, and those
+    of `register_update`.
 
     Momentum, weight decay, parameter groups, schedulers and the state that the optimizer already
     had are all accounted for. With T steps: T gradients and T products, and T copies of the lower
