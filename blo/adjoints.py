@@ -285,7 +285,9 @@ class Sight:
         of `sources` and of `lower`, which are those of the `known` problems.
         """
         free = {p.name for p in known} | {p.name for p in sources}
-        fixed = [self.graph[name] for name in standing.values if name not in free]
+        seen = {*standing.values, *self.graph.reads[problem.name]} - free
+        # All that it reads, since a scope around this one may have put tensors in a graph there.
+        fixed = [p for p in self.graph.problems if p.name in seen]
         return tuple(
             ModuleObjective(
                 self.graph.space,

@@ -187,10 +187,10 @@ class ProblemGraph:
                 recorded = update.step >= first
             elif recorded:
                 moved.add(update.problem)
-        felt = self.felt(problem)
         seen = {*self.reads[problem.name], *(a.name for a in self.inputs(problem))}
-        for r in felt:
-            seen |= {r.name, *self.reads[r.name], *(a.name for a in self.inputs(r))}
+        for r in self.underneath(problem):
+            if r.name in seen or r in self.felt(problem):
+                seen |= {r.name, *self.reads[r.name], *(a.name for a in self.inputs(r))}
         seen -= {problem.name, self.top.name}
         return tuple(p for p in self.problems if p.name in seen & moved)
 

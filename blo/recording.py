@@ -65,7 +65,8 @@ class Recorder:
         again = place is not None and self._is_kept(problem, place)
         own = update.last and needs.before
         received = tuple(g is not None for g in gradient)
-        below = {q.name: self.moments[q.name] for q in role.felt if q.name in self.moments}
+        underneath = (q.name for q in self._graph.underneath(problem))
+        below = {name: self.moments[name] for name in underneath if name in self.moments}
         moment = Moment(
             draw=draw,
             options=problem.options(),

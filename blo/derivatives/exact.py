@@ -57,12 +57,12 @@ class ExactProducts:
         return self._objective.decayed(self._objective.signed(product), v)
 
     def mixed(self, v: Tensors) -> Tensors:
-        """Return ``g_xy v``.
+        """Return ``g_xy v``, and let go of the graph: methods take this product last.
 
         Raises:
             RuntimeError: if ``g_y`` depends on no upper parameter.
         """
-        product = self._product(self._upper, v)
+        product = self._product(self._upper, v, keep=False)
         if not reached(product):
             raise RuntimeError(NO_PATH)
         return self._objective.signed(filled(product, self._upper))
@@ -70,10 +70,11 @@ class ExactProducts:
     def disagreement(self, v: Tensors, mixed: Tensors) -> None:
         """Return None: the product is exact."""
 
-    def _product(self, inputs: Tensors, v: Tensors) -> Gradient:
+    def _product(self, inputs: Tensors, v: Tensors, *, keep: bool = True) -> Gradient:
         if self._graph is None:
             losses = self._objective.losses
             self._graph = GradientGraph(losses, self._lower, self._upper, self._lower)
             self.num_gradients += 1
         self.num_products += 1
-        return self._graph.product(v, inputs, keep=True)
+        graph, self._graph = self._graph, self._graph if keep else None
+        return graph.product(v, inputs, keep=keep)

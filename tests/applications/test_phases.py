@@ -124,7 +124,7 @@ def test_retraining_keeps_the_values_that_the_search_has_found(method: str, tiny
         ("retraining", 6),
     ]
     assert (summary["num_lower_steps"], summary["num_upper_steps"]) == (12, 6)
-    assert (summary["num_gradients"], summary["retraining"]) == (6 * 4 + 6, "values")
+    assert (summary["num_gradients"], summary["retraining"]) == (6 * 4 + 2 + 6, "values")
     # The end of the search is reported too, as the run without retraining reports it.
     alone = json.loads((searched / "summary.json").read_text())
     for split in ("train", "test"):
@@ -254,7 +254,7 @@ def test_a_warm_up_goes_on_along_one_schedule_and_leaves_the_upper_level_alone(t
     # After each step: linear to zero over all six lower steps, of which two are the warm-up.
     assert rates == pytest.approx([1e-2 * (5 - k) / 6 for k in range(6)])
     assert [p["name"] for p in summary["phases"]] == ["warm_up", "search"]
-    assert (summary["num_gradients"], summary["num_upper_steps"]) == (2 + 4 * 4, 4)
+    assert (summary["num_gradients"], summary["num_upper_steps"]) == (2 + 4 * 4 + 2, 4)
     with pytest.raises(UsageError, match=r"--upper_warmup_steps: must be less than the 6"):
         run(tiny("bilora", "--upper_warmup_steps", "6"))
 

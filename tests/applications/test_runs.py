@@ -69,8 +69,9 @@ def test_the_summary_counts_levels_steps_and_costs(tiny: Run) -> None:
     assert two["upper_params"] == 2 * 2 * 2
     assert two["trainable_params"] == flat["trainable_params"] + two["upper_params"]
     assert (two["num_lower_steps"], two["num_upper_steps"]) == (6, 3)
-    # A round: two lower gradients, an upper one, two for the central difference.
-    assert (two["num_gradients"], two["num_hvps"]) == (3 * 5, 0)
+    # A round: two lower gradients, an upper one, two for the central difference; two more for the
+    # difference that the first response compares it with.
+    assert (two["num_gradients"], two["num_hvps"]) == (3 * 5 + 2, 0)
     found = two["hypergradient"]
     assert list(found) == ["method", "scale", "radius", "point"]
     # Default scale: the learning rate of the last lower step of the round, on a linear schedule.

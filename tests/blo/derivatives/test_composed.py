@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from blo import Engine, FiniteDifference, Problem, ProblemGraph, cg, dense, hypergradient, minres
 from blo.derivatives import composed
 from blo.derivatives.composed import OPERATIONS, WRONG, composing, refuse_wrong, wrong_orders
-from blo.methods.products import refuse_cut_graph
+from blo.derivatives.graphs import refuse_cut_graph
 
 NORMS = {
     "layer_norm": lambda x, w: F.layer_norm(x, (6,), w.new_ones(6) * w[0], w.new_zeros(6)),
