@@ -79,7 +79,7 @@ def total_gradient(
         sight = Sight(graph, precision, Spent())
         context = sight.context(q, sources, now)
         if q.method.requirements.readers and entry in (None, q):
-            readers = sight.losses(problem, sources, q.parameters, draw, now)
+            readers = sight.losses(problem, sources, q.parameters, draw, now, (q,))
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
         context = replace(context, first=key not in states)
