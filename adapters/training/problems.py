@@ -10,7 +10,7 @@ from adapters.glue.penalties import Loss, Penalty
 from adapters.training.partition import levels
 from blo import Clip, Method, Problem, ProblemGraph, darts
 
-__all__ = ["penalised", "two_level"]
+__all__ = ["Penalty", "penalised", "two_level"]
 
 
 def two_level(
