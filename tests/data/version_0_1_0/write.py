@@ -1,8 +1,8 @@
 """Wrote the files beside it, run from a checkout of version 0.1.0: ``python write.py FOLDER``.
 
 Adapters as PEFT saves them, states of engines as ``torch.save`` does, the losses of two more
-rounds, and in ``expected.safetensors`` the frozen model, inputs, what every adapter computed for one
-of them and where the two rounds led.
+rounds, and in ``expected.safetensors`` the frozen model, inputs, what every adapter computed for
+one of them and where the two rounds led.
 """
 
 import json
