@@ -1,18 +1,16 @@
 """A model with a bi-level adapter as a graph of two problems."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.penalties import Loss, Penalty
 from adapters.training.partition import levels
 from blo import Clip, Method, Problem, ProblemGraph, darts
 
 __all__ = ["Penalty", "penalised", "two_level"]
-
-Loss = Callable[[Any], Any]
-Penalty = Callable[[nn.Module], Tensor]
 
 
 def two_level(
