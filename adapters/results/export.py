@@ -34,7 +34,7 @@ def export_lora(
     *,
     prune: bool = False,
 ) -> Path:
-    """The folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
+    """Return the folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
 
     The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
     approximation. So is the mean of LoRA Dropout's masks, ``B <- (1 - p)^2 B``: the checkpoint is
@@ -45,15 +45,15 @@ def export_lora(
     Args:
         model: A PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, with one of LoRA
             with learned weight decay, or of BiDoRA with masks.
-        path: The folder to write.
-        adapter_name: The adapter; the active one if None.
-        prune: Keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
+        path: the folder to write.
+        adapter_name: the adapter; the active one if None.
+        prune: keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
             are; truncates AutoLoRA to what it has selected. The checkpoint then has a
             ``rank_pattern`` and an ``alpha_pattern``, which not every program but PEFT reads.
 
     Raises:
-        TypeError: `model` is not a ``PeftModel``.
-        ValueError: The adapter is not one that folds into LoRA.
+        TypeError: if `model` is not a ``PeftModel``.
+        ValueError: if the adapter is not one that folds into LoRA.
 
     Example:
         >>> import tempfile, torch

@@ -42,14 +42,14 @@ class Levels:
 
 
 def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
-    """The two levels of the active adapter, a partition of its trainable parameters.
+    """Return the two levels of the active adapter, a partition of its trainable parameters.
 
     Args:
         model: A PEFT model, or any module with injected adapters.
-        adapter_name: The adapter, which must be active; needed where several are.
+        adapter_name: the adapter, which must be active; needed where several are.
 
     Raises:
-        ValueError: No bi-level adapter is active, several are, or the one named is frozen.
+        ValueError: if no bi-level adapter is active, several are, or the one named is frozen.
 
     Example:
         >>> import torch
@@ -119,7 +119,7 @@ def _parent(name: str) -> str:
 
 
 def _owner(name: str) -> str | None:
-    """The adapter a parameter belongs to: what follows the container PEFT keeps adapters in."""
+    """Return the adapter of a parameter: what follows the container that PEFT keeps adapters in."""
     parts = name.split(".")
     for container, adapter in pairwise(parts):
         if container.startswith("lora_") or container in CONTAINERS:
