@@ -26,7 +26,7 @@ class Allocation(StepHook):
 
     Args:
         optimizer: trains the adapter; `Engine` or any other loop may call it.
-        model: A PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
+        model: a PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
 
     Raises:
         ValueError: if the model has no AdaLoRA adapter.

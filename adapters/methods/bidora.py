@@ -104,6 +104,11 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
 class ColumnVariant(BiDoraVariant):
     """One adapter of one layer, ``W' = (W0 + s B A) diag(m / n)``, n the norms of the columns."""
 
+    unexportable = (
+        "has norm_axis='in', one magnitude for each input, which no PEFT checkpoint can hold; save "
+        "model.merge_and_unload()"
+    )
+
     def norms(self, used: Factors) -> Tensor:
         """Return n, the norms of the columns, ``(in,)``."""
         return super().norms(used._replace(weight=used.weight.T, A=used.B.T, B=used.A.T))

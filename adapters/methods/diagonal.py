@@ -80,6 +80,10 @@ class DiagonalVariant(AdditiveVariant):
         d: Tensor = getattr(layer, self.container)[adapter]
         return d
 
+    def folded_scale(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """Return ``g(d)``: ``B diag(g(d))`` is LoRA's B."""
+        return self.singular_values(layer, adapter)
+
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
         """Return which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
         return self.singular_values(layer, adapter).detach() != 0

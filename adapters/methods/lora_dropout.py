@@ -42,6 +42,7 @@ class LoraDropoutVariant(PlainVariant):
     """
 
     level: Literal["upper", "lower"] = "lower"
+    two_levels = "LoraDropoutConfig(learn_mask_rate=True)"
 
 
 @dataclass

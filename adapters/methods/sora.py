@@ -34,6 +34,8 @@ def _gate(g: Tensor) -> Tensor:
 class SoraVariant(DiagonalVariant):
     """One adapter of one layer, ``dW = s B diag(g) A``, g standard normal at the start."""
 
+    two_levels = "SoraConfig(gate_level='upper')"
+
     def __init__(self, *, level: Literal["lower", "upper"]) -> None:
         super().__init__(_gate, start=0.0, noise=1.0, level=level)
 

@@ -45,7 +45,7 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
     """Return the two levels of the active adapter, a partition of its trainable parameters.
 
     Args:
-        model: A PEFT model, or any module with injected adapters.
+        model: a PEFT model, or any module with injected adapters.
         adapter_name: the adapter, which must be active; needed where several are.
 
     Raises:
@@ -61,17 +61,17 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
         [(2,)]
     """
     adapter = _active(model, adapter_name)
+    found = [each for each in adapted_layers(model, BiLevelVariant) if each[1] == adapter]
     upper = {
         f"{name}.{container}.{adapter}".removeprefix(".")
-        for name, active, _, variant in adapted_layers(model, BiLevelVariant)
-        if active == adapter
+        for name, _, _, variant in found
         for container in variant.upper_containers
     }
     if not upper:
+        remedies = sorted({variant.two_levels for *_, variant in found if variant.two_levels})
         raise ValueError(
-            f"adapter {adapter!r} trains all its parameters on one level; for a SoRA adapter with "
-            "its gates in the upper one, use SoraConfig(gate_level='upper'); for a LoRA Dropout "
-            "adapter with its rates there, LoraDropoutConfig(learn_mask_rate=True)"
+            f"adapter {adapter!r} trains all its parameters on one level; with "
+            f"{' or '.join(remedies)} it has two"
         )
     others = _adapters(model) - {adapter}
     named = [
