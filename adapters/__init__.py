@@ -18,6 +18,7 @@ from adapters.methods.lora_dropout import (
     mean_loss,
 )
 from adapters.methods.lora_rite import LoraRite, lora_pairs
+from adapters.methods.mole import Balance, MoleConfig, keep_experts
 from adapters.methods.rac_lora import Link, chain
 from adapters.methods.rolora import Alternation, average
 from adapters.methods.sora import Shrinkage, SoraConfig
@@ -34,6 +35,7 @@ __all__ = [
     "Allocation",
     "Alternation",
     "AutoLoraConfig",
+    "Balance",
     "BiDoraConfig",
     "BiLoraConfig",
     "Binarisation",
@@ -43,6 +45,7 @@ __all__ = [
     "LoraDropoutConfig",
     "LoraRite",
     "LoraWeightDecayConfig",
+    "MoleConfig",
     "NullSpace",
     "Orthogonality",
     "Shrinkage",
@@ -54,6 +57,7 @@ __all__ = [
     "changes",
     "ensemble",
     "export_lora",
+    "keep_experts",
     "levels",
     "lora_pairs",
     "mask_rates",

@@ -18,10 +18,14 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 __all__ = [
     "CONFIG_NAME",
     "SAFETENSORS_WEIGHTS_NAME",
+    "WRAPPER",
     "ExternalPeftType",
     "FactorsOnlyModel",
     "register",
 ]
+
+WRAPPER = "base_model.model."
+"""What PEFT puts before the names of the modules of the model that it wraps."""
 
 
 class ExternalPeftType(str):

@@ -9,6 +9,7 @@ from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from adapters.glue.factors import Factors
 from adapters.glue.masks import MASK_LOGIT, Masks, factors_in_use
 
 __all__ = [
@@ -38,6 +39,11 @@ class BiLevelVariant(LoraVariant):
     """LoRA Dropout's masks on the factors."""
 
     @property
+    def containers(self) -> tuple[str, ...]:
+        """The names of all of the layer's dictionaries that hold what the method adds."""
+        return (self.container,) if self.container else ()
+
+    @property
     def upper_containers(self) -> tuple[str, ...]:
         """The names of the layer's dictionaries that the upper level owns."""
         own = (self.container,) if self.container and self.level == "upper" else ()
@@ -56,6 +62,13 @@ class BiLevelVariant(LoraVariant):
         None where no plain LoRA computes what the method does. Without masks.
         """
         return None
+
+    def side_by_side(self, layer: LoraLayer, adapter: str, pair: Factors) -> Factors:
+        """Return A and B of the plain LoRA before `folded_scale`: here the layer's own, `pair`.
+
+        Another A and B where the method makes them of what it adds.
+        """
+        return pair
 
 
 class AdditiveVariant(BiLevelVariant):

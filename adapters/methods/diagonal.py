@@ -54,7 +54,7 @@ class DiagonalVariant(AdditiveVariant):
         """Add d to the layer, next to the adapter's A and B."""
         variant = _variant(module, adapter_name)
         A = factors(module, adapter_name).A
-        size = 1 if variant.tied else A.shape[0]
+        size = variant.num_values(A.shape[0])
         diagonal = torch.full((size,), variant.start, dtype=A.dtype, device=A.device)
         if variant.noise:
             diagonal += variant.noise * torch.randn_like(diagonal)
@@ -65,10 +65,16 @@ class DiagonalVariant(AdditiveVariant):
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return ``result + s B (g(d) * A x)``."""
-        values = _variant(module, active_adapter).singular_values(module, active_adapter)
+        variant = _variant(module, active_adapter)
+        values = variant.singular_values(module, active_adapter)
         used = factors_in_use(module, active_adapter)
+        used = variant.side_by_side(module, active_adapter, used)
         hidden = F.linear(module.lora_dropout[active_adapter](x), used.A)
         return result + F.linear(hidden * (used.scale * values), used.B)
+
+    def num_values(self, rank: int) -> int:
+        """Return the length of d."""
+        return 1 if self.tied else rank
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
         """Return ``g(d)``, shape ``(rank,)``."""
@@ -90,7 +96,7 @@ class DiagonalVariant(AdditiveVariant):
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
         """Return ``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
-        pair = factors(layer, adapter)
+        pair = self.side_by_side(layer, adapter, factors(layer, adapter))
         dtype = widen(pair.A.dtype)
         values = pair.scale * self.singular_values(layer, adapter).to(dtype)
         return ((pair.B.to(dtype) * values) @ pair.A.to(dtype)).to(pair.A.dtype)

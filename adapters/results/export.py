@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.glue.adapted import adapted_layers
+from adapters.glue.factors import factors
 from adapters.glue.masks import MASK_LOGIT, mask_logit
 from adapters.glue.norms import widen
 from adapters.glue.registry import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from adapters.glue.variants import BiLevelVariant
 from adapters.methods.diagonal import DiagonalVariant
-from adapters.training.rank_selection import alpha_pattern, rank_pattern
+from adapters.training.rank_selection import alpha_of_rank, alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
 
@@ -119,14 +120,18 @@ def _folded(
                 f"module {name!r} of adapter {adapter!r} is not in the checkpoint that PEFT wrote: "
                 "it leaves out modules that are called as another adapter; rename that adapter"
             )
-        B = saved[key]
+        pair = variant.side_by_side(layer, adapter, factors(layer, adapter))
+        own = pair.A is factors(layer, adapter).A
+        B = saved[key] if own else pair.B.detach()
+        if not own:
+            folded[f"{name}.lora_A.weight"] = pair.A.detach().contiguous()
         dtype = widen(B.dtype)
         values = torch.ones(1, dtype=dtype, device=B.device)
         scale = variant.folded_scale(layer, adapter)
         if scale is not None:
             values = scale.detach().to(B.device, dtype)
-            if variant.container:
-                del folded[f"{name}.{variant.container}"]
+            for container in variant.containers:
+                folded.pop(f"{name}.{container}", None)  # kept by another layer where it is shared
         if variant.masks is not None:
             logit = mask_logit(layer, adapter)
             if logit is not None:
@@ -148,6 +153,14 @@ def _plain(model: PeftModel, adapter: str, saved: str, *, prune: bool) -> str:
     own = {field.name for field in fields(model.peft_config[adapter])}
     own -= {field.name for field in fields(LoraConfig)}
     plain = {name: value for name, value in json.loads(saved).items() if name not in own}
+    _, _, layer, variant = next(adapted_layers(model, BiLevelVariant, adapter))
+    before = factors(layer, adapter)
+    rank = variant.side_by_side(layer, adapter, before).A.shape[0]
+    if rank != before.A.shape[0]:  # in all layers alike; the scale stays
+        plain["r"] = rank
+        wider = alpha_of_rank(1.0, layer, adapter, rank)
+        plain["lora_alpha"] = wider * plain["lora_alpha"]
+        plain["alpha_pattern"] = {k: wider * v for k, v in plain["alpha_pattern"].items()}
     if prune:
         plain["rank_pattern"] = rank_pattern(model, adapter)
         plain["alpha_pattern"] = alpha_pattern(model, adapter)

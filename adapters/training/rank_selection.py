@@ -10,11 +10,10 @@ from torch import nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
 from adapters.glue.layers import LoraLayer
+from adapters.glue.registry import WRAPPER
 from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["rank_pattern", "ranks", "retrain_config"]
-
-WRAPPER = "base_model.model."
 
 
 def ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
@@ -72,10 +71,15 @@ def alpha_pattern(model: nn.Module, adapter_name: str | None = None) -> dict[str
     """Return the alphas with which LoRA of the selected ranks keeps every module's scale."""
     found = {}
     for name, adapter, selected, layer in _selected(model, adapter_name):
-        root = math.sqrt if layer.use_rslora[adapter] else float
-        alpha = layer.lora_alpha[adapter] * root(max(1, selected)) / root(layer.r[adapter])
+        alpha = alpha_of_rank(layer.lora_alpha[adapter], layer, adapter, max(1, selected))
         found[pattern(name)] = int(alpha) if alpha.is_integer() else alpha
     return found
+
+
+def alpha_of_rank(alpha: float, layer: LoraLayer, adapter: str, rank: int) -> float:
+    """Return the alpha with which an adapter of another rank has the scale that it has now."""
+    root = math.sqrt if layer.use_rslora[adapter] else float
+    return float(alpha * root(rank) / root(layer.r[adapter]))
 
 
 def retrain_config(model: nn.Module, adapter_name: str | None = None) -> LoraConfig:

@@ -19,6 +19,7 @@ from adapters import (
     BiLoraConfig,
     LoraDropoutConfig,
     LoraWeightDecayConfig,
+    MoleConfig,
     SoraConfig,
 )
 
@@ -46,6 +47,9 @@ def config(method: str, **options: Any) -> LoraConfig:
         return LoraWeightDecayConfig(**options)
     if method == "dropout":
         return LoraDropoutConfig(mask_rate=0.4, learn_mask_rate=True, **options)
+    if method == "mole":
+        ranks = [1, options.pop("r") - 1]
+        return MoleConfig(ranks=ranks, train_experts=True, granularity="layer", **options)
     if method == "autolora":
         return AutoLoraConfig(**options)
     if method == "sora":
