@@ -6,6 +6,7 @@ them.
 
 from adapters.methods.adalora import Allocation
 from adapters.methods.autolora import AutoLoraConfig
+from adapters.methods.beam_lora import BeamLoraConfig, BeamSearch
 from adapters.methods.bidora import BiDoraConfig, DirectionOrthogonality
 from adapters.methods.bilora import BiLoraConfig, Binarisation, Orthogonality
 from adapters.methods.clora import NullSpace
@@ -20,7 +21,9 @@ from adapters.methods.lora_dropout import (
 from adapters.methods.lora_rite import LoraRite, lora_pairs
 from adapters.methods.mole import Balance, MoleConfig, keep_experts
 from adapters.methods.rac_lora import Link, chain
+from adapters.methods.rep_lora import RepLoraConfig
 from adapters.methods.rolora import Alternation, average
+from adapters.methods.sd_lora import SdLoraConfig, next_task
 from adapters.methods.sora import Shrinkage, SoraConfig
 from adapters.methods.weight_decay import LoraWeightDecayConfig, WeightDecay, weight_decays
 from adapters.results.analysis import analyse, changes
@@ -36,6 +39,8 @@ __all__ = [
     "Alternation",
     "AutoLoraConfig",
     "Balance",
+    "BeamLoraConfig",
+    "BeamSearch",
     "BiDoraConfig",
     "BiLoraConfig",
     "Binarisation",
@@ -48,6 +53,8 @@ __all__ = [
     "MoleConfig",
     "NullSpace",
     "Orthogonality",
+    "RepLoraConfig",
+    "SdLoraConfig",
     "Shrinkage",
     "SoraConfig",
     "WeightDecay",
@@ -63,6 +70,7 @@ __all__ = [
     "mask_rates",
     "masking",
     "mean_loss",
+    "next_task",
     "penalised",
     "rank_pattern",
     "ranks",

@@ -27,7 +27,7 @@ class LoraFolder:
     def __init__(self, path: str) -> None:
         if not Path(path, CONFIG_NAME).is_file():
             raise ValueError(
-                f"experts must be folders with an adapter that PEFT has saved, got {path!r} without "
+                f"experts must be folders with an adapter that PEFT has saved, {path!r} has no "
                 f"{CONFIG_NAME}"
             )
         config: Any = PeftConfig.from_pretrained(path)
@@ -54,7 +54,7 @@ class LoraFolder:
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
         """Return A and ``s B`` of one module."""
         A, B = (self._tensors[f"{WRAPPER}{module}.lora_{name}.weight"] for name in "AB")
-        patterns = self._config.alpha_pattern
-        alpha = patterns.get(get_pattern_key(patterns.keys(), module), self._config.lora_alpha)
+        patterns: dict[str, float] = self._config.alpha_pattern or {}
+        alpha = patterns.get(get_pattern_key(list(patterns), module), self._config.lora_alpha)
         root = math.sqrt if self._config.use_rslora else float
         return A, B * (alpha / root(A.shape[0]))

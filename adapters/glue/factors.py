@@ -1,5 +1,6 @@
 """The factors A and B of one adapter of one layer, with what they are added to."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,22 @@ def low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     return A.detach().double(), B.detach().double()
 
 
-def restart_factors(layer: LoraLayer, adapter: str, init: bool | str) -> None:
-    """Give A and B of one adapter new values, as a new adapter gets them."""
+def restart_factors(
+    layer: LoraLayer, adapter: str, init: bool | str, *, rank: int | None = None
+) -> None:
+    """Give A and B of one adapter new values, as a new adapter gets them.
+
+    With another rank they become new parameters; the scale stays.
+    """
+    if rank is not None and rank != layer.r[adapter]:
+        pair = factors(layer, adapter)
+        holders: Any = (layer.lora_A[adapter], layer.lora_B[adapter])
+        values = (pair.A.new_empty(rank, pair.A.shape[1]), pair.B.new_empty(len(pair.B), rank))
+        for holder, value in zip(holders, values, strict=True):
+            holder.weight = nn.Parameter(value, requires_grad=holder.weight.requires_grad)
+            holder.out_features, holder.in_features = value.shape
+        layer.r[adapter] = rank
+        root = math.sqrt if layer.use_rslora[adapter] else float
+        layer.lora_alpha[adapter] = layer.scaling[adapter] * root(rank)
     with torch.no_grad():
         layer.reset_lora_parameters(adapter, init)

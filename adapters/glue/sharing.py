@@ -4,7 +4,7 @@ A parameter registered twice would be saved twice and come back as two; a refere
 nor moved, and a copy of the model refers to its own owner.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +19,7 @@ __all__ = ["SharedVariant", "SharingModel", "freeze", "layer_of", "parent_of"]
 class SharedVariant(BiLevelVariant):
     """A variant some of whose parameters belong to a group of layers."""
 
-    shared: ClassVar[tuple[str, ...]] = ()
+    shared: tuple[str, ...] = ()
     """The names of the dictionaries that one layer of the group keeps for all."""
     owner: LoraLayer | None = None
     """The layer that keeps them; None before the groups are known."""

@@ -1,7 +1,7 @@
 """The layer ``dW = s B diag(w) A`` with one value w_k for each block of ranks.
 
-Blocks are adapters side by side, ``A = [A_1; ...; A_N]`` and ``B = [B_1, ..., B_N]``: the experts of
-a mixture, the tasks of a sequence. Folds into plain LoRA exactly, of the rank of all blocks
+Blocks are adapters side by side, ``A = [A_1; ...; A_N]`` and ``B = [B_1, ..., B_N]``: the experts
+of a mixture, the tasks of a sequence. Folds into plain LoRA exactly, of the rank of all blocks
 together.
 """
 

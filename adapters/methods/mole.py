@@ -43,7 +43,6 @@ class MoleVariant(GroupedVariant):
     """One adapter of one layer, ``dW = s sum_i softmax(v / tau)_i B_i A_i``, v at zero first."""
 
     container = "lora_gate"
-    shared = ("lora_gate",)
 
     def __init__(self, config: "MoleConfig") -> None:
         assert config.ranks is not None
@@ -52,8 +51,7 @@ class MoleVariant(GroupedVariant):
         self.temperature = config.temperature
         self.frozen = not config.train_experts
         self.kept_experts = config.kept_experts
-        if config.learn_temperature:
-            self.shared = ("lora_gate", TEMPERATURE)  # type: ignore[misc]
+        self.shared = (self.container, *((TEMPERATURE,) if config.learn_temperature else ()))
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
@@ -163,7 +161,8 @@ class MoleConfig(BiLevelConfig):
         >>> from peft import get_peft_model
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
         >>> config = MoleConfig(ranks=[1, 1], train_experts=True, target_modules=["0"])
-        >>> {name: gate.tolist() for name, gate in singular_values(get_peft_model(net, config)).items()}
+        >>> model = get_peft_model(net, config)
+        >>> {name: gate.tolist() for name, gate in singular_values(model).items()}
         {'base_model.model.0': [0.5, 0.5]}
 
     Reference: Wu, Huang and Wei (2024), arXiv:2404.13628.
@@ -367,7 +366,7 @@ def _resolved(config: MoleConfig, folders: list[LoraFolder]) -> MoleConfig:
     resolved.r = resolved.lora_alpha = sum(resolved.ranks)
     resolved.use_rslora, resolved.alpha_pattern = False, {}
     if resolved.target_modules is None:
-        resolved.target_modules = {name for folder in folders for name in folder.modules}
+        resolved.target_modules = sorted({name for folder in folders for name in folder.modules})
     _check_kept(resolved.kept_experts, len(folders))
     return resolved
 

@@ -15,11 +15,14 @@ from transformers import (
 
 from adapters import (
     AutoLoraConfig,
+    BeamLoraConfig,
     BiDoraConfig,
     BiLoraConfig,
     LoraDropoutConfig,
     LoraWeightDecayConfig,
     MoleConfig,
+    RepLoraConfig,
+    SdLoraConfig,
     SoraConfig,
 )
 
@@ -34,6 +37,8 @@ BILORA: dict[str, dict[str, Any]] = {
 }
 DIAGONAL = [*BILORA, "autolora", "sora"]
 METHODS = [*DIAGONAL, "bidora"]
+# Methods whose layers share parameters, or that make the factors of others.
+NETWORKS = ["mole", "sdlora", "beam", "rows", "seed"]
 # LoRA Dropout with learned rates is random in training mode.
 ALL = [*METHODS, "dropout"]
 
@@ -49,7 +54,15 @@ def config(method: str, **options: Any) -> LoraConfig:
         return LoraDropoutConfig(mask_rate=0.4, learn_mask_rate=True, **options)
     if method == "mole":
         ranks = [1, options.pop("r") - 1]
-        return MoleConfig(ranks=ranks, train_experts=True, granularity="layer", **options)
+        options = {"granularity": "layer", **options}
+        return MoleConfig(ranks=ranks, train_experts=True, **options)
+    if method == "sdlora":
+        return SdLoraConfig(magnitude_level="upper", share="layer", **options)
+    if method == "beam":
+        return BeamLoraConfig(score_level="upper", temperature=0.5, **options)
+    if method in ("rows", "seed"):
+        settings = {"generator": method, "activation": "gelu", "width": 4}
+        return RepLoraConfig(generator_level="upper", **settings, **options)
     if method == "autolora":
         return AutoLoraConfig(**options)
     if method == "sora":

@@ -16,6 +16,7 @@ from adapters import export_lora, levels
 from tests.adapters.models import (
     BASES,
     DIAGONAL,
+    NETWORKS,
     adapted,
     bert,
     config,
@@ -58,7 +59,8 @@ print("RESULT" + json.dumps(found))
 """
 PRUNED = ["bert-autolora-pruned", "bert-sora-pruned", "gpt2-autolora-pruned"]
 OURS = [
-    *(f"bert-{form}" for form in DIAGONAL),
+    *(f"bert-{form}" for form in (*DIAGONAL, *NETWORKS)),
+    *("gpt2-mole", "gpt2-rows"),
     *("gpt2-softmax", "gpt2-autolora", "bert-bidora", "gpt2-bidora"),
     *PRUNED,
 ]
@@ -106,7 +108,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             export_lora(model, root / name, prune=True)
             if "autolora" in name:
                 truncate(model)
-        elif method in DIAGONAL:
+        elif method in (*DIAGONAL, *NETWORKS):
             export_lora(model, root / name)
         else:
             model.save_pretrained(root / name)

@@ -1,0 +1,93 @@
+"""What a PEFT user expects, for methods whose layers share parameters or make the factors of others.
+
+Less than `test_conformance` asks, one test for all of a method's behaviour on a base model.
+"""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig, PeftModel
+
+from adapters import levels
+from tests.adapters.models import BASES, NETWORKS, adapted, base_model, config, inputs, move, output
+from tests.adapters.test_hypergradients import LR, relative_errors, unrolled
+
+
+@pytest.mark.parametrize("method", NETWORKS)
+@pytest.mark.parametrize("base", list(BASES))
+def test_an_adapter_starts_merges_saves_and_stays_apart(
+    base: str, method: str, tmp_path: Path
+) -> None:
+    batch = inputs(base)
+    frozen = output(base_model(base), batch)
+    model = adapted(base, method)
+    assert torch.equal(output(model, batch), frozen)
+    before = output(move(model, 0.3), batch)
+    assert (before - frozen).norm() > 1e-2 * frozen.norm()
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(output(model, batch), before, rtol=1e-5, atol=1e-5)
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        torch.testing.assert_close(output(model, batch), frozen, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).peft_type == model.peft_config["default"].peft_type
+    loaded = PeftModel.from_pretrained(base_model(base), tmp_path, low_cpu_mem_usage=True)
+    torch.testing.assert_close(output(loaded, batch), output(model, batch), rtol=1e-5, atol=1e-5)
+    model.add_adapter("second", config(method, **{**BASES[base][1], "r": 2}))
+    model.set_adapter("second")
+    second = output(move(model, 0.2), batch)
+    assert all(".second" in name for name in levels(model).upper_names)
+    model.save_pretrained(tmp_path)
+    model.set_adapter("default")
+    torch.testing.assert_close(output(model, batch), before, rtol=1e-5, atol=1e-5)
+    model.delete_adapter("second")
+    assert not [name for name, _ in model.named_parameters() if "second" in name.split(".")]
+    model.load_adapter(tmp_path / "second", "third")
+    model.set_adapter("third")
+    torch.testing.assert_close(output(model, batch), second, rtol=1e-5, atol=1e-5)
+    plain = loaded.merge_and_unload()
+    torch.testing.assert_close(output(plain, batch), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", NETWORKS)
+def test_a_model_is_copied_compiled_and_kept_in_half_precision(method: str) -> None:
+    model = adapted("mlp", method, moved=0.3)
+    batch = inputs("mlp")
+    before = output(model, batch)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(output(other, batch), before)
+        move(other, 0.3)
+        assert torch.equal(output(model, batch), before)  # the copy shares nothing with it
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(output(compiled, batch), before)
+    half = adapted("mlp", method, dtype=torch.bfloat16)
+    batch = inputs("mlp", dtype=torch.bfloat16)
+    assert torch.equal(output(half, batch), output(base_model("mlp", torch.bfloat16), batch))
+    assert {p.dtype for n, p in half.named_parameters() if "lora_" in n} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", [*NETWORKS, "input"])
+def test_the_hypergradient_after_training_is_that_of_the_unrolled_objective(method: str) -> None:
+    options = {"gate": "input", "granularity": "module"} if method == "input" else {}
+    base = "mole" if method == "input" else method
+    model = adapted("bert", base, dtype=torch.float64, moved=0.1, **options)
+    split = levels(model)
+    optimizer = torch.optim.Adam([*split.upper, *split.lower], 0.01)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses.append(model(**inputs("bert", 10)).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+    objective, at = unrolled(model, LR)
+    plain, _ = unrolled(model, 0.0)
+    upper = tuple(x.clone().requires_grad_() for x in at)
+    with_response = torch.autograd.grad(objective(upper), upper)
+    without = torch.autograd.grad(plain(upper), upper)
+    assert any((a - b).norm() > 1e-4 for a, b in zip(with_response, without, strict=True))
+    assert max(relative_errors(model)) < 1e-6
