@@ -97,19 +97,19 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
         """Return the factors that the network makes."""
         A = self._made(layer, adapter, "A", pair.A)
         B = self._made(layer, adapter, "B", pair.B.T if self.generator == "rows" else pair.B)
-        return pair._replace(A=A, B=B.T if self.generator == "rows" else B)
+        return pair._replace(A=A, B=B.T.contiguous() if self.generator == "rows" else B)
 
     def _made(self, layer: LoraLayer, adapter: str, side: str, matrix: Tensor) -> Tensor:
         keeper = self.keeper(layer)
         head: Tensor = getattr(layer, f"lora_head_{side}")[adapter]
         trunk: Tensor = getattr(keeper, f"lora_trunk_{side}")[adapter]
         if self.generator == "rows":
-            hidden = self.activation(_affine(trunk, matrix))
-            return _affine(head, hidden)
+            return _affine(head, self.activation(_affine(trunk, matrix)))
         seed: Tensor = getattr(keeper, f"lora_seed_{side}")[adapter]
         second: Tensor = getattr(keeper, f"lora_second_{side}")[adapter]
         hidden = self.activation(_affine(second, self.activation(_affine(trunk, seed[:, None]))))
-        return matrix + (head @ hidden).view_as(matrix)
+        made: Tensor = matrix + (head @ hidden).view_as(matrix)
+        return made
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""What a PEFT user expects, for methods whose layers share parameters or make the factors of others.
+"""What a PEFT user expects of methods whose layers share parameters or make factors of others.
 
 Less than `test_conformance` asks, one test for all of a method's behaviour on a base model.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 
-from adapters import levels
+from adapters import levels, next_task
 from tests.adapters.models import BASES, NETWORKS, adapted, base_model, config, inputs, move, output
 from tests.adapters.test_hypergradients import LR, relative_errors, unrolled
 
@@ -36,18 +36,18 @@ def test_an_adapter_starts_merges_saves_and_stays_apart(
     assert PeftConfig.from_pretrained(tmp_path).peft_type == model.peft_config["default"].peft_type
     loaded = PeftModel.from_pretrained(base_model(base), tmp_path, low_cpu_mem_usage=True)
     torch.testing.assert_close(output(loaded, batch), output(model, batch), rtol=1e-5, atol=1e-5)
-    model.add_adapter("second", config(method, **{**BASES[base][1], "r": 2}))
-    model.set_adapter("second")
-    second = output(move(model, 0.2), batch)
-    assert all(".second" in name for name in levels(model).upper_names)
+    model.add_adapter("other", config(method, **{**BASES[base][1], "r": 2}))
+    model.set_adapter("other")
+    other = output(move(model, 0.2), batch)
+    assert all(".other" in name for name in levels(model).upper_names)
     model.save_pretrained(tmp_path)
     model.set_adapter("default")
     torch.testing.assert_close(output(model, batch), before, rtol=1e-5, atol=1e-5)
-    model.delete_adapter("second")
-    assert not [name for name, _ in model.named_parameters() if "second" in name.split(".")]
-    model.load_adapter(tmp_path / "second", "third")
+    model.delete_adapter("other")
+    assert not [name for name, _ in model.named_parameters() if "other" in name.split(".")]
+    model.load_adapter(tmp_path / "other", "third")
     model.set_adapter("third")
-    torch.testing.assert_close(output(model, batch), second, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output(model, batch), other, rtol=1e-5, atol=1e-5)
     plain = loaded.merge_and_unload()
     torch.testing.assert_close(output(plain, batch), before, rtol=1e-5, atol=1e-5)
 
@@ -57,9 +57,9 @@ def test_a_model_is_copied_compiled_and_kept_in_half_precision(method: str) -> N
     model = adapted("mlp", method, moved=0.3)
     batch = inputs("mlp")
     before = output(model, batch)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(output(other, batch), before)
-        move(other, 0.3)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(output(copied, batch), before)
+        move(copied, 0.3)
         assert torch.equal(output(model, batch), before)  # the copy shares nothing with it
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -70,20 +70,28 @@ def test_a_model_is_copied_compiled_and_kept_in_half_precision(method: str) -> N
     assert {p.dtype for n, p in half.named_parameters() if "lora_" in n} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", [*NETWORKS, "input"])
-def test_the_hypergradient_after_training_is_that_of_the_unrolled_objective(method: str) -> None:
-    options = {"gate": "input", "granularity": "module"} if method == "input" else {}
-    base = "mole" if method == "input" else method
-    model = adapted("bert", base, dtype=torch.float64, moved=0.1, **options)
+def train(model: PeftModel, seed: int) -> None:
     split = levels(model)
     optimizer = torch.optim.Adam([*split.upper, *split.lower], 0.01)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        losses.append(model(**inputs("bert", 10)).loss)
-        losses[-1].backward()
+        loss = model(**inputs("bert", seed)).loss
+        loss.backward()
         optimizer.step()
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("method", [*NETWORKS, "input"])
+def test_the_hypergradient_after_training_is_that_of_the_unrolled_objective(method: str) -> None:
+    options = {"gate": "input", "granularity": "module"} if method == "input" else {}
+    base = "mole" if method == "input" else method
+    model = adapted("bert", base, dtype=torch.float64, moved=0.1, **options)
+    train(model, 10)
+    if method == "sdlora":
+        next_task(model)
+        train(model, 12)
     objective, at = unrolled(model, LR)
     plain, _ = unrolled(model, 0.0)
     upper = tuple(x.clone().requires_grad_() for x in at)

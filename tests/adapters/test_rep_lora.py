@@ -96,7 +96,7 @@ def test_query_and_value_share_all_but_the_last_map() -> None:
     assert len([n for n, _ in mixed.named_parameters() if "lora_trunk_A" in n]) == 4
 
 
-@pytest.mark.parametrize(("generator", "size"), [("rows", 3_232), ("seed", 1_606_928)])
+@pytest.mark.parametrize("generator, size", [("rows", 3_232), ("seed", 1_606_928)])
 def test_the_network_of_one_layer_has_the_size_it_is_said_to_have(
     generator: str, size: int
 ) -> None:
