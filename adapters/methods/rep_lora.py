@@ -116,7 +116,8 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return ``result + s B A x``, A and B made by the network."""
-        variant: Any = module.lora_variant[active_adapter]
+        variant = module.lora_variant[active_adapter]
+        assert isinstance(variant, RepLoraVariant)
         made = variant.side_by_side(module, active_adapter, factors(module, active_adapter))
         hidden = F.linear(module.lora_dropout[active_adapter](x), made.A)
         return result + F.linear(hidden, made.B) * made.scale
