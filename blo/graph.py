@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo.batches import BatchStream, edited, fresh, to_device, versions
+from blo.batches import edited, fresh, to_device, versions
 from blo.derivatives.objective import scalar
 from blo.derivatives.pullback import pulled_back
 from blo.derivatives.random_state import RandomState
@@ -18,6 +18,7 @@ from blo.evaluation import ParameterSpace
 from blo.linear.tensors import Tensors, leaves
 from blo.methods.alternating import Alternating
 from blo.problem import Problem
+from blo.streams import BatchStream
 
 
 class Update(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blo.adjoints import total_gradient
-from blo.batches import BatchStream, edited, fresh, to_device, versions
+from blo.batches import edited, fresh, to_device, versions
 from blo.check.differences import step_length, unit
 from blo.check.evidence import coarsest, full_precision, witnessed
 from blo.check.landscape import Partials, Values
@@ -44,6 +44,7 @@ from blo.problem import Problem
 from blo.record import Draw, Moment
 from blo.steps.clipping import clipped
 from blo.steps.registry import unwrapped
+from blo.streams import BatchStream
 
 SHIFT = 0.05  # how far the others had moved since a lower step, relative to their parameters
 
@@ -653,17 +654,14 @@ def _like(value: Any, leaf: Tensor) -> Any:
 def _fixed(problem: Problem, chosen: Sequence[Any] | None) -> tuple[Any, ...]:
     """Return the batches that the problem is held on, on its device."""
     if chosen is None:
-        one_shot = iter(problem.batches) is problem.batches
-        if one_shot or getattr(problem.batches, "persistent_workers", False):
+        stream = BatchStream(problem.batches, problem.name)
+        if stream.moves_when_read():
             raise ValueError(
                 f"the batches of problem {problem.name!r} cannot be iterated without disturbing "
                 f"the training: pass some as batches={{{problem.name!r}: [...]}}"
             )
-        stream = BatchStream(problem.batches, problem.name)
-        generators = [(g, g.get_state()) for g in stream.generators().values()]
-        chosen = [fresh(stream.next()) for _ in range(problem.accumulate * problem.steps)]
-        for generator, state in generators:
-            generator.set_state(state)
+        with stream.undisturbed():
+            chosen = [fresh(stream.next()) for _ in range(problem.accumulate * problem.steps)]
     if not chosen:
         raise ValueError(f"batches must hold at least one batch for problem {problem.name!r}")
     return tuple(to_device(batch, problem.device) for batch in chosen)
