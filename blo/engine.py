@@ -6,14 +6,16 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from blo import checkpoint
+from blo import checkpoint, state_files
 from blo.adjoints import total_gradient
 from blo.batches import to_device
 from blo.derivatives.pullback import Gradient, filled, reached
+from blo.divergence import DivergenceWatch
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
 from blo.methods.alternating import Alternating
@@ -62,7 +64,11 @@ class Engine:
         graph: the problems.
         precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision
             alone.
-        callbacks: called with the `Record` of every round.
+        callbacks: called with the `Record` of every round. Those with ``state_dict`` and
+            ``load_state_dict`` (methods of such objects, too) are saved and loaded with the engine.
+        divergence: a problem whose loss grows beyond this factor of its first size, or of 1 if that
+            is smaller, in several updates on end, stops with a FloatingPointError
+            (`DivergenceWatch`); None for never.
 
     Example:
         >>> import torch
@@ -84,7 +90,9 @@ class Engine:
         *,
         precision: torch.dtype | None = None,
         callbacks: Sequence[Callable[[Record], None]] = (),
+        divergence: float | None = 1e6,
     ) -> None:
+        _refuse_unfit(graph, callbacks, divergence)
         if precision not in (None, torch.bfloat16):
             raise ValueError(
                 f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss "
@@ -99,12 +107,14 @@ class Engine:
         self.recorder = Recorder(graph)
         self.method_states: dict[str, Tensors | None] = {}
         self._watch = StepWatch()
+        self._divergence = DivergenceWatch(divergence)
+        self._within_round = False
+        self._saved: Path | None = None
         self._logged: set[str] = set()
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
-        if num_rounds < 1:
-            raise ValueError(f"num_rounds must be at least 1, got {num_rounds}")
+        _check_count(num_rounds, 1)
         for record in self.rounds(num_rounds):
             last = record
         return last
@@ -115,10 +125,17 @@ class Engine:
 
         Raises:
             FloatingPointError: if a loss or a gradient is not finite, before anything is updated
-                with it.
+                with it, or if a problem diverges.
         """
+        _check_count(num_rounds, 0)
         for _ in range(num_rounds):
-            record = self._round()
+            self._within_round = True
+            try:
+                record = self._round()
+            except FloatingPointError as error:
+                error.args = (f"{error}. {self._last_good()}",)
+                raise
+            self._within_round = False
             for callback in self.callbacks:
                 callback(record)
             yield record
@@ -144,6 +161,7 @@ class Engine:
         """Take one step of a problem along its total gradient, and return what it was."""
         problem = self.graph[update.problem]
         total = self.gradient(problem, update)
+        self._divergence.see(problem, total.loss, self.round + 1)
         with self._watch.over(problem, total.value) if self._is_trusted(problem) else nullcontext():
             problem.step(total.value, total.loss)
         return total
@@ -269,28 +287,154 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that the next round depends on: parameters, buffers,
-        optimizers, schedulers, streams, random state.
+        optimizers, schedulers, streams, callbacks, and the random state of torch, Python, numpy and
+        the generators of the losses and loaders.
 
-        Only parameters that the problems own are in it; frozen weights are not.
+        Only parameters that the problems own are in it; frozen weights are not. One taken within a
+        round, after an interruption, says so, and no engine loads it.
         """
         return {
             "version": checkpoint.VERSION,
             "round": self.round,
+            "within_round": self._within_round,
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "method_states": checkpoint.copied(self.method_states),
+            "callbacks": [
+                [checkpoint.class_name(c), checkpoint.copied(c.state_dict())]
+                for c in self._stateful_callbacks()
+            ],
+            "divergence": self._divergence.state_dict(),
             **checkpoint.state_of(self.graph),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, bit for bit where the operations are
-        deterministic.
+        deterministic and the number of threads is the same.
 
         Raises:
-            ValueError: if the state belongs to other problems or parameters; nothing is changed
-                then.
+            ValueError: if the state is not whole, or belongs to other problems, parameters or
+                optimizers; nothing is changed then.
         """
-        checkpoint.load(self.graph, state)
+        checkpoint.check(self.graph, state)
+        callbacks, saved = self._stateful_callbacks(), state.get("callbacks", [])
+        names = [checkpoint.class_name(c) for c in callbacks]
+        if "callbacks" in state and [name for name, _ in saved] != names:
+            raise ValueError(
+                f"state holds the callbacks {[name for name, _ in saved]}, and those of the engine "
+                f"that have a state are {names}; give it those it was saved with"
+            )
+        before = [checkpoint.copied(c.state_dict()) for c in callbacks]
+        try:
+            for callback, (_, value) in zip(callbacks, saved, strict="callbacks" in state):
+                callback.load_state_dict(checkpoint.copied(value))
+            checkpoint.load(self.graph, state)
+        except BaseException:
+            for callback, value in zip(callbacks, before, strict=True):
+                callback.load_state_dict(value)
+            raise
         self.round = state["round"]
         self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
-        self.method_states = checkpoint.copied(state["method_states"])
+        self.method_states = checkpoint.method_states(self.graph, state["method_states"])
+        self._divergence.load_state_dict(state.get("divergence", {}))
+        self.recorder = Recorder(self.graph)
+        self._within_round = False
+
+    def save(self, path: str | Path) -> None:
+        """Save `state_dict` to a file, whole or not at all: the file is written beside `path`,
+        synchronised with the disk and renamed. The file that was at `path` is kept beside it, with
+        ".previous" at the end of its name.
+
+        ``torch.load(path, weights_only=True)`` reads it, too; a checksum is part of it.
+
+        Raises:
+            RuntimeError: within a round, after an interruption.
+            TypeError: if a state holds what is read back only by running code from the file.
+            OSError: if it cannot be written; what was saved before is as it was.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from blo import Engine, Problem, ProblemGraph
+            >>> y = torch.nn.ParameterList([torch.tensor(2.0)])
+            >>> sgd = torch.optim.SGD(y.parameters(), 0.25)
+            >>> problem = Problem("fit", lambda _: (y[0] - 1) ** 2, y, sgd, [None])
+            >>> engine = Engine(ProblemGraph([problem]))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for record in engine.rounds(2):
+            ...         engine.save(f"{folder}/state.pt")
+            ...     _ = engine.run(5)
+            ...     _ = engine.load(f"{folder}/state.pt")
+            >>> engine.round, y[0].item()
+            (2, 1.25)
+        """
+        if self._within_round:
+            raise RuntimeError(
+                f"the engine was interrupted within round {self.round + 1}, and a state that is "
+                "not of the end of a round cannot be gone on from; load the last one, or run the "
+                "round to its end, before save()"
+            )
+        state_files.write(Path(path), self.state_dict())
+        self._saved = Path(path)
+
+    def load(self, path: str | Path) -> Path:
+        """Continue from a file that `save` wrote, and return the file that was read: the one before
+        where that at `path` is damaged or missing, which is logged as a warning.
+
+        Raises:
+            FileNotFoundError: if nothing was saved there.
+            ValueError: if no file is whole, or the state belongs to other problems; nothing is
+                changed then.
+        """
+        state, place = state_files.read(Path(path))
+        self.load_state_dict(state)
+        self._saved = Path(path)
+        return place
+
+    def _last_good(self) -> str:
+        """Return where the last good state is, for messages."""
+        if self._saved is None:
+            return "No state was saved; save(path) after a round keeps one"
+        return f"The last state saved is {self._saved}; load(path) goes on from it"
+
+    def _stateful_callbacks(self) -> list[Any]:
+        """Return the callbacks that have a state, or the objects whose methods they are, each
+        once.
+        """
+        owners = (getattr(c, "__self__", c) for c in self.callbacks)
+        found = {id(o): o for o in owners if o is not self}
+        return [
+            o
+            for o in found.values()
+            if all(callable(getattr(o, n, None)) for n in ("state_dict", "load_state_dict"))
+        ]
+
+
+def _check_count(num_rounds: int, least: int) -> None:
+    if type(num_rounds) is not int or num_rounds < least:
+        raise ValueError(f"num_rounds must be an integer of at least {least}, got {num_rounds!r}")
+
+
+def _refuse_unfit(graph: Any, callbacks: Any, divergence: Any) -> None:
+    """Raise unless the arguments of an engine are of the right kinds."""
+    if not isinstance(graph, ProblemGraph):
+        kind = "a Problem" if isinstance(graph, Problem) else f"{graph!r}"
+        raise TypeError(
+            f"graph must be a ProblemGraph, got {kind}; write Engine(ProblemGraph([upper, lower]))"
+        )
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(
+            f"callbacks must be a list of functions of a Record, got {callbacks!r}; write "
+            "callbacks=[...]"
+        )
+    for callback in callbacks:
+        if not callable(callback) or isinstance(callback, type):
+            raise TypeError(
+                f"callbacks must be functions of a Record, got {callback!r}; an object needs "
+                "__call__"
+            )
+    is_factor = type(divergence) in (int, float) and 1 < divergence < math.inf
+    if divergence is not None and not is_factor:
+        raise ValueError(
+            "divergence must be a factor above 1 that a loss may not grow by, or None for never, "
+            f"got {divergence!r}"
+        )

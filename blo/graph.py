@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,6 +148,12 @@ class ProblemGraph:
         self._check_order()
         self._check_reach()
         self._derive()
+
+    def set_reads(self, reads: Mapping[str, Sequence[str]]) -> None:
+        """Put what `add_read` may have changed: who reads whom, by name."""
+        if self.reads != reads:
+            self.reads = {name: tuple(others) for name, others in reads.items()}
+            self._derive()
 
     def _derive(self) -> None:
         """Work out depths, the order of updates and roles from who reads whom."""

@@ -39,9 +39,9 @@ class BatchStream:
         self._name = name
         self._iterator: Iterator[Any] = iter(())
         self._waiting: list[Any] = []
-        self._parts = _parts_of(batches)
-        stateful = {k: p for k, p in self._parts.items() if _is_stateful(p)}
-        self._stateful = {"batches": batches} if "batches" in stateful else stateful
+        self._parts: dict[str, Any] = _parts_of(batches)
+        stateful: dict[str, Any] = {k: p for k, p in self._parts.items() if _is_stateful(p)}
+        self._stateful: dict[str, Any] = {"batches": batches} if "batches" in stateful else stateful
         self._cursors = _cursors(batches, self._stateful)
         self._initial = {k: _counters(p) for k, p in self._parts.items()}
         self._began_without_state = {k for k, p in self._cursors.items() if p.state_dict() is None}
