@@ -151,6 +151,13 @@ def check(graph: ProblemGraph, state: Any) -> None:
     """
     if not isinstance(state, dict):
         raise TypeError(f"state must be a dictionary from state_dict(), got {type(state).__name__}")
+    try:
+        _check(graph, state)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"state is not whole: {type(error).__name__}: {error}") from error
+
+
+def _check(graph: ProblemGraph, state: dict[str, Any]) -> None:
     version = state.get("version")
     if version not in READ or isinstance(version, bool):
         raise ValueError(

@@ -155,7 +155,11 @@ def _keep(path: Path) -> None:
     except OSError:  # a file system without hard links
         os.replace(path, previous(path))
         return
-    os.replace(link, previous(path))
+    try:
+        os.replace(link, previous(path))
+    except OSError:
+        link.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -44,7 +44,6 @@ class BatchStream:
         self._stateful: dict[str, Any] = {"batches": batches} if "batches" in stateful else stateful
         self._cursors = _cursors(batches, self._stateful)
         self._initial = {k: _counters(p) for k, p in self._parts.items()}
-        self._began_without_state = {k for k, p in self._cursors.items() if p.state_dict() is None}
         self.generators: tuple[Generator, ...] = generators_of(batches)
         self._start: dict[str, Any] | None = None
         self._held: dict[str, Any] | None = None
@@ -95,9 +94,10 @@ class BatchStream:
     def _begin(self) -> None:
         """Start an epoch, keeping what is needed to start it again."""
         if self._resumed:
-            # Such a part would begin at the loaded position again.
-            for key in self._began_without_state:
-                self._cursors[key].load_state_dict(None)
+            # datasets.IterableDataset would begin every later pass where the loaded one began.
+            for part in self._cursors.values():
+                if getattr(part, "_starting_state_dict", None) is not None:
+                    part.load_state_dict(None)
             self._resumed = False
         if not isinstance(self._batches, (list, tuple)):
             self._start = {

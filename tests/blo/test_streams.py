@@ -88,6 +88,24 @@ class Endless(IterableDataset):
         self.at = state["at"]
 
 
+class Restarting(IterableDataset):
+    """Begins every pass at the loaded position, as datasets.IterableDataset."""
+
+    def __init__(self):
+        self.now, self._starting_state_dict = {"at": 0}, None
+
+    def __iter__(self):
+        for i in range((self._starting_state_dict or {"at": 0})["at"], 12):
+            self.now = {"at": i + 1}
+            yield i
+
+    def state_dict(self):
+        return dict(self.now)
+
+    def load_state_dict(self, state):
+        self._starting_state_dict = state
+
+
 class Own:
     """Batches with a state, and their own order."""
 
@@ -136,6 +154,7 @@ KINDS = {
     ),
     "augmented": lambda: DataLoader(Noisy(), 4, shuffle=True),
     "iterable with a state": lambda: DataLoader(Endless(), 4),
+    "iterable that begins anew": lambda: DataLoader(Restarting(), 4),
     "own state": Own,
     "generator": lambda: (i for i in range(100)),
 }
@@ -251,9 +270,9 @@ def test_a_position_that_cannot_be_reached_is_refused_before_anything_moves():
         for g in (torch.Generator(), None)
     ]
     loaders[0].next()
-    with pytest.raises(ValueError, match="1 generators of their own .* they have 0"):
+    with pytest.raises(ValueError, match=r"1 generators of their own .* they have 0"):
         loaders[1].check(loaders[0].state_dict())
-    with pytest.raises(ValueError, match="positions of .*'batches'"):
+    with pytest.raises(ValueError, match=r"positions of .*'batches'"):
         loaders[1].check(BatchStream(Own(), "p").state_dict())
 
 
