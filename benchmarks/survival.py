@@ -198,6 +198,7 @@ def killed(
 
 def kills(total: int, rounds: int, methods: Sequence[str], seed: int) -> int:
     """Print what became of killed runs, and return the number of those that ended elsewhere."""
+    torch.optim.SGD(nn.Linear(1, 1).parameters())  # what torch loads late, before the forks
     draw, left, failures = random.Random(seed), total, 0
     waiting = places(methods)
     draw.shuffle(waiting)
@@ -212,7 +213,9 @@ def kills(total: int, rounds: int, methods: Sequence[str], seed: int) -> int:
         same = equal(state, right)
         failures += not same
         left -= done
-        print(f"{method}, {levels}: {done} kills, {'bit-identical' if same else 'OTHER'}")
+        print(
+            f"{method}, {levels}: {done} kills, {'bit-identical' if same else 'OTHER'}", flush=True
+        )
     print(f"{total - left} kills, {failures} runs that ended elsewhere")
     return failures
 
