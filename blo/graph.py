@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from blo.arguments import described
 from blo.batches import edited, fresh, to_device, versions
 from blo.derivatives.objective import scalar
 from blo.derivatives.pullback import pulled_back
@@ -93,17 +94,13 @@ class ProblemGraph:
     """
 
     def __init__(self, problems: Sequence[Problem | Sequence[Problem]]) -> None:
-        levels = [(p,) if isinstance(p, Problem) else tuple(p) for p in problems]
+        levels = _levels(problems)
         self.problems: tuple[Problem, ...] = tuple(p for level in levels for p in level)
-        if not self.problems:
-            raise ValueError("problems must hold at least one Problem, got none")
-        for p in self.problems:
-            if not isinstance(p, Problem):
-                raise TypeError(f"problems must hold Problem objects, got {p!r}")
         if len(levels[0]) > 1 or self.top.steps != 1:
             raise ValueError(
                 "the first level must be one problem with steps=1, since its update ends a round; "
-                "got " + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
+                f"got {', '.join(f'{p.name!r} with steps={p.steps}' for p in levels[0])} (levels "
+                "are listed from top to bottom: are they in the wrong order?)"
             )
         self._by_name = {p.name: p for p in self.problems}
         self._level = {p.name: i for i, level in enumerate(levels) for p in level}
@@ -112,7 +109,12 @@ class ProblemGraph:
         self._check_parameters()
         self._entries: dict[str, Problem] = {}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
-        self.reads: dict[str, tuple[str, ...]] = {p.name: self._probe(p) for p in self.problems}
+        _refuse_shared(self.problems, self.streams)
+        self._unprobed = {p.name for p in self.problems if p.batches is None}
+        self.reads: dict[str, tuple[str, ...]] = {
+            p.name: (p.name,) if p.batches is None else self._probe(p, self.streams[p.name].peek())
+            for p in self.problems
+        }
         self._check_reads()
         for p in self.problems:
             names = {*self.reads[p.name], *(p.reads or ())}
@@ -154,6 +156,24 @@ class ProblemGraph:
         if self.reads != reads:
             self.reads = {name: tuple(others) for name, others in reads.items()}
             self._derive()
+
+    def probe(self, problem: Problem, batch: Any) -> None:
+        """See what the loss of a problem whose batches are handed in does, on the first of them:
+        what it reads and what it changes. Nothing happens where that is known.
+
+        Raises:
+            ValueError: if it depends on a problem that its `reads` do not name, or on none.
+        """
+        if problem.name not in self._unprobed:
+            return
+        found = self._probe(problem, batch)
+        if problem.name in self._entries:
+            raise ValueError(
+                f"the loss of problem {problem.name!r} has no gradient, which must be known when "
+                "the graph is made: give the Problem batches"
+            )
+        self._unprobed.discard(problem.name)
+        self.add_read(problem, (self[name] for name in found))
 
     def _derive(self) -> None:
         """Work out depths, the order of updates and roles from who reads whom."""
@@ -326,8 +346,8 @@ class ProblemGraph:
                     )
                 owner[id(parameter)] = p.name
 
-    def _probe(self, problem: Problem) -> tuple[str, ...]:
-        """Return the names of the problems whose parameters the loss reaches on its first batch.
+    def _probe(self, problem: Problem, batch: Any) -> tuple[str, ...]:
+        """Return the names of the problems whose parameters the loss reaches on `batch`, its first.
 
         The random state and the buffers are as before, and the batch stays in the stream as it was.
         Whether the loss changes its batch in place, and which buffers it changes, is seen on the
@@ -337,7 +357,7 @@ class ProblemGraph:
             ValueError: if the loss reaches a parameter that was taken out of its module before:
                 products and differences put other values in the modules, which it would not see.
         """
-        batch = to_device(self.streams[problem.name].peek(), problem.device)
+        batch = to_device(batch, problem.device)
         owned = tuple(t for p in self.problems for t in p.parameters)
         devices = dict.fromkeys(t.device for t in owned)
         state = RandomState.capture(devices, problem.generators)
@@ -483,7 +503,8 @@ class ProblemGraph:
                     f"no gradient reaches problem {p.name!r}: its loss depends neither on its own "
                     "parameters nor on a problem below "
                     f"that responds to them (it reads {list(self.reads[p.name])}); let a lower "
-                    f"loss use the parameters of {p.name!r}"
+                    f"loss use the parameters of {p.name!r}, or list it above the problems that do "
+                    "(levels are listed from top to bottom)"
                 )
             deaf = [
                 q for q in below if not self.inputs(q) and not isinstance(q.method, Alternating)
@@ -510,6 +531,45 @@ class ProblemGraph:
                     "left out of its Hessian, and the hypergradients above it are biased",
                     stacklevel=3,
                 )
+
+
+def _levels(problems: object) -> list[tuple[Problem, ...]]:
+    """Return the problems of each level, top to bottom.
+
+    Raises:
+        TypeError, ValueError: unless they are problems.
+    """
+    if isinstance(problems, Problem):
+        raise TypeError(
+            f"problems must be a list of Problem objects, got the Problem {problems.name!r}; write "
+            "ProblemGraph([problem])"
+        )
+    if not isinstance(problems, (list, tuple)):
+        raise TypeError(
+            "problems must be a list of Problem objects from top to bottom, got "
+            f"{described(problems)}; write ProblemGraph([upper, lower])"
+        )
+    levels = [tuple(p) if isinstance(p, (list, tuple)) else (p,) for p in problems]
+    for p in (p for level in levels for p in level):
+        if not isinstance(p, Problem):
+            raise TypeError(f"problems must hold Problem objects, got {described(p)}")
+    if not levels or not all(levels):
+        raise ValueError("problems must hold at least one Problem on each level, got none")
+    return levels
+
+
+def _refuse_shared(problems: Sequence[Problem], streams: Mapping[str, BatchStream]) -> None:
+    """Raise ValueError where two problems move one position: batches that keep it themselves."""
+    owners: dict[int, str] = {}
+    for p in problems:
+        if p.batches is None or not streams[p.name].moves_when_read():
+            continue
+        if owners.setdefault(id(p.batches), p.name) != p.name:
+            raise ValueError(
+                f"batches of problems {owners[id(p.batches)]!r} and {p.name!r} are one object that "
+                "keeps its own position, so that each would take batches from the other; give each "
+                "problem a loader of its own"
+            )
 
 
 def _ends_of(problem: Problem) -> Tensors:

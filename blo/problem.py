@@ -9,6 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blo.arguments import (
+    check_batches,
+    check_count,
+    check_flag,
+    check_generators,
+    check_loss,
+    check_method,
+    check_optimizer,
+    check_scheduler,
+    check_values,
+    modules_of,
+    names_of,
+    options_of,
+)
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import generators_of
 from blo.evaluation import Loss
@@ -30,10 +44,12 @@ class Problem:
         optimizer: any torch optimizer; the parameters in its groups are this problem's. Groups,
             state and hooks are kept.
         batches: what `loss` is called with, one after the other: a DataLoader, a list, anything
-            that can be iterated again.
+            that can be iterated again. None: a loop of your own hands them in (`Engine.backward`,
+            `Engine.step`), and `reads` must be declared.
         steps: updates of this problem for one update of the problems above it.
         reads: names of the other problems whose parameters `loss` depends on. Found by probing one
-            batch if None; a declaration that the probe contradicts is an error.
+            batch if None; a declaration that the probe contradicts is an error. With batches that
+            are handed in, the probe comes with the first of them.
         method: how this problem's solution responds to the problems above it that it reads.
         scheduler: a learning-rate scheduler of `optimizer`, stepped after each update.
         accumulate: number of batches whose gradients are averaged for one update, the
@@ -77,7 +93,7 @@ class Problem:
         loss: Loss,
         module: nn.Module | Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | None,
         *,
         steps: int = 1,
         reads: Sequence[str | Problem] | None = None,
@@ -93,54 +109,32 @@ class Problem:
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable, got {loss!r} for problem {name!r}")
-        modules = (module,) if isinstance(module, nn.Module) else tuple(module)
-        if not modules or not all(isinstance(m, nn.Module) for m in modules):
-            raise TypeError(
-                f"module must be a torch.nn.Module or a sequence of them, got {module!r} for "
-                f"problem {name!r}"
-            )
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {optimizer!r} for problem {name!r}"
-            )
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(
-                f"optimizer of problem {name!r} must take step() without a closure, got LBFGS; use "
-                "a first-order optimizer"
-            )
-        if not isinstance(batches, Iterable):
-            raise TypeError(
-                f"batches must be iterable, got {type(batches).__name__} for problem {name!r}; "
-                "a problem without data takes batches=[None]"
-            )
-        for argument, value in (("steps", steps), ("accumulate", accumulate)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{argument} must be an integer of at least 1, got {value!r} for problem "
-                    f"{name!r}"
-                )
+        check_loss(loss, name)
+        modules = modules_of(module, name)
+        check_optimizer(optimizer, name)
+        check_count("steps", steps, name)
+        check_count("accumulate", accumulate, name)
+        check_batches(batches, reads, accumulate, name)
+        check_flag("through_response", through_response, name)
+        check_flag("keep_state", keep_state, name)
         method = darts() if method is None else method
-        if not callable(getattr(method, "response", None)):
-            raise TypeError(
-                f"method must be a hypergradient method such as darts() or cg(10), got {method!r} "
-                f"for problem {name!r}"
-            )
+        check_method(method, name)
+        check_scheduler(scheduler, optimizer, name)
+        check_generators(generators, name)
         self.name = name
         self.loss = loss
         self.modules = modules
         self.optimizer = optimizer
         self.batches = batches
         self.steps = steps
-        self.reads = None if reads is None else tuple(_name(r) for r in reads)
+        self.reads = names_of(reads, name)
         self.method = method
         self.scheduler = scheduler
         self.accumulate = accumulate
         self.through_response = through_response
         self.start = start
         self.keep_state = keep_state
-        self.option_functions = dict(options or {})
+        self.option_functions = options_of(options, name)
         self.clip = clip
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
@@ -155,6 +149,7 @@ class Problem:
                 "requires_grad=True, got none"
             )
         _refuse_unfit(name, self.parameters)
+        check_values(self.parameters, name)
 
     @property
     def optimizer_class(self) -> type:
@@ -219,15 +214,20 @@ class Problem:
             "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
         )
 
-    def step(self, gradient: Gradient, loss: float) -> None:
-        """Hand `gradient` to the optimizer, and let the scheduler follow.
+    def hand(self, gradient: Gradient) -> None:
+        """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters.
 
         What the optimizer and its hooks edit in place is theirs alone: a gradient that shares its
         memory is copied.
         """
-        handed = gradient if self.clip is None else clipped(gradient, self.clip)
-        for parameter, g in zip(self.parameters, owned(handed), strict=True):
+        for parameter, g in zip(self.parameters, owned(gradient), strict=True):
             parameter.grad = g
+
+    def step(self, gradient: Gradient, loss: float) -> None:
+        """Let the optimizer step along `gradient`, clipped if that was asked for, and let the
+        scheduler follow.
+        """
+        self.hand(gradient if self.clip is None else clipped(gradient, self.clip))
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
@@ -378,7 +378,3 @@ def _refuse_unfit(name: str, parameters: Iterable[Tensor]) -> None:
             f"parameters of problem {name!r} must be real and dense tensors with values, got "
             f"{found} for number {i} of its optimizer; {remedy}"
         )
-
-
-def _name(problem: str | Problem) -> str:
-    return problem.name if isinstance(problem, Problem) else problem

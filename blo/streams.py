@@ -30,11 +30,11 @@ class BatchStream:
 
     Args:
         batches: a DataLoader, a list ... anything that can be iterated again; a one-shot iterator
-            ends with an error.
+            ends with an error. None: only what is handed in.
         name: of the problem, for messages.
     """
 
-    def __init__(self, batches: Iterable[Any], name: str) -> None:
+    def __init__(self, batches: Iterable[Any] | None, name: str) -> None:
         self._batches = batches
         self._name = name
         self._iterator: Iterator[Any] = iter(())
@@ -62,13 +62,27 @@ class BatchStream:
 
     def next(self) -> Any:
         """Return the next batch."""
-        batch = self._waiting.pop() if self._waiting else self._draw()
+        batch = self._waiting.pop(0) if self._waiting else self._draw()
         self._held = None
         self.position += 1
         self.count += 1
         return batch
 
+    def hand(self, batches: Iterable[Any]) -> None:
+        """Put batches into the stream, to be returned next."""
+        self._waiting.extend(batches)
+
+    @property
+    def handed(self) -> int:
+        """The number of batches that wait in the stream; one that does not is asked for."""
+        return max(1, len(self._waiting))
+
     def _draw(self) -> Any:
+        if self._batches is None:
+            raise RuntimeError(
+                f"problem {self._name!r} has no batches of its own (batches=None): hand them in, "
+                f"engine.step({self._name!r}, [batch]), or give the Problem batches"
+            )
         if self.epoch < 0:
             self._begin()
         try:
@@ -105,9 +119,13 @@ class BatchStream:
                 "counters": self._moved_counters(),
                 "workers": self._are_workers_kept() and self._loader()._iterator is None,
             }
-        self._iterator = iter(self._batches)
         self.epoch += 1
         self.position = 0
+        for part in (self._batches, getattr(self._batches, "sampler", None)):
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(self.epoch)
+        self._iterator = iter(() if self._batches is None else self._batches)
 
     # Saving.
 
@@ -211,7 +229,7 @@ class BatchStream:
                 self._stateful[key].load_state_dict(copy.deepcopy(saved))
         self._resumed = True
         self.epoch, self.position, self.count = (state[k] for k in ("epoch", "position", "count"))
-        self._iterator = iter(self._batches) if self.epoch >= 0 else iter(())
+        self._iterator = iter(self._loader()) if self.epoch >= 0 else iter(())
         if state["waiting"]:
             self.peek()
 
@@ -221,7 +239,7 @@ class BatchStream:
         self._iterator, self._start = iter(()), None
         self.epoch, self.position, self.count = state["epoch"] - 1, 0, state["count"]
         if state["epoch"] < 0:
-            self.epoch = -1
+            self.epoch, self.position = -1, state["position"]
             return
         self._make_workers(state)
         self._restore_start(state)
@@ -318,6 +336,8 @@ class BatchStream:
         """Return whether the position is the batches' own, so that reading them on the side moves
         it.
         """
+        if self._batches is None:
+            return True
         return self._is_one_shot() or bool(self._cursors) or self._are_workers_kept()
 
     # What the batches are.

@@ -148,7 +148,7 @@ def _visit(
     """Note the generators within `depth` of `value`, which may have been met nearer the end of an
     earlier way.
     """
-    if _is_generator(value):
+    if is_generator(value):
         found.setdefault(id(value), value)
         return
     if depth == 0 or seen.get(id(value), (None, 0))[1] >= depth:
@@ -225,7 +225,8 @@ def _numpy() -> Any:
     return sys.modules.get("numpy")
 
 
-def _is_generator(value: object) -> bool:
+def is_generator(value: object) -> bool:
+    """Return whether a value is a random generator, and none of the global ones."""
     if isinstance(value, torch.Generator):
         return value is not torch.default_generator
     if isinstance(value, random.Random):
