@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo.arguments import described
 from blo.derivatives.random_state import RandomState
 from blo.derivatives.stored_random_state import recalled, recalled_generator, stored
 from blo.graph import ProblemGraph
@@ -150,7 +151,10 @@ def check(graph: ProblemGraph, state: Any) -> None:
         TypeError: if it is no dictionary.
     """
     if not isinstance(state, dict):
-        raise TypeError(f"state must be a dictionary from state_dict(), got {type(state).__name__}")
+        raise TypeError(
+            f"state must be a dictionary from state_dict(), got {described(state)}; load(path) "
+            "reads files"
+        )
     try:
         _check(graph, state)
     except (AttributeError, IndexError, KeyError, TypeError) as error:

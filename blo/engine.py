@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -498,8 +499,9 @@ class Engine:
                 "not of the end of a round cannot be gone on from; load the last one, or run the "
                 "round to its end, before save()"
             )
-        state_files.write(Path(path), self.state_dict())
-        self._saved = Path(path)
+        place = _path(path)
+        state_files.write(place, self.state_dict())
+        self._saved = place
 
     def load(self, path: str | Path) -> Path:
         """Continue from a file that `save` wrote, and return the file that was read: the one before
@@ -510,9 +512,10 @@ class Engine:
             ValueError: if no file is whole, or the state belongs to other problems; nothing is
                 changed then.
         """
-        state, place = state_files.read(Path(path))
+        given = _path(path)
+        state, place = state_files.read(given)
         self.load_state_dict(state)
-        self._saved = Path(path)
+        self._saved = given
         return place
 
     def _last_good(self) -> str:
@@ -532,6 +535,12 @@ class Engine:
             for o in found.values()
             if all(callable(getattr(o, n, None)) for n in ("state_dict", "load_state_dict"))
         ]
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {described(path)}; write 'folder/state.pt'")
+    return Path(path)
 
 
 def _check_count(num_rounds: int, least: int) -> None:

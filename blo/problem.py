@@ -19,6 +19,7 @@ from blo.arguments import (
     check_optimizer,
     check_scheduler,
     check_values,
+    described,
     modules_of,
     names_of,
     options_of,
@@ -294,14 +295,14 @@ class Problem:
     def _check_start_and_options(self) -> None:
         if self.start is not None and not callable(self.start):
             raise TypeError(
-                f"start must be a function without arguments, got {self.start!r} for problem "
-                f"{self.name!r}"
+                f"start must be a function without arguments, got {described(self.start)} for "
+                f"problem {self.name!r}"
             )
         for name, function in self.option_functions.items():
             if not callable(function):
                 raise TypeError(
-                    f"options[{name!r}] must be a function without arguments, got {function!r} for "
-                    f"problem {self.name!r}; a fixed value belongs in the optimizer"
+                    f"options[{name!r}] must be a function without arguments, got "
+                    f"{described(function)} for problem {self.name!r}; a fixed value belongs in the optimizer"
                 )
             if any(name not in group for group in self.optimizer.param_groups):
                 known = sorted(set(self.optimizer.param_groups[0]) - {"params"})
@@ -316,8 +317,8 @@ class Problem:
                 )
         if self.clip is not None and not isinstance(self.clip, Clip):
             raise TypeError(
-                f"clip must be a Clip such as Clip(norm=1.0), got {self.clip!r} for problem "
-                f"{self.name!r}"
+                f"clip must be a Clip such as Clip(norm=1.0), got {described(self.clip)} for "
+                f"problem {self.name!r}"
             )
 
     def _groups(self) -> list[dict[str, Any]]:

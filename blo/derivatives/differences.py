@@ -10,6 +10,7 @@ import torch
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.products import NO_LOWER, NO_PATH, Products
+from blo.linear.settings import is_finite
 from blo.linear.tensors import (
     Tensors,
     axpy,
@@ -64,9 +65,9 @@ class FiniteDifference:
 
     def __post_init__(self) -> None:
         """Check the radius."""
-        if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
+        if self.radius is not None and not (is_finite(self.radius) and self.radius > 0):
             raise ValueError(
-                f"radius must be positive and finite, or None for the default, got {self.radius}"
+                f"radius must be positive and finite, or None for the default, got {self.radius!r}"
             )
 
     @property

@@ -16,6 +16,7 @@ from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
+from blo.linear.settings import is_finite
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors, add, axpy, dot, length, norm, scale, subtract, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
@@ -56,13 +57,13 @@ class Perturbed:
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"num_steps must be an integer of at least 1, got {n!r}")
         for name, given in (("delta", self.delta), ("lr", self.lr)):
-            if given is not None and not (math.isfinite(given) and given > 0):
+            if given is not None and not (is_finite(given) and given > 0):
                 raise ValueError(
-                    f"{name} must be positive and finite, or None to choose it, got {given}"
+                    f"{name} must be positive and finite, or None to choose it, got {given!r}"
                 )
         for name, value in (("damping", self.damping), ("rtol", self.rtol)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+            if not (is_finite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
     @property
     def requirements(self) -> Requirements:

@@ -307,7 +307,7 @@ def test_a_state_within_a_round_says_so_and_is_neither_saved_nor_loaded(tmp_path
         made.run(1)
     state = made.state_dict()
     assert state["within_round"]
-    with pytest.raises(RuntimeError, match="interrupted within round 2"):
+    with pytest.raises(RuntimeError, match="within a round, after round 1"):
         made.save(tmp_path / "s.pt")
     assert not os.listdir(tmp_path)
     with pytest.raises(ValueError, match="within round 2"):
@@ -315,6 +315,18 @@ def test_a_state_within_a_round_says_so_and_is_neither_saved_nor_loaded(tmp_path
     made.graph["upper"].loss = loss
     made.run(1)
     assert not made.state_dict()["within_round"]
+
+
+def test_a_step_that_is_left_to_the_caller_is_missed(tmp_path):
+    made = engine()
+    made.step("lower")
+    made.step("lower")
+    made.backward("upper")
+    assert (made.round, made.state_dict()["within_round"]) == (1, True)
+    with pytest.raises(RuntimeError, match="within a round"):
+        made.save(tmp_path / "s.pt")
+    made.graph["upper"].optimizer.step()
+    made.save(tmp_path / "s.pt")
 
 
 def test_methods_that_keep_generators_or_nothing_resume(tmp_path):
