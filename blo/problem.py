@@ -302,7 +302,8 @@ class Problem:
             if not callable(function):
                 raise TypeError(
                     f"options[{name!r}] must be a function without arguments, got "
-                    f"{described(function)} for problem {self.name!r}; a fixed value belongs in the optimizer"
+                    f"{described(function)} for problem {self.name!r}; a fixed value belongs in "
+                    "the optimizer"
                 )
             if any(name not in group for group in self.optimizer.param_groups):
                 known = sorted(set(self.optimizer.param_groups[0]) - {"params"})

@@ -264,3 +264,12 @@ def test_misuse_of_export_names_the_argument(tmp_path: Path) -> None:
 def test_peft_refuses_to_convert_bidora() -> None:
     assert not adapted("mlp", "bidora").supports_lora_conversion()
     assert adapted("mlp", "softmax").supports_lora_conversion()
+
+
+def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path):
+    model = get_peft_model(mlp(), config("softmax"))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_A" in n)[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"'default' is not exported: .*lora_A.* not finite"):
+        export_lora(model, tmp_path / "out")
+    assert not os.listdir(tmp_path)

@@ -199,7 +199,7 @@ def test_a_state_that_is_not_whole_is_refused_and_nothing_changes():
             other.load_state_dict(altered(state, path, value))
         assert "\n" not in str(refusal.value), path
         assert same(other.state_dict(), before), path
-    with pytest.raises(TypeError, match=r"must be a dictionary .* got list"):
+    with pytest.raises(TypeError, match=r"must be a dictionary .* got a list of nothing"):
         other.load_state_dict([])
     other.load_state_dict(state)
     assert same(other.state_dict(), state)
