@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.norms import widen
-from adapters.peft_glue import factors, lora_layers
+from adapters.glue.norms import widen
+from adapters.glue.peft_glue import factors, lora_layers
 
 __all__ = ["Alternation", "average"]
 

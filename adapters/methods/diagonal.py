@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.norms import widen
-from adapters.peft_glue import (
+from adapters.glue.norms import widen
+from adapters.glue.peft_glue import (
     AdditiveVariant,
     FactorsOnlyModel,
     LoraLayer,

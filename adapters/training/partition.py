@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from adapters.peft_glue import BiLevelVariant, LoraLayer, adapted_layers
+from adapters.glue.peft_glue import BiLevelVariant, LoraLayer, adapted_layers
 
 __all__ = ["Levels", "levels"]
 

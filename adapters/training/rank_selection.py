@@ -8,8 +8,8 @@ from dataclasses import fields
 from peft import LoraConfig
 from torch import nn
 
-from adapters.diagonal import DiagonalVariant
-from adapters.peft_glue import LoraLayer, adapted_layers
+from adapters.glue.peft_glue import LoraLayer, adapted_layers
+from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["rank_pattern", "ranks", "retrain_config"]
 

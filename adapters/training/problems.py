@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.partition import levels
+from adapters.training.partition import levels
 from blo import Method, Problem, ProblemGraph, darts
 
 __all__ = ["Penalty", "penalised", "two_level"]

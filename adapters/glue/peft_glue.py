@@ -30,7 +30,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from adapters.masks import Masks
+from adapters.glue.masks import Masks
 
 __all__ = [
     "CONFIG_NAME",

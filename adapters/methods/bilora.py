@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.diagonal import DiagonalModel, DiagonalVariant
-from adapters.norms import from_orthonormal, widen
-from adapters.peft_glue import BiLevelConfig, adapted_layers, factors, register
+from adapters.glue.norms import from_orthonormal, widen
+from adapters.glue.peft_glue import BiLevelConfig, adapted_layers, factors, register
+from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
 
 __all__ = ["BiLoraConfig", "Binarisation", "Orthogonality"]
 

@@ -11,10 +11,8 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.bidora import BiDoraConfig
-from adapters.diagonal import DiagonalVariant
-from adapters.norms import widen
-from adapters.peft_glue import (
+from adapters.glue.norms import widen
+from adapters.glue.peft_glue import (
     CONFIG_NAME,
     MASK_LOGIT,
     SAFETENSORS_WEIGHTS_NAME,
@@ -22,8 +20,10 @@ from adapters.peft_glue import (
     adapted_layers,
     mask_logit,
 )
-from adapters.rank_selection import alpha_pattern, rank_pattern
-from adapters.weight_decay import WeightDecayVariant
+from adapters.methods.bidora import BiDoraConfig
+from adapters.methods.diagonal import DiagonalVariant
+from adapters.methods.weight_decay import WeightDecayVariant
+from adapters.training.rank_selection import alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
 

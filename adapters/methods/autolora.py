@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adapters.diagonal import DiagonalModel, DiagonalVariant
-from adapters.peft_glue import BiLevelConfig, LoraLayer, register
+from adapters.glue.peft_glue import BiLevelConfig, LoraLayer, register
+from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
 
 __all__ = ["AutoLoraConfig"]
 

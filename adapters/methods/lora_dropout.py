@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.peft_glue import (
+from adapters.glue.peft_glue import (
     BiLevelConfig,
     BiLevelLinear,
     BiLevelVariant,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from adapters.partition import levels
+from adapters.training.partition import levels
 from blo import Info
 
 __all__ = ["write_model_card"]
@@ -59,7 +59,7 @@ def write_model_card(
     Example:
         >>> import tempfile, torch
         >>> from adapters import BiLoraConfig
-        >>> from adapters.model_card import write_model_card
+        >>> from adapters.results.model_card import write_model_card
         >>> from peft import get_peft_model
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
         >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))

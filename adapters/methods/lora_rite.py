@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adapters.norms import widen
-from adapters.peft_glue import factors, lora_layers
+from adapters.glue.norms import widen
+from adapters.glue.peft_glue import factors, lora_layers
 
 __all__ = ["LoraRite", "lora_pairs"]
 

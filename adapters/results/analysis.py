@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.diagonal import DiagonalVariant
-from adapters.peft_glue import (
+from adapters.glue.peft_glue import (
     BiLevelLinear,
     BiLevelVariant,
     adapted_layers,
     adapted_linears,
     low_rank_factors,
 )
+from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = [
     "Change",
@@ -125,7 +125,7 @@ def change(
 
     Example:
         >>> import torch
-        >>> from adapters.analysis import change
+        >>> from adapters.results.analysis import change
         >>> W = torch.eye(2)
         >>> change(W, 3 * W)
         Change(layer='', checkpoint='', magnitude=2.0, direction=0.0)
@@ -154,8 +154,8 @@ def changes(model: nn.Module, *, checkpoint: str = "", axis: Axis = "out") -> li
     """The change of every adapted weight by the active adapters, with dropout and masks off.
 
     Call it at several points of a run, with another `checkpoint` each, and collect the lists for
-    `slope` and `adapters.figures.plot_changes`. The weights are taken from each layer in turn, in
-    float64: a copy of one layer and a matrix ``(in, in)`` are in memory.
+    `slope` and `adapters.results.figures.plot_changes`. The weights are taken from each layer in
+    turn, in float64: a copy of one layer and a matrix ``(in, in)`` are in memory.
 
     Raises:
         ValueError: The model has no adapted linear layer, or an adapter is merged.
@@ -202,7 +202,7 @@ def slope(
             is out of range.
 
     Example:
-        >>> from adapters.analysis import Change, slope
+        >>> from adapters.results.analysis import Change, slope
         >>> points = [Change(str(i), "", 1 + 2.0 * i, float(i)) for i in range(5)]
         >>> found = slope(points)
         >>> [round(value, 6) for value in (found.slope, found.low, found.high)]
@@ -273,7 +273,7 @@ def analyse(
     Example:
         >>> import torch
         >>> from adapters import BiLoraConfig
-        >>> from adapters.analysis import analyse
+        >>> from adapters.results.analysis import analyse
         >>> from peft import get_peft_model
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
         >>> model = get_peft_model(net, BiLoraConfig(r=2, target_modules=["0"]))

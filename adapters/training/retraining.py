@@ -5,13 +5,13 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from adapters.partition import levels
-from adapters.peft_glue import (
+from adapters.glue.peft_glue import (
     BiLevelVariant,
     adapted_layers,
     restart_factors,
     restart_saved_modules,
 )
+from adapters.training.partition import levels
 
 __all__ = ["retrain"]
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapters.norms import widen
-from adapters.peft_glue import (
+from adapters.glue.norms import widen
+from adapters.glue.peft_glue import (
     BiLevelConfig,
     FactorsOnlyModel,
     LoraLayer,

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from adapters.norms import from_orthonormal, row_norms, widen
-from adapters.peft_glue import (
+from adapters.glue.norms import from_orthonormal, row_norms, widen
+from adapters.glue.peft_glue import (
     BiLevelConfig,
     BiLevelLinear,
     BiLevelVariant,

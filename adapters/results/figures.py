@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adapters.analysis import Change, LayerAnalysis, Slope
+from adapters.results.analysis import Change, LayerAnalysis, Slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

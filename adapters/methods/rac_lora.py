@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from adapters.peft_glue import LoraLayer, factors, lora_layers
+from adapters.glue.peft_glue import LoraLayer, factors, lora_layers
 
 __all__ = ["Link", "chain"]
 

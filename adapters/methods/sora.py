@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.diagonal import DiagonalModel, DiagonalVariant
-from adapters.peft_glue import BiLevelConfig, adapted_layers, register
+from adapters.glue.peft_glue import BiLevelConfig, adapted_layers, register
+from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
 
 __all__ = ["Shrinkage", "SoraConfig"]
 
