@@ -198,14 +198,30 @@ class Problem:
                 self.optimizer.state.pop(parameter, None)
 
     def set_options(self) -> None:
-        """Hand the optimizer the present values of the options that are functions."""
+        """Hand the optimizer the present values of the options that are functions.
+
+        Raises:
+            ValueError: for a momentum of exactly 0 that is differentiated: torch keeps no buffer
+                there, on which the derivative depends.
+        """
         if not self.option_functions:
             return
         with torch.no_grad():
             for name, function in self.option_functions.items():
                 value = _plain(function())
+                if name == "momentum" and value == 0 and self._differentiates_options:
+                    raise ValueError(
+                        f"options['momentum'] of problem {self.name!r} is exactly 0, where "
+                        f"{self.optimizer_class.__name__} keeps no buffer and {self.method!r} "
+                        "cannot differentiate the steps in it; keep it above 0, by a sigmoid or an "
+                        "exponential"
+                    )
                 for group in self.optimizer.param_groups:
                     group[name] = value
+
+    @property
+    def _differentiates_options(self) -> bool:
+        return "options" in self.method.requirements.differentiates
 
     def learning_rate(self) -> float:
         """Return the learning rate of the optimizer's first group; NaN where it has none."""
