@@ -157,6 +157,7 @@ class Problem:
         self.clip = clip
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
+        self.draws = False
         self.changes: tuple[int, ...] = ()
         self.parameters: tuple[Tensor, ...] = tuple(
             p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
