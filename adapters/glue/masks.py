@@ -10,9 +10,14 @@ Reference: Lin et al. (2024), arXiv:2404.09610.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Masks"]
+from adapters.glue.factors import Factors, LoraLayer, factors
+
+__all__ = ["MASK_LOGIT", "Masks", "factors_in_use", "mask_logit", "masks_of"]
+
+MASK_LOGIT = "lora_mask_logit"
+"""The layer's dictionary (adapter -> parameter) of the learned rates."""
 
 
 @dataclass
@@ -83,3 +88,36 @@ class Masks:
         temperature.
         """
         return 1.0 if self.inverted else self.kept(logit) ** 2
+
+
+def masks_of(layer: LoraLayer, adapter: str) -> Masks | None:
+    """Return the masks on the factors of one adapter of one layer, or None without them."""
+    masks: Masks | None = getattr(layer.lora_variant.get(adapter), "masks", None)
+    return masks
+
+
+def mask_logit(layer: LoraLayer, adapter: str) -> Tensor | None:
+    """Return the logit of a learned mask rate, shape ``(1,)``, or None where it is fixed."""
+    logits = getattr(layer, MASK_LOGIT, None)
+    if logits is None or adapter not in logits:
+        return None
+    logit: Tensor = logits[adapter]
+    return logit
+
+
+def factors_in_use(layer: LoraLayer, adapter: str) -> Factors:
+    """Return the tensors of one adapter as a forward pass uses them.
+
+    `factors` without LoRA Dropout. With it, A and B under new masks while those are on, and
+    multiplied by the masks' mean while they are off.
+    """
+    plain = factors(layer, adapter)
+    masks = masks_of(layer, adapter)
+    if masks is None:
+        return plain
+    assert isinstance(layer, nn.Module)
+    logit = mask_logit(layer, adapter)
+    if masks.on(training=layer.training):
+        A, B = masks.apply(plain.A, plain.B, logit)
+        return plain._replace(A=A, B=B)
+    return plain if masks.inverted else plain._replace(B=plain.B * masks.expected(logit))

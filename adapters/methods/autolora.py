@@ -13,8 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adapters.glue.peft_glue import BiLevelConfig, LoraLayer, register
-from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.layers import LoraLayer
+from adapters.glue.registry import register
+from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["AutoLoraConfig"]
 
@@ -92,4 +94,4 @@ class AutoLoraConfig(BiLevelConfig):
         return AutoLoraVariant(threshold=self.threshold)
 
 
-AUTOLORA = register("AUTOLORA", AutoLoraConfig, DiagonalModel)
+AUTOLORA = register("AUTOLORA", AutoLoraConfig)

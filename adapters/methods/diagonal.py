@@ -12,18 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.factors import LoraLayer, factors
+from adapters.glue.masks import factors_in_use
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import (
-    AdditiveVariant,
-    FactorsOnlyModel,
-    LoraLayer,
-    adapted_layers,
-    add_parameter,
-    factors,
-    factors_in_use,
-)
+from adapters.glue.variants import AdditiveVariant, add_parameter
 
-__all__ = ["DiagonalModel", "DiagonalVariant", "singular_values"]
+__all__ = ["DiagonalVariant", "singular_values"]
 
 
 class DiagonalVariant(AdditiveVariant):
@@ -37,7 +32,7 @@ class DiagonalVariant(AdditiveVariant):
         tied: d has one entry, which all ranks share.
     """
 
-    upper = "lora_diagonal"
+    container = "lora_diagonal"
 
     def __init__(
         self,
@@ -63,7 +58,7 @@ class DiagonalVariant(AdditiveVariant):
         diagonal = torch.full((size,), variant.start, dtype=A.dtype, device=A.device)
         if variant.noise:
             diagonal += variant.noise * torch.randn_like(diagonal)
-        add_parameter(module, variant.upper, adapter_name, diagonal)
+        add_parameter(module, variant.container, adapter_name, diagonal)
 
     @staticmethod
     def forward(
@@ -71,9 +66,9 @@ class DiagonalVariant(AdditiveVariant):
     ) -> Tensor:
         """``result + s B (g(d) * A x)``."""
         values = _variant(module, active_adapter).singular_values(module, active_adapter)
-        _, _, A, B, scale = factors_in_use(module, active_adapter)
-        hidden = F.linear(module.lora_dropout[active_adapter](x), A)
-        return result + F.linear(hidden * (scale * values), B)
+        used = factors_in_use(module, active_adapter)
+        hidden = F.linear(module.lora_dropout[active_adapter](x), used.A)
+        return result + F.linear(hidden * (used.scale * values), used.B)
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
         """``g(d)``, shape ``(rank,)``."""
@@ -82,7 +77,7 @@ class DiagonalVariant(AdditiveVariant):
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
         """d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
-        d: Tensor = getattr(layer, self.upper)[adapter]
+        d: Tensor = getattr(layer, self.container)[adapter]
         return d
 
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
@@ -91,20 +86,16 @@ class DiagonalVariant(AdditiveVariant):
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
         """``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
-        _, _, A, B, scale = factors(layer, adapter)
-        dtype = widen(A.dtype)
-        values = scale * self.singular_values(layer, adapter).to(dtype)
-        return ((B.to(dtype) * values) @ A.to(dtype)).to(A.dtype)
+        pair = factors(layer, adapter)
+        dtype = widen(pair.A.dtype)
+        values = pair.scale * self.singular_values(layer, adapter).to(dtype)
+        return ((pair.B.to(dtype) * values) @ pair.A.to(dtype)).to(pair.A.dtype)
 
 
 def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
     variant = module.lora_variant[adapter]
     assert isinstance(variant, DiagonalVariant)
     return variant
-
-
-class DiagonalModel(FactorsOnlyModel):
-    """PEFT's LoRA model, less what would drop the singular values without a word."""
 
 
 def singular_values(model: nn.Module) -> dict[str, Tensor]:
@@ -122,13 +113,13 @@ def singular_values(model: nn.Module) -> dict[str, Tensor]:
         >>> singular_values(model)
         {'base_model.model.0': tensor([0.5000, 0.5000])}
     """
-    found = {
+    found = at_least_one(
+        adapted_layers(model, DiagonalVariant),
+        model,
+        what="active adapter with singular values",
+        config="BiLoraConfig",
+    )
+    return {
         name: variant.singular_values(layer, adapter).detach()
-        for name, adapter, layer, variant in adapted_layers(model, DiagonalVariant)
+        for name, adapter, layer, variant in found
     }
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active adapter with singular values; wrap it "
-            "with get_peft_model(model, BiLoraConfig(...))"
-        )
-    return found

@@ -23,20 +23,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.glue.peft_glue import (
-    BiLevelConfig,
-    BiLevelLinear,
-    BiLevelVariant,
-    FactorsOnlyModel,
-    PlainVariant,
-    adapted_layers,
-    mask_logit,
-    register,
-)
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.layers import BiLevelLinear
+from adapters.glue.masks import Masks, mask_logit
+from adapters.glue.penalties import Loss
+from adapters.glue.registry import register
+from adapters.glue.variants import BiLevelVariant, PlainVariant
 
 __all__ = ["LoraDropoutConfig", "ensemble", "mask_rates", "masking", "mean_loss"]
 
-Loss = Callable[[Any], Any]
 AVERAGES = ("probabilities", "logits")
 
 
@@ -102,7 +98,7 @@ class LoraDropoutConfig(BiLevelConfig):
         return LoraDropoutVariant()
 
 
-LORA_DROPOUT = register("LORA_DROPOUT", LoraDropoutConfig, FactorsOnlyModel)
+LORA_DROPOUT = register("LORA_DROPOUT", LoraDropoutConfig)
 
 
 def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
@@ -137,9 +133,7 @@ def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
 
     def averaged(batch: Any) -> Any:
         drawn = any(
-            variant.masks.on(training=layer.training)
-            for _, _, layer, variant in _masked_layers(model)
-            if variant.masks is not None
+            masks.on(training=layer.training) for _, _, layer, masks in _masked_layers(model)
         )
         values = [loss(batch) for _ in range(num_masks if drawn else 1)]
         if isinstance(values[0], Tensor):
@@ -210,8 +204,7 @@ def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
         >>> with masking(model, on=False):
         ...     y = model(torch.ones(8, 4))
     """
-    found = [variant.masks for _, _, _, variant in _masked_layers(model)]
-    masks = [mask for mask in found if mask is not None]
+    masks = [each for _, _, _, each in _masked_layers(model)]
     before = [mask.switch for mask in masks]
     for mask in masks:
         mask.switch = on
@@ -238,24 +231,25 @@ def mask_rates(model: nn.Module) -> dict[str, float]:
         {'base_model.model.0': 0.25}
     """
     rates = {}
-    for name, adapter, layer, variant in _masked_layers(model):
+    for name, adapter, layer, masks in _masked_layers(model):
         logit = mask_logit(layer, adapter)
-        assert variant.masks is not None
-        rates[name] = variant.masks.rate if logit is None else torch.sigmoid(logit).item()
+        rates[name] = masks.rate if logit is None else torch.sigmoid(logit).item()
     return rates
 
 
-def _masked_layers(
-    model: nn.Module,
-) -> list[tuple[str, str, BiLevelLinear, BiLevelVariant]]:
-    found = [item for item in adapted_layers(model, BiLevelVariant) if item[3].masks is not None]
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active adapter with masks; wrap it with "
-            "get_peft_model(model, LoraDropoutConfig(...)), or give BiLoraConfig or BiDoraConfig a "
-            "mask_rate"
-        )
-    return found
+def _masked_layers(model: nn.Module) -> list[tuple[str, str, BiLevelLinear, Masks]]:
+    found = (
+        (name, adapter, layer, variant.masks)
+        for name, adapter, layer, variant in adapted_layers(model, BiLevelVariant)
+        if variant.masks is not None
+    )
+    return at_least_one(
+        found,
+        model,
+        what="active adapter with masks",
+        config="LoraDropoutConfig",
+        otherwise=", or give BiLoraConfig or BiDoraConfig a mask_rate",
+    )
 
 
 def _check_num_masks(num_masks: int) -> None:

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.adapted import at_least_one, lora_layers
+from adapters.glue.factors import factors
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import factors, lora_layers
 
 __all__ = ["LoraRite", "lora_pairs"]
 
@@ -57,13 +58,9 @@ def lora_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         >>> [(tuple(A.shape), tuple(B.shape)) for A, B in lora_pairs(model)]
         [((2, 4), (3, 2))]
     """
-    found = [factors(layer, adapter) for _, adapter, layer in lora_layers(model)]
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active LoRA adapter; wrap it with "
-            "get_peft_model(model, LoraConfig(...))"
-        )
-    return [(pair.A, pair.B) for pair in found]
+    found = at_least_one(lora_layers(model), model, what="active LoRA adapter", config="LoraConfig")
+    pairs = (factors(layer, adapter) for _, adapter, layer in found)
+    return [(pair.A, pair.B) for pair in pairs]
 
 
 class LoraRite(torch.optim.Optimizer):

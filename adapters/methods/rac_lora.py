@@ -15,7 +15,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from adapters.glue.peft_glue import LoraLayer, factors, lora_layers
+from adapters.glue.adapted import lora_layers
+from adapters.glue.factors import LoraLayer, factors
 
 __all__ = ["Link", "chain"]
 
@@ -100,9 +101,9 @@ def _links(
     for index in range(num_links):
         fixed = set()
         for adapter, layer in layers:
-            _, _, A, B, _ = factors(layer, adapter)
-            sampled, zero = (A, B) if trained == "B" else (B, A)
-            features = A.shape[1] if trained == "B" else B.shape[0]
+            pair = factors(layer, adapter)
+            sampled, zero = (pair.A, pair.B) if trained == "B" else (pair.B, pair.A)
+            features = pair.A.shape[1] if trained == "B" else pair.B.shape[0]
             drawn = torch.randn(sampled.shape, generator=generator, dtype=torch.float64)
             with torch.no_grad():
                 sampled.copy_(drawn / features**0.5)
@@ -112,8 +113,8 @@ def _links(
         model.merge_adapter()
         with torch.no_grad():
             for adapter, layer in layers:
-                _, _, A, B, _ = factors(layer, adapter)
-                (B if trained == "B" else A).zero_()
+                pair = factors(layer, adapter)
+                (pair.B if trained == "B" else pair.A).zero_()
         model.unmerge_adapter()  # takes out a product that is zero by now
 
 

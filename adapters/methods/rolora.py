@@ -8,20 +8,22 @@ Reference: Chen et al. (2025), arXiv:2502.01755.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.adapted import at_least_one, lora_layers
+from adapters.glue.factors import factors
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import factors, lora_layers
+from adapters.methods.hooks import StepHook
 
 __all__ = ["Alternation", "average"]
 
 FACTORS: tuple[Literal["A", "B"], ...] = ("A", "B")
 
 
-class Alternation:
+class Alternation(StepHook):
     """Lets an optimizer train one factor of LoRA at a time, B first.
 
     The gradients of the fixed factor are dropped before each step, so that the optimizer leaves the
@@ -68,27 +70,24 @@ class Alternation:
             raise ValueError(f"first must be one of {FACTORS}, got {first!r}")
         self.steps = steps
         self.first: Literal["A", "B"] = first
-        self.num_steps = 0
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._factors: dict[str, list[Tensor]] = {"A": [], "B": []}
-        for name, adapter, layer in lora_layers(model):
-            _, _, A, B, _ = factors(layer, adapter)
-            for which, factor in (("A", A), ("B", B)):
+        found = at_least_one(
+            lora_layers(model),
+            model,
+            what="active LoRA adapter for Alternation",
+            config="LoraConfig",
+        )
+        for name, adapter, layer in found:
+            pair = factors(layer, adapter)
+            for which, factor in (("A", pair.A), ("B", pair.B)):
                 if id(factor) not in held:
                     raise ValueError(
                         f"optimizer must hold factor {which} of {name!r}; build it from the "
                         "trainable parameters of the model"
                     )
                 self._factors[which].append(factor)
-        if not self._factors["A"]:
-            raise ValueError(
-                f"Alternation found no active LoRA adapter in model ({type(model).__name__}); wrap "
-                "it with get_peft_model(model, LoraConfig(...))"
-            )
-        self._handles = (
-            optimizer.register_step_pre_hook(self._hold),
-            optimizer.register_step_post_hook(self._count),
-        )
+        super().__init__(optimizer, before=self._hold)
 
     @property
     def round(self) -> int:
@@ -100,25 +99,9 @@ class Alternation:
         """The factor that the next step trains."""
         return FACTORS[(FACTORS.index(self.first) + self.round) % 2]
 
-    def _hold(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _hold(self, optimizer: torch.optim.Optimizer) -> None:
         for factor in self._factors["A" if self.trained == "B" else "B"]:
             factor.grad = None
-
-    def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.num_steps += 1
-
-    def remove(self) -> None:
-        """Detaches it from the optimizer, which then trains both factors."""
-        for handle in self._handles:
-            handle.remove()
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of steps taken, which tells the round."""
-        return {"num_steps": self.num_steps}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on in the round that `state` was taken in."""
-        self.num_steps = state["num_steps"]
 
 
 def average(

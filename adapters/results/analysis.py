@@ -16,13 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.glue.peft_glue import (
-    BiLevelLinear,
-    BiLevelVariant,
-    adapted_layers,
-    adapted_linears,
-    low_rank_factors,
-)
+from adapters.glue.adapted import adapted_layers, adapted_linears, at_least_one
+from adapters.glue.factors import low_rank_factors
+from adapters.glue.layers import BiLevelLinear
+from adapters.glue.variants import BiLevelVariant
 from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = [
@@ -318,14 +315,15 @@ def _weights(model: nn.Module) -> Iterable[tuple[str, Tensor, Tensor, nn.Module]
 
     The weight in use is read off a copy of the layer by its outputs for the unit vectors.
     """
-    found = False
-    for name, layer in adapted_linears(model):
+    found = at_least_one(
+        adapted_linears(model), model, what="adapted linear layer", config="LoraConfig"
+    )
+    for name, layer in found:
         if layer.merged:
             raise ValueError(
                 f"module {name!r} has merged adapters, so that its frozen weight is not known; "
                 "call model.unmerge_adapter() first"
             )
-        found = True
         alone = copy.deepcopy(layer).double().eval()
         for _, _, _, variant in adapted_layers(alone, BiLevelVariant):
             if variant.masks is not None:
@@ -337,11 +335,6 @@ def _weights(model: nn.Module) -> Iterable[tuple[str, Tensor, Tensor, nn.Module]
             before = (base(unit) - base(zero)).T
             after = (alone(unit) - alone(zero)).T
         yield name, before, after, layer
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no adapted linear layer; wrap it with "
-            "get_peft_model"
-        )
 
 
 def _learned(layer: nn.Module) -> list[float] | None:

@@ -11,15 +11,11 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters.glue.adapted import adapted_layers
+from adapters.glue.masks import MASK_LOGIT, mask_logit
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import (
-    CONFIG_NAME,
-    MASK_LOGIT,
-    SAFETENSORS_WEIGHTS_NAME,
-    BiLevelVariant,
-    adapted_layers,
-    mask_logit,
-)
+from adapters.glue.registry import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from adapters.glue.variants import BiLevelVariant
 from adapters.methods.bidora import BiDoraConfig
 from adapters.methods.diagonal import DiagonalVariant
 from adapters.methods.weight_decay import WeightDecayVariant
@@ -136,7 +132,7 @@ def _folded(
         dtype = widen(B.dtype)
         values = torch.ones(1, dtype=dtype, device=B.device)
         if isinstance(variant, FOLDED):
-            del folded[f"{name}.{variant.upper}"]
+            del folded[f"{name}.{variant.container}"]
         if isinstance(variant, DiagonalVariant):
             values = variant.singular_values(layer, adapter).detach().to(B.device, dtype)
         if variant.masks is not None:

@@ -5,7 +5,9 @@ from itertools import pairwise
 
 from torch import nn
 
-from adapters.glue.peft_glue import BiLevelVariant, LoraLayer, adapted_layers
+from adapters.glue.adapted import adapted_layers
+from adapters.glue.layers import LoraLayer
+from adapters.glue.variants import BiLevelVariant
 
 __all__ = ["Levels", "levels"]
 

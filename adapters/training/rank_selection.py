@@ -8,7 +8,8 @@ from dataclasses import fields
 from peft import LoraConfig
 from torch import nn
 
-from adapters.glue.peft_glue import LoraLayer, adapted_layers
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.layers import LoraLayer
 from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["rank_pattern", "ranks", "retrain_config"]
@@ -126,14 +127,15 @@ def pattern(name: str) -> str:
 
 
 def _selected(model: nn.Module, adapter_name: str | None) -> list[tuple[str, str, int, LoraLayer]]:
-    found: list[tuple[str, str, int, LoraLayer]] = [
+    which = "active adapter" if adapter_name is None else f"adapter {adapter_name!r}"
+    found = at_least_one(
+        adapted_layers(model, DiagonalVariant, adapter_name),
+        model,
+        what=f"{which} that selects ranks",
+        config="AutoLoraConfig",
+        otherwise=" or SoraConfig",
+    )
+    return [
         (name.removeprefix(WRAPPER), adapter, int(variant.kept(layer, adapter).sum()), layer)
-        for name, adapter, layer, variant in adapted_layers(model, DiagonalVariant, adapter_name)
+        for name, adapter, layer, variant in found
     ]
-    if not found:
-        which = "active adapter" if adapter_name is None else f"adapter {adapter_name!r}"
-        raise ValueError(
-            f"model ({type(model).__name__}) has no {which} that selects ranks; wrap it with "
-            "get_peft_model(model, AutoLoraConfig(...)) or SoraConfig"
-        )
-    return found

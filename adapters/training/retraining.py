@@ -5,12 +5,9 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from adapters.glue.peft_glue import (
-    BiLevelVariant,
-    adapted_layers,
-    restart_factors,
-    restart_saved_modules,
-)
+from adapters.glue.adapted import adapted_layers, restart_saved_modules
+from adapters.glue.factors import restart_factors
+from adapters.glue.variants import BiLevelVariant
 from adapters.training.partition import levels
 
 __all__ = ["retrain"]
