@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo.batches import edited, fresh, own_copy, versions
 from blo.derivatives.objective import scalar
-from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.precision import computed_in, fresh_autocast
 from blo.derivatives.pullback import Gradient, mean
 from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
 from blo.graph import ProblemGraph
@@ -129,6 +129,8 @@ def _piece(
         # It begins to draw from Python's or numpy's generators: once more, from a known state.
         problem.draws = True
         return _piece(graph, problem, parameters, batch, precision, keep)
+    if problem.computed_in is None:
+        problem.computed_in = computed_in(loss)
     found: tuple[str, ...] = ()
     if role.differentiable and role.unread:
         met = _leaves_of(loss)

@@ -118,6 +118,7 @@ class Problem:
         self.edits_batch = False
         self.draws = False
         self.changes: tuple[int, ...] = ()
+        self.computed_in: torch.dtype | None = None
         self.parameters = self._held()
         arguments.check_parameters(name, self.parameters)
 
