@@ -57,6 +57,28 @@ def test_imaml_learns_a_point_by_the_gradient_in_closed_form(capsys):
     assert after < 0.3 * before
 
 
+@pytest.mark.parametrize("name", ["own_loop", "accelerate_loop", "lightning_module"])
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+def test_loops_of_ones_own_trust_the_source_without_noise(name, capsys, tmp_path, monkeypatch):
+    if name == "lightning_module":
+        pytest.importorskip("lightning", reason="Lightning is not installed")
+    monkeypatch.chdir(tmp_path)
+    out = {
+        "own_loop": lambda: run("own_loop", capsys),
+        "accelerate_loop": lambda: run("accelerate_loop", capsys),
+        "lightning_module": lambda: run("lightning_module", capsys),
+    }[name]()
+    right, wrong = numbers(out)[-2:]
+    assert wrong < 0.1 < 0.9 < right
+
+
+def test_sft_trains_on_two_levels(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    monkeypatch.chdir(tmp_path)
+    losses = numbers(run("sft", capsys))[-4:]
+    assert losses[2] < losses[0]
+
+
 def test_bilora_trains_and_exports_a_lora_checkpoint(capsys, monkeypatch, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
