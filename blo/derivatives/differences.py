@@ -9,11 +9,12 @@ import torch
 
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import LowerObjective, Point
-from blo.derivatives.products import NO_LOWER, NO_PATH, Products
+from blo.derivatives.products import NO_LOWER, NO_PATH, Disagreement, Products
 from blo.linear.tensors import (
     Tensors,
     axpy,
     detach,
+    dot,
     length,
     lengths,
     root_mean_squares,
@@ -84,9 +85,9 @@ class FiniteDifference:
         return FiniteDifferenceProducts(self, lower, point)
 
 
-# (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py. None where
-# no radius serves: the rounding error of a bfloat16 gradient, divided by the step, reaches 5 % on
-# some models at steps where the curvature of others costs 20 %.
+# (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py. None
+# where no radius serves: at steps where the rounding of bfloat16 gradients still costs 5 % on some
+# models, curvature costs 20 % on others.
 DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float | None]] = {
     torch.float64: (1.5e-5, 1.5e-7),
     torch.float32: (2.5e-3, 1e-3),
@@ -98,6 +99,9 @@ DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float | None]] = {
 # zero) move as if they had it, the size of the weights of a layer of a hundred inputs, unless all
 # tensors are smaller.
 SMALLEST_SIZE = 0.1
+
+# Two differences, at a radius and at half of it, that are further apart are looked into.
+MOST_DISAGREEMENT = 0.1
 
 
 class FiniteDifferenceProducts:
@@ -128,21 +132,30 @@ class FiniteDifferenceProducts:
         """
         return self._difference("upper", v)
 
-    def disagreement(self, v: Tensors, mixed: Tensors) -> float | None:
-        """Return ``|mixed - b| / |b|``, with `b` the product ``g_xy v`` at half the radius; None
-        where the user gave the radius. Costs what the product did, less what is known.
+    def disagreement(self, v: Tensors, mixed: Tensors) -> Disagreement | None:
+        """Return how far ``mixed = g_xy v`` is from the product at half the radius; None where the
+        user gave the radius. Costs what the product did, less what is known.
+
+        Where they are far apart, the product at twice the radius, at the same cost, tells why. With
+        curvature or a kink, products drift with the radius; rounding scatters them, twice as far at
+        half the radius and half as far at twice. Where twice is the nearer, and the way there goes
+        back on the way from half, it is rounding, and the distance from twice is that of `mixed`:
+        the one from half is mostly the error of the shorter step.
         """
         if self._rule.radius is not None:
             return None
         radius = self.radius
-        closer = self._difference("upper", v, shorter=0.5)
+        half = self._difference("upper", v, factor=0.5)
+        found = Disagreement(_distance(mixed, half))
+        if not found.distance <= MOST_DISAGREEMENT:
+            twice = self._difference("upper", v, factor=2.0)
+            back = float(dot(subtract(mixed, half), subtract(twice, mixed))) < 0.0
+            rounding = back and _distance(mixed, twice) < found.distance
+            found = Disagreement(_distance(mixed, twice if rounding else half), rounding)
         self.radius = radius
-        apart, size = length(subtract(mixed, closer)), length(closer)
-        if apart == 0.0:
-            return 0.0
-        return apart / size if size > 0.0 else math.inf
+        return found
 
-    def _difference(self, level: str, v: Tensors, *, shorter: float = 1.0) -> Tensors:
+    def _difference(self, level: str, v: Tensors, *, factor: float = 1.0) -> Tensors:
         v, y = detach(v), detach(self._point.lower)
         size = length(v)
         if size == 0.0:
@@ -156,7 +169,7 @@ class FiniteDifferenceProducts:
         radius, one_sided = self._rule.radius, self._rule.one_sided
         if radius is None:
             radius, one_sided = default_radius(self._objective.dtype(y), one_sided=one_sided)
-        e = shorter * difference_step(self._objective, y, v, one_sided=one_sided, radius=radius)
+        e = factor * difference_step(self._objective, y, v, one_sided=one_sided, radius=radius)
         self.radius = e * size
         plus = self._gradient(level, axpy(e, v, y))
         if one_sided:
@@ -178,6 +191,12 @@ class FiniteDifferenceProducts:
         if not found.reached:
             raise RuntimeError(NO_PATH if upper else NO_LOWER)
         return found.upper if upper else found.lower
+
+
+def _distance(a: Tensors, b: Tensors) -> float:
+    """Return ``|a - b| / |b|``."""
+    apart, size = length(subtract(a, b)), length(b)
+    return 0.0 if apart == 0.0 else apart / size if size > 0.0 else math.inf
 
 
 def default_radius(dtype: torch.dtype, *, one_sided: bool) -> tuple[float, bool]:
