@@ -17,7 +17,6 @@ from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
-from blo.methods.alternating import Alternating
 from blo.methods.context import Info
 from blo.passes import Evaluation, evaluate
 from blo.problem import Problem
@@ -273,8 +272,8 @@ class Engine:
         """Return what compares the step of `problem` with the plain update of its optimizer, where
         a method takes the plain update for what the optimizer did.
         """
-        answers = self.graph.role(problem).answers and not isinstance(problem.method, Alternating)
-        if answers and problem.method.requirements.history == 0:
+        needs = problem.method.requirements
+        if self.graph.role(problem).answers and needs.responds and needs.history == 0:
             return self._watch.before(problem, gradient)
         return nothing
 

@@ -165,6 +165,8 @@ class Requirements:
         zeroth_order: the method evaluates the loss above itself, by its readers, so that this may
             have no gradient (an accuracy). Where it has none, the cotangent is zero and the
             response is the whole derivative of the loss above, its direct part included.
+        responds: whether the solution responds at all; False for the control that takes it as a
+            constant on purpose.
         differentiates: what the method is differentiated in beside the lower loss: "start", where
             the lower steps start from (`Problem.start`), "options", the options of the lower
             optimizer (`Problem.options`).
@@ -184,6 +186,7 @@ class Requirements:
     stride: int | None = 0
     readers: bool = False
     zeroth_order: bool = False
+    responds: bool = True
     differentiates: frozenset[str] = frozenset()
 
 
