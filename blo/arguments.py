@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from blo.derivatives.random_state import is_generator
 from blo.methods.context import Requirements
+from blo.steps.clipping import Clip
 from blo.steps.registry import unwrapped
 
 
@@ -34,6 +35,12 @@ def described(value: object) -> str:
     text = repr(value)
     short = len(text) <= 60 and "\n" not in text and " at 0x" not in text
     return text if short else f"an object of type {type(value).__name__}"
+
+
+def check_name(name: Any) -> None:
+    """Raise ValueError unless `name` is a string that is not empty."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a non-empty string, got {described(name)}")
 
 
 def check_loss(loss: Any, name: str) -> None:
@@ -265,4 +272,90 @@ def check_values(parameters: Sequence[Tensor], name: str) -> None:
         f"parameter {i} in the optimizer of problem {name!r}, of shape "
         f"{tuple(parameters[i].shape)}, is not finite; its initial values are damaged (a broken "
         "checkpoint?): load or initialise it again"
+    )
+
+
+def check_step(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    start: Any,
+    options: Mapping[str, Callable[[], Any]],
+    clip: Any,
+) -> None:
+    """Raise unless what the steps are made of is of the right kinds and known to the optimizer."""
+    if start is not None and not callable(start):
+        raise TypeError(
+            f"start must be a function without arguments, got {described(start)} for "
+            f"problem {name!r}"
+        )
+    for option, function in options.items():
+        if not callable(function):
+            raise TypeError(
+                f"options[{option!r}] must be a function without arguments, got "
+                f"{described(function)} for problem {name!r}; a fixed value belongs in the optimizer"
+            )
+        if any(option not in group for group in optimizer.param_groups):
+            known = sorted(set(optimizer.param_groups[0]) - {"params"})
+            raise ValueError(
+                f"options[{option!r}] is not an option of {type(optimizer).__name__}, the "
+                f"optimizer of problem {name!r}; it has {known}"
+            )
+    if "lr" in options and scheduler is not None:
+        raise ValueError(
+            f"problem {name!r} has a scheduler and options['lr'], which both set the "
+            "learning rate; multiply them in the function, or leave one out"
+        )
+    if clip is not None and not isinstance(clip, Clip):
+        raise TypeError(
+            f"clip must be a Clip such as Clip(norm=1.0), got {described(clip)} for "
+            f"problem {name!r}"
+        )
+
+
+def check_parameters(name: str, parameters: Sequence[Tensor]) -> None:
+    """Raise unless there are parameters, all of them real, dense and with values."""
+    if not parameters:
+        raise ValueError(
+            f"optimizer of problem {name!r} must hold at least one parameter with "
+            "requires_grad=True, got none"
+        )
+    for i, p in enumerate(parameters):
+        if nn.parameter.is_lazy(p):
+            found, remedy = "one without a shape", "call the lazy module once before"
+        elif p.is_meta:
+            found, remedy = "one on the meta device", "load the weights onto a device before"
+        elif p.is_complex():
+            found = f"{p.dtype}"
+            remedy = (
+                "keep the real and imaginary parts as real parameters (torch.view_as_real), and "
+                "build the complex tensor in the loss"
+            )
+        elif p.layout != torch.strided:
+            found, remedy = f"{p.layout}", "use a dense parameter (to_dense())"
+        else:
+            continue
+        raise TypeError(
+            f"parameters of problem {name!r} must be real and dense tensors with values, got "
+            f"{found} for number {i} of its optimizer; {remedy}"
+        )
+
+
+def refuse_changed(name: str, known: Sequence[Tensor], now: Sequence[Tensor]) -> None:
+    """Raise unless an optimizer holds the same parameters `now` as at first.
+
+    Raises:
+        RuntimeError: naming the parameter that was added, frozen or set free.
+    """
+    before, after = {id(p) for p in known}, {id(p) for p in now}
+    if before == after:
+        return
+    added = [tuple(p.shape) for p in now if id(p) not in before]
+    lost = [tuple(p.shape) for p in known if id(p) not in after]
+    what = [f"new parameters of shapes {added}"] if added else []
+    what += [f"no more of the parameters of shapes {lost} (frozen?)"] if lost else []
+    raise RuntimeError(
+        f"the optimizer of problem {name!r} holds {' and '.join(what)} since the problem "
+        "was made; build the Problem, the ProblemGraph and the Engine again after freezing, "
+        "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
     )

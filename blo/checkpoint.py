@@ -26,7 +26,10 @@ KEYS = (
     *("problems", "buffers", "random_state"),
 )
 PROBLEM_KEYS = ("parameters", "optimizer", "scheduler", "stream")
-LATER_KEYS = ("optimizer_class", "scheduler_class", "method", "generators", "reads", "changes")
+LATER_KEYS = (
+    *("optimizer_class", "scheduler_class", "method", "generators"),
+    *("reads", "changes", "draws", "computed_in"),
+)
 
 
 def copied(value: Any) -> Any:
@@ -50,6 +53,8 @@ def state_of(graph: ProblemGraph) -> dict[str, Any]:
             "generators": stored(own)["own"],
             "reads": list(graph.reads[p.name]),
             "changes": list(p.changes),
+            "draws": p.draws,
+            "computed_in": p.computed_in,
         }
     now = RandomState.capture(_devices(graph))
     plain = stored(now)
@@ -106,6 +111,8 @@ def _put_problem(graph: ProblemGraph, p: Problem, saved: Mapping[str, Any]) -> N
     own = zip(p.generators, saved.get("generators", ()), strict="generators" in saved)
     RandomState((), own=tuple((g, recalled_generator(g, s)) for g, s in own)).restore()
     p.changes = tuple(saved.get("changes", p.changes))
+    p.draws = saved.get("draws", p.draws)
+    p.computed_in = saved.get("computed_in", p.computed_in)
 
 
 def _put_back(graph: ProblemGraph, before: Mapping[str, Any]) -> None:

@@ -267,6 +267,7 @@ def of_version_1(state):
     old["version"] = 1
     for saved in old["problems"].values():
         keys = ("optimizer_class", "scheduler_class", "method", "generators", "reads", "changes")
+        keys += ("draws", "computed_in")
         for key in keys:
             del saved[key]
         stream = saved["stream"]
