@@ -293,7 +293,8 @@ def check_step(
         if not callable(function):
             raise TypeError(
                 f"options[{option!r}] must be a function without arguments, got "
-                f"{described(function)} for problem {name!r}; a fixed value belongs in the optimizer"
+                f"{described(function)} for problem {name!r}; a fixed value belongs in the "
+                "optimizer"
             )
         if any(option not in group for group in optimizer.param_groups):
             known = sorted(set(optimizer.param_groups[0]) - {"params"})
