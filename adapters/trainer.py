@@ -17,8 +17,8 @@ from transformers import Trainer, TrainerCallback, get_scheduler
 from adapters.training.partition import levels
 from adapters.training.problems import Penalty, two_level
 from blo import Clip, Engine, Method, Status
-from blo.batches import BatchStream
 from blo.engine import Total
+from blo.streams import BatchStream
 
 __all__ = ["TwoLevelMixin", "TwoLevelTrainer"]
 

@@ -186,11 +186,14 @@ def _check(graph: ProblemGraph, state: dict[str, Any]) -> None:
             ("random_state_of_libraries", "devices", "within_round", "callbacks", "divergence"),
             "state",
         )
-        if state["within_round"]:
+        place = state["within_round"]
+        if type(place) is not int or place >= len(graph.schedule()):
+            raise ValueError(f"state has within_round={place!r}; it is damaged")
+        if place < 0:
             raise ValueError(
-                f"state was taken within round {state['round'] + 1}, after an interruption: some "
-                "problems have taken their steps in it and others have not, so that it cannot be "
-                "gone on from; load the state of the end of a round"
+                f"state was taken within round {state['round'] + 1}, after an interruption: the "
+                "rest of that round depends on more than a state holds, so that it cannot be gone "
+                "on from; load the state of the end of a round"
             )
     _check_random_state(graph, state)
     if not isinstance(state["problems"], dict) or set(state["problems"]) != {

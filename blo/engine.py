@@ -115,6 +115,9 @@ class Engine:
         self._turns = Turns(graph)
         self._divergence = DivergenceWatch(divergence)
         self._saved: Path | None = None
+        self._by_hand = (
+            False  # by step() and backward(), which go on within a round; run() does not
+        )
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
@@ -134,6 +137,7 @@ class Engine:
         _check_count(num_rounds, 0)
         for _ in range(num_rounds):
             self._turns.restart()
+            self._by_hand = False
             number = self.round
             while self.round == number:
                 self._take(self.graph[self.turn.problem])
@@ -227,6 +231,7 @@ class Engine:
     def _next(self, name: str, batches: Sequence[Any] | None) -> Problem:
         """Return the problem called `name`, whose turn it must be, with its batches handed in."""
         self._turns.settle()
+        self._by_hand = True
         turn = self.turn
         if turn.problem != name:
             raise RuntimeError(
@@ -420,12 +425,14 @@ class Engine:
         the generators of the losses and loaders.
 
         Only parameters that the problems own are in it; frozen weights are not. One taken within a
-        round, after an interruption, says so, and no engine loads it.
+        round, after an interruption, says so (``within_round`` is -1), and no engine loads it. Where
+        `step` and `backward` drive the engine, ``within_round`` is the number of updates taken, as
+        long as none of them is remembered for a response.
         """
         return {
             "version": checkpoint.VERSION,
             "round": self.round,
-            "within_round": not self._turns.are_done(),
+            "within_round": self._place_in_round(),
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "method_states": checkpoint.copied(self.method_states),
@@ -467,7 +474,7 @@ class Engine:
         self.method_states = checkpoint.method_states(self.graph, state["method_states"])
         self._divergence.load_state_dict(state.get("divergence", {}))
         self.recorder = Recorder(self.graph)
-        self._turns.forget()
+        self._turns.go_to(state.get("within_round", 0))
 
     def save(self, path: str | Path) -> None:
         """Save `state_dict` to a file, whole or not at all: the file is written beside `path`,
@@ -496,7 +503,7 @@ class Engine:
             >>> engine.round, y[0].item()
             (2, 1.25)
         """
-        if not self._turns.are_done():
+        if self._place_in_round() < 0:
             raise RuntimeError(
                 f"the engine is within a round, after round {self.round}, and a state that is "
                 "not of the end of a round cannot be gone on from; load the last one, or run the "
@@ -520,6 +527,17 @@ class Engine:
         self.load_state_dict(state)
         self._saved = given
         return place
+
+    def _place_in_round(self) -> int:
+        """Return the number of updates taken in this round, 0 between two rounds; -1 where the rest
+        of the round depends on more than a state holds: an update was broken off, a step is left to
+        the caller, or one is remembered for the responses to come.
+        """
+        turns, taken = self._turns, self._turns.taken()
+        remembered = any(self.recorder.wants(self.graph[u.problem], u) for u in taken)
+        if not turns.are_settled() or remembered or (taken and not self._by_hand):
+            return -1
+        return len(taken)
 
     def _last_good(self) -> str:
         """Return where the last good state is, for messages."""

@@ -424,7 +424,11 @@ def _parts_of(batches: Any) -> dict[str, Any]:
 
 
 def _is_stateful(part: Any) -> bool:
-    """Return whether an object saves and loads a state; that of a module is its weights."""
+    """Return whether an object saves and loads a state; that of a module is its weights, and the
+    loaders of accelerate have the methods without having one.
+    """
+    if not getattr(part, "use_stateful_dataloader", True):
+        return False
     methods = (getattr(part, name, None) for name in ("state_dict", "load_state_dict"))
     return not isinstance(part, (type, nn.Module)) and all(callable(m) for m in methods)
 

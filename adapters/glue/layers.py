@@ -136,7 +136,7 @@ class BiLevelLinear(Linear):
 
 
 def _check_checkpoint(
-    layer: LoraLayer, adapter: str, state_dict: Mapping[str, Any], prefix: str
+    layer: BiLevelLinear, adapter: str, state_dict: Mapping[str, Any], prefix: str
 ) -> None:
     """Raise ValueError unless a checkpoint holds what the configuration of an adapter says."""
     wanted = {

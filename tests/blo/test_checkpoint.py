@@ -139,7 +139,8 @@ DAMAGED = [
     (("random_state",), [torch.zeros(3)], "random state of device 'cpu' of shape"),
     (("random_state",), ["x"], "a str as random state"),
     (("random_state_of_libraries", "python"), 3, "damaged random state of Python or numpy"),
-    (("within_round",), True, "within round 3, after an interruption"),
+    (("within_round",), -1, "within round 3, after an interruption"),
+    (("within_round",), 9, "within_round=9; it is damaged"),
     (("problems",), [], "must hold the problems"),
     (("problems", "third"), {}, "must hold the problems"),
     (("problems", "upper"), DELETED, "must hold the problems"),
@@ -318,12 +319,19 @@ def test_a_state_within_a_round_says_so_and_is_neither_saved_nor_loaded(tmp_path
     assert not made.state_dict()["within_round"]
 
 
-def test_a_step_that_is_left_to_the_caller_is_missed(tmp_path):
+def test_a_loop_of_ones_own_is_saved_between_steps(tmp_path):
     made = engine()
     made.step("lower")
-    made.step("lower")
+    made.save(tmp_path / "s.pt")
+    first = made.step("lower").loss
+    with pytest.raises(RuntimeError, match="within a round"):
+        made.save(tmp_path / "t.pt")
+    resumed = engine()
+    resumed.load(tmp_path / "s.pt")
+    assert resumed.turn == ("lower", 2, True)
+    assert resumed.step("lower").loss == first
     made.backward("upper")
-    assert (made.round, made.state_dict()["within_round"]) == (1, True)
+    assert (made.round, made.state_dict()["within_round"]) == (1, -1)
     with pytest.raises(RuntimeError, match="within a round"):
         made.save(tmp_path / "s.pt")
     made.graph["upper"].optimizer.step()
