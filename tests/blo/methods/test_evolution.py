@@ -118,7 +118,7 @@ def indirect(x, **settings):
 def test_without_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_total(
     sigma, antithetic
 ):
-    values = draws(quadratic(blind=True), Evolution(sigma=sigma, antithetic=antithetic), 300)
+    values = draws(quadratic(blind=True), Evolution(sigma=sigma, antithetic=antithetic), 120)
     assert float(z_scores(values, finite_difference(total, X)).max()) < 4
 
 
@@ -126,7 +126,7 @@ def test_without_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_t
 def test_with_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_indirect_part(
     linearised,
 ):
-    values = draws(quadratic(blind=False), Evolution(sigma=0.5, linearised=linearised), 300)
+    values = draws(quadratic(blind=False), Evolution(sigma=0.5, linearised=linearised), 120)
     z = z_scores(values, finite_difference(indirect, X))
     assert float(z.max()) < 4
     assert float(z_scores(values, finite_difference(total, X)).max()) > 4
@@ -143,7 +143,7 @@ def test_with_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_indi
 )
 def test_the_steps_are_those_of_the_optimizer(optimizer, options):
     settings = {"optimizer": optimizer, "num_steps": 3, **options}
-    values = draws(quadratic(blind=True, **settings), Evolution(sigma=1e-3), 200)
+    values = draws(quadratic(blind=True, **settings), Evolution(sigma=1e-3), 80)
     reference = finite_difference(lambda x: total(x, **settings), X)
     assert float(z_scores(values, reference).max()) < 4
 
@@ -151,7 +151,7 @@ def test_the_steps_are_those_of_the_optimizer(optimizer, options):
 def test_pairs_have_a_smaller_variance_than_single_shifts():
     def variance(antithetic):
         method = Evolution(sigma=1.0, antithetic=antithetic)
-        return float(draws(quadratic(blind=True), method, 150).var(0).sum())
+        return float(draws(quadratic(blind=True), method, 60).var(0).sum())
 
     assert variance(True) < 0.7 * variance(False)
 
@@ -201,7 +201,7 @@ class Threshold:
 @pytest.mark.parametrize("direct, t", [(0.0, 0.3), (1.0, 0.9)])
 def test_the_gradient_of_a_step_is_that_of_the_smoothed_step(direct, t):
     sigma = 0.25
-    values = draws(Threshold(direct).problems(t), Evolution(sigma=sigma), 400)
+    values = draws(Threshold(direct).problems(t), Evolution(sigma=sigma), 200)
     edge = t / (1 + direct)
     density = math.exp(-0.5 * ((0.2 - edge) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     assert float(z_scores(values, density)) < 4
