@@ -21,7 +21,7 @@ peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu gpu lint types imports docs bench bench-peers package constraints clean
+.PHONY: help demo test tests test-gpu gpu lint types imports docs bench bench-peers package constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,8 +29,13 @@ help: ## this list
 demo: $(VENV)/.demo ## BiLoRA and LoRA on carried weights and text, a table of both at the end
 	@$(bin)/python -m applications.nlu
 
-test: lint types imports ## lint, types, import contracts, tests
-	@$(bin)/python -m pytest -q -n $(WORKERS)
+test: $(VENV)/.test ## lint, types, import contracts, tests; types beside the tests
+	@$(MAKE) --no-print-directory -j2 lint imports types tests
+
+# Work is stolen one test at a time: no process idles at the end, and what a module's tests share is
+# mostly made once.
+tests: $(VENV)/.test ## the tests alone
+	@$(bin)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-gpu: $(VENV)/.test ## the tests marked cuda, in one process
 	@$(bin)/python -m pytest -q -m cuda
