@@ -12,6 +12,9 @@ from torch import nn
 from blo import Engine, Evolution, Problem, ProblemGraph, cg, evolution, hypergradient
 
 DOUBLE = torch.float64
+# Standard errors. The directions are seeded: 120 of them are 1.7 off at most, and 3.2 at least if
+# the estimate is twice as large.
+SURE = 2.5
 
 
 class Kept:
@@ -119,7 +122,7 @@ def test_without_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_t
     sigma, antithetic
 ):
     values = draws(quadratic(blind=True), Evolution(sigma=sigma, antithetic=antithetic), 120)
-    assert float(z_scores(values, finite_difference(total, X)).max()) < 4
+    assert float(z_scores(values, finite_difference(total, X)).max()) < SURE
 
 
 @pytest.mark.parametrize("linearised", [True, False])
@@ -128,7 +131,7 @@ def test_with_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_indi
 ):
     values = draws(quadratic(blind=False), Evolution(sigma=0.5, linearised=linearised), 120)
     z = z_scores(values, finite_difference(indirect, X))
-    assert float(z.max()) < 4
+    assert float(z.max()) < SURE
     assert float(z_scores(values, finite_difference(total, X)).max()) > 4
 
 
@@ -143,9 +146,9 @@ def test_with_a_gradient_of_the_upper_loss_the_estimate_is_unbiased_for_the_indi
 )
 def test_the_steps_are_those_of_the_optimizer(optimizer, options):
     settings = {"optimizer": optimizer, "num_steps": 3, **options}
-    values = draws(quadratic(blind=True, **settings), Evolution(sigma=1e-3), 80)
+    values = draws(quadratic(blind=True, **settings), Evolution(sigma=1e-3), 120)
     reference = finite_difference(lambda x: total(x, **settings), X)
-    assert float(z_scores(values, reference).max()) < 4
+    assert float(z_scores(values, reference).max()) < SURE
 
 
 def test_pairs_have_a_smaller_variance_than_single_shifts():
@@ -201,7 +204,7 @@ class Threshold:
 @pytest.mark.parametrize("direct, t", [(0.0, 0.3), (1.0, 0.9)])
 def test_the_gradient_of_a_step_is_that_of_the_smoothed_step(direct, t):
     sigma = 0.25
-    values = draws(Threshold(direct).problems(t), Evolution(sigma=sigma), 200)
+    values = draws(Threshold(direct).problems(t), Evolution(sigma=sigma), 400)
     edge = t / (1 + direct)
     density = math.exp(-0.5 * ((0.2 - edge) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     assert float(z_scores(values, density)) < 4
