@@ -201,8 +201,8 @@ class Engine:
             >>> for name, optimizer in (("lower", below), ("upper", above)):
             ...     total = engine.backward(name)
             ...     optimizer.step()
-            >>> total.value, x[0].item()  # 3 (y - 1) at y = 3 x, and the step
-            ((tensor(6.),), 0.4...)
+            >>> round(total.value[0].item(), 3), round(x[0].item(), 3)  # 3 (3 x - 1), and the step
+            (6.0, 0.4)
         """
         problem = self._next(name, batches)
         total = self.gradient(problem, self._turns.begin())
