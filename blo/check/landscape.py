@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from blo.check.differences import step_length, steps_of
+from blo.check.subject import Partials, Values
 from blo.linear.tensors import (
     Tensors,
     add,
@@ -31,8 +32,6 @@ from blo.linear.tensors import (
     zeros_like,
 )
 
-Values: TypeAlias = Mapping[str, Tensors]
-Partials: TypeAlias = dict[str, Tensors]
 Evaluate: TypeAlias = Callable[[str, Values, Sequence[str]], tuple[float, Partials]]
 
 MAX_STEPS = 60
@@ -61,6 +60,8 @@ class Landscape:
         felt: for each problem, those below whose solutions its objective depends on, top to
             bottom.
         inputs: for each problem, those above that its solution depends on.
+        saddles: the problems that are minimised over some tensors and maximised over others; small
+            ones are solved by Newton's method without a search.
         rtol: a problem is solved when the next Newton step is this small relative to its
             parameters; a hundred times that for each solution that its own is nested in, since the
             differences lose as much.
@@ -70,6 +71,7 @@ class Landscape:
     evaluate: Evaluate
     felt: Mapping[str, tuple[str, ...]]
     inputs: Mapping[str, tuple[str, ...]]
+    saddles: frozenset[str]
     rtol: float
     residuals: dict[str, float] = field(default_factory=dict)
     _inverses: dict[str, torch.Tensor | None] = field(default_factory=dict)
@@ -86,7 +88,7 @@ class Landscape:
         for _ in range(MAX_STEPS):
             size = step_length(found.values[name], 1.0)
             following, residual = self._cheap_step(name, found, size)
-            if residual <= 0.1 * rtol:
+            if residual <= 0.1 * rtol or (following is None and name in self.saddles):
                 break
             if following is None:
                 step = self._newton_step(name, found, 0.1 if best > 1e-2 else 1e-4)
@@ -137,7 +139,7 @@ class Landscape:
         the solves from there on prepared.
         """
         for name in names:
-            if not self.felt[name]:
+            if not self.felt[name] and name not in self.saddles:
                 values = self.approach(name, values)
         for _ in range(MAX_ROUNDS):
             start = values
@@ -214,7 +216,8 @@ class Landscape:
             return None, length / size
         found = self._slope(name, {**at.values, name: add(at.values[name], step)})
         left = float(norm(self._precondition(name, found.gradient)))
-        return (found if left <= 0.1 * length else None), length / size
+        enough = 0.9 if name in self.saddles else 0.1
+        return (found if left <= enough * length else None), length / size
 
     def _search(self, name: str, at: _Slope, step: Tensors) -> _Slope | None:
         """Return where the objective has decreased along `step`, None if it does nowhere."""
@@ -239,7 +242,13 @@ class Landscape:
         return max((1 + self._nesting(r) for r in self.felt[name]), default=0)
 
     def _invert(self, name: str, values: Values, rhs: Tensors) -> Tensors:
-        return self._conjugate_gradients(name, values, rhs, 0.1 * self.rtol)
+        if name not in self.saddles:
+            return self._conjugate_gradients(name, values, rhs, 0.1 * self.rtol)
+        x = zeros_like(rhs)
+        for _ in range(MAX_ROUNDS):
+            left = subtract(rhs, self._hvp(name, values, x))
+            x = add(x, self._precondition(name, left))
+        return x
 
     def _conjugate_gradients(self, name: str, values: Values, rhs: Tensors, rtol: float) -> Tensors:
         """Return ``H^{-1} rhs`` by preconditioned conjugate gradients, stopped where the curvature
