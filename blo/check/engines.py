@@ -36,7 +36,7 @@ from blo.derivatives.pullback import Gradient, filled, mean, pulled_back, reache
 from blo.derivatives.random_state import RandomState, devices_of
 from blo.engine import Engine
 from blo.evaluation import ModuleObjective
-from blo.graph import ProblemGraph, Update
+from blo.graph import Update
 from blo.linear.tensors import Tensors, detach, dot, leaves, scale, subtract, zeros_like
 from blo.methods.context import Context, Method
 from blo.methods.implicit import OneStep
@@ -96,7 +96,7 @@ class EngineSubject:
         self.devices = devices_of(t for p in graph.problems for t in p.parameters)
         self.notes: list[str] = []
         self.symptoms: list[str] = []
-        self._states = {
+        self.states = {
             p.name: settings.random_state(10 + i, self.devices, p.generators)
             for i, p in enumerate(graph.problems)
         }
@@ -111,12 +111,12 @@ class EngineSubject:
         self._wide = False
         self._buffers = graph.space.copies_of(range(len(graph.space.versions())))
         self._others = {id(t): (t, t.detach()) for t in graph.space.parameters()}
-        self._draws = {name: self._first_draw(graph[name]) for name in (self.name, *self.below)}
-        self.dtype = coarsest(tuple(t for name in self._draws for t in self._narrow[name]))
-        present = {n: self._narrow[n] for n in dict.fromkeys((*self._draws, *moving))}
+        self.draws = {name: self._first_draw(graph[name]) for name in (self.name, *self.below)}
+        self.dtype = coarsest(tuple(t for name in self.draws for t in self._narrow[name]))
+        present = {n: self._narrow[n] for n in dict.fromkeys((*self.draws, *moving))}
         if self.dtype != torch.float64:
             self._widen(present)
-        self.start = self._cast(present)
+        self.start = self.cast(present)
         for q in below:
             self._note_optimizer(q)
 
@@ -124,12 +124,12 @@ class EngineSubject:
         """Return the problems concerned that a loss depends on; none where it has no gradient."""
         if self._graph.entry(self._graph[name]) is not None:
             return ()
-        return tuple(r for r in (self.name, *self.below) if r in self._reads[name])
+        return tuple(r for r in (self.name, *self.below) if r in self._truth.reads[name])
 
     def look(self, name: str) -> object:
         """Return a loss with the random numbers of now."""
         with self._graph.space.substituted((), ()):
-            return self._graph[name].loss(fresh(self._draws[name].batches[0]))
+            return self._graph[name].loss(self.batches_of(name, 1)[0])
 
     def evaluate(self, name: str, values: Values, wanted: Sequence[str]) -> tuple[float, Partials]:
         """Return what problem `name` minimises at `values`, and its derivatives for the problems
@@ -138,7 +138,7 @@ class EngineSubject:
         That is its loss, for the checked problem; for the others with the sign that its optimizer
         gives it and the penalty of coupled weight decay.
         """
-        loss, gradient = self._pass(name, values, self._draws[name], wanted)
+        loss, gradient = self._pass(name, values, self.draws[name], wanted)
         partials: Partials = {}
         for w in wanted:
             mine, gradient = gradient[: len(values[w])], gradient[len(values[w]) :]
@@ -167,12 +167,12 @@ class EngineSubject:
         """Yield the engine's methods at work."""
         twin = TwinEngine(self._engine)
         with twin.in_place() as engine:
-            for name in self._draws:
+            for name in self.draws:
                 engine.graph[name].accumulate = self._shares[name]
             yield EngineRun(self, twin, log)
             for name, late in self._late.items():
-                unknown = late - set(engine.graph.reads[name])
-                found = f"the loss of {name!r} reads {sorted(late)} on later batches, not the first"
+                unknown = set(late) - set(engine.graph.reads[name])
+                found = f"the loss of {name!r} reads {late} on later batches, not the first"
                 if unknown and found not in self.symptoms:
                     self.symptoms.append(found)
                 elif not unknown and found not in self.notes:
@@ -182,7 +182,7 @@ class EngineSubject:
         """Return what a hypergradient could leave out, with the finding if it does."""
         below = [self._graph[name] for name in self.below]
         moved = sorted({name for shift in self._shifts.values() for name in shift})
-        changing = [n for n in self._draws if self._graph[n].changes]
+        changing = [n for n in self.draws if self._graph[n].changes]
         stands = "the response is not taken where the lower step stood: the"
         found = {
             "problems": (moved, f"{stands} problems {moved}, which have moved since then"),
@@ -205,7 +205,7 @@ class EngineSubject:
             return lambda values: values[name]
         if self.claims[name] is Claim.STEPS:
             return partial(self._retaken, q, taken)
-        method, before, draw = q.method, self._cast({name: last.lower}), self._cast_draw(last.draw)
+        method, before, draw = q.method, self.cast({name: last.lower}), self.cast_draw(last.draw)
         assert isinstance(method, OneStep)
         point, rates = Point(end, end), q.learning_rates(q.options())
         length = method.step(Context(LowerObjective(()), point, point, rates, name=name))
@@ -221,7 +221,7 @@ class EngineSubject:
     def _retaken(self, q: Problem, taken: Sequence[Taken], values: Values) -> Tensors:
         """Return where the steps of `q` lead with the others at `values`."""
         then = dict(self.then(q.name, values))
-        start = self._cast({q.name: taken[0].lower})[q.name]
+        start = self.cast({q.name: taken[0].lower})[q.name]
         twin = twin_problem(q, start, taken[0].states)
         for step in taken:
             then[q.name] = twin.parameters
@@ -231,7 +231,7 @@ class EngineSubject:
                     twin.begin()
                 if self.without != "options":
                     twin.set_options()
-            draw = self._cast_draw(step.draw)
+            draw = self.cast_draw(step.draw)
             twin.step(self._pass(q.name, then, draw, (q.name,))[1], 0.0)
         return detach(twin.parameters)
 
@@ -280,6 +280,7 @@ class EngineSubject:
         known = {id(t) for t in placed} if self._wide else self._others
         others = [pair for key, pair in self._others.items() if key not in known]
         inputs = tuple(t for w in wanted for t in used[w])
+        devices = self.devices if self._wide else ()
         loss, pieces = 0.0, []
         for batch, state, buffers in zip(
             draw.batches, draw.random_states, draw.buffers, strict=True
@@ -298,28 +299,18 @@ class EngineSubject:
                 buffers=buffers,
                 copies=True,
             )
-            with self._surroundings(), objective.scope((), _flat(used)) as evaluate:
+            with full_precision(devices), objective.scope((), _flat(used)) as evaluate:
                 value = evaluate()
                 loss += float(value.detach()) / len(draw.batches)
                 pieces.append(pulled_back((value,), inputs, (torch.ones_like(value),)))
         return loss, mean(pieces)
-
-    @contextmanager
-    def _surroundings(self) -> Iterator[None]:
-        """Run a block with gradients on, without autocast where references are in float64."""
-        with torch.enable_grad():
-            if not self._wide:
-                yield
-                return
-            with full_precision(self.devices):
-                yield
 
     def _first_draw(self, p: Problem) -> Draw:
         """Return what the references of `p` are evaluated on: the batches of its first step, or,
         where a method differentiates steps, of its last.
         """
         batches = self.batches_of(p.name, p.steps)
-        states = [self._states[p.name]]
+        states = [self.states[p.name]]
         with states[0].replay(), torch.no_grad(), self._graph.space.substituted((), ()):
             for batch in batches[:-1]:
                 p.loss(fresh(batch))
@@ -332,26 +323,18 @@ class EngineSubject:
         first = 0 if self.claims.get(name, Claim.SOLUTION) is Claim.SOLUTION else (step - 1) * share
         return tuple(fresh(known[(first + i) % len(known)]) for i in range(share))
 
-    def hold(self, name: str, draw: Draw) -> None:
-        """Evaluate the references of problem `name` on `draw` from now on."""
-        self._draws[name] = self._cast_draw(draw)
-
-    def state_of(self, name: str) -> RandomState:
-        """Return the random state that the updates of problem `name` start from."""
-        return self._states[name]
-
     def _widen(self, values: Values) -> None:
         """Evaluate in float64 from now on if the losses agree to do so; else note why not."""
-        kept = self._buffers, self._others, self._draws
-        narrow = {name: self.evaluate(name, values, ())[0] for name in self._draws}
+        kept = self._buffers, self._others, self.draws
+        narrow = {name: self.evaluate(name, values, ())[0] for name in self.draws}
         self._wide = True
         self._buffers = {i: _wide(b) for i, b in self._buffers.items()}
         self._others = {key: (p, _wide(v)) for key, (p, v) in self._others.items()}
-        self._draws = {name: self._cast_draw(draw) for name, draw in self._draws.items()}
+        self.draws = {name: self.cast_draw(draw) for name, draw in self.draws.items()}
         reason = None
         for name, value in narrow.items():
             try:
-                wide = self.evaluate(name, self._cast(values), ())[0]
+                wide = self.evaluate(name, self.cast(values), ())[0]
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = f"the loss of {name!r} raises {str(error).splitlines()[0]!r}"
                 break
@@ -360,18 +343,14 @@ class EngineSubject:
                 break
         if reason is not None:
             self._wide = False
-            self._buffers, self._others, self._draws = kept
+            self._buffers, self._others, self.draws = kept
             self.notes.append(f"the references are not computed in float64: {reason}")
 
-    def _cast(self, values: Values) -> dict[str, Tensors]:
+    def cast(self, values: Values) -> dict[str, Tensors]:
         """Return `values` in the type that the references are computed in."""
         return {k: tuple(_wide(t) if self._wide else t for t in v) for k, v in values.items()}
 
-    def cast(self, name: str, values: Tensors) -> Tensors:
-        """Return the values of problem `name` in the type that the references are computed in."""
-        return self._cast({name: values})[name]
-
-    def _cast_draw(self, draw: Draw) -> Draw:
+    def cast_draw(self, draw: Draw) -> Draw:
         """Return `draw` in the type that the references are computed in, with all buffers."""
         buffers: list[Mapping[int, Tensor]] = [{**self._buffers, **known} for known in draw.buffers]
         batches = draw.batches
@@ -383,27 +362,29 @@ class EngineSubject:
     # Which problems, and on what.
 
     def _choose_problems(self, chosen: Mapping[str, Sequence[Any]]) -> None:
-        """Find the problems whose solutions matter and fix their batches; what their losses read on
-        some batches only counts.
+        """Find the problems whose solutions matter, whatever the methods leave out, and fix their
+        batches; what their losses read on some batches only counts.
         """
         graph = self._graph
-        self._reads = {name: set(known) for name, known in graph.reads.items()}
+        whole = [copy.copy(p) for p in graph.problems]
+        for p in whole:
+            p.through_response = True
+        self._truth = truth = graph.over(whole, graph.space)
         self._batches: dict[str, tuple[Any, ...]] = {}
         self._shares: dict[str, int] = {}
-        self._late: dict[str, set[str]] = {}
-        waiting = [graph[self.name]]
-        while waiting:
+        self._late: dict[str, list[str]] = {}
+        concerned = {self.name}
+        while waiting := [p for p in graph.problems if p.name in concerned - set(self._batches)]:
             for p in waiting:
                 given = chosen.get(p.name)
                 self._shares[p.name] = p.accumulate if given is None else len(given)
                 self._batches[p.name] = self._survey(p, *_fixed(p, given))
-            self.felt, self.inputs = reading_order(graph, self._reads)
-            concerned = set(self.felt[self.name])
-            for q in graph.underneath(graph[self.name]):
-                if q.name in concerned:
-                    concerned |= set(self.felt[q.name])
-            waiting = [q for q in graph.problems if q.name in concerned - set(self._batches)]
-        self.below = tuple(q.name for q in graph.problems if q.name in concerned)
+            for p in truth.problems:
+                if p.name in concerned:
+                    concerned |= {q.name for q in truth.felt(p)}
+        self.felt = {p.name: tuple(q.name for q in truth.felt(p)) for p in truth.problems}
+        self.inputs = {p.name: tuple(a.name for a in truth.inputs(p)) for p in truth.problems}
+        self.below = tuple(p.name for p in graph.problems if p.name in concerned - {self.name})
         if not any(self.name in self.inputs[name] for name in self.below):
             raise ValueError(
                 f"problem {self.name!r} has no hypergradient to check: no problem below it "
@@ -416,40 +397,32 @@ class EngineSubject:
         """Return the batches of a round, one of them exchanged for one on which the loss reads what
         the engine does not know that it reads; note what it changes in place.
         """
-        owned = tuple(t for q in self._graph.problems for t in q.parameters)
+        problems = self._graph.problems
         for i, batch in enumerate((*batches, *more)):
             given = fresh(batch)
             before = versions(given)
             with (
                 torch.enable_grad(),
-                self._states[p.name].replay(),
+                self.states[p.name].replay(),
                 self._graph.space.substituted((), ()),
             ):
                 loss = scalar(p.loss(given), f"loss of problem {p.name!r}")
-                found = pulled_back((loss,), owned, (torch.ones_like(loss),))
+                owned = tuple(t for q in problems for t in q.parameters)
+                found = iter(pulled_back((loss,), owned, (torch.ones_like(loss),)))
             if edited(before) and not p.edits_batch and not self.symptoms:
                 self.symptoms.append(
                     f"the loss of {p.name!r} changes {', '.join(edited(before))} in place, unknown "
                     "to the engine"
                 )
-            met = {name for name, g in self._by_problem(self._graph.problems, found).items()}
-            late = met - self._reads[p.name]
+            met = [q for q in problems if reached([next(found) for _ in q.parameters])]
+            late = [q.name for q in met if q.name not in self._truth.reads[p.name]]
             if late:
                 self._late[p.name] = late
-                self._reads[p.name] |= late
+                self._truth.add_read(p, met)
                 if i >= len(batches):
                     place = 0 if Claim.of(p.method) is Claim.SOLUTION else -1
                     batches = tuple(batch if b is batches[place] else b for b in batches)
         return batches
-
-    def _by_problem(self, problems: Sequence[Problem], gradient: Gradient) -> dict[str, Tensors]:
-        """Return a gradient by problem, without those that it does not reach."""
-        found = {}
-        for q in problems:
-            mine, gradient = gradient[: len(q.parameters)], gradient[len(q.parameters) :]
-            if reached(mine):
-                found[q.name] = filled(mine, q.parameters)
-        return found
 
     def _note_optimizer(self, q: Problem) -> None:
         """Take in what the optimizer of `q` was seen to do, and what the check leaves out of it."""
@@ -494,22 +467,20 @@ class EngineRun:
         first = 1 if needs.history is None else max(1, q.steps - max(needs.history, 1) + 1)
         numbers = range(1 if steps == "all" else first, q.steps + 1)
         taken: list[Taken] = []
-        with subject.state_of(name).replay():
-            if steps == "none":
-                self._hand(name, q.steps)
-                total = self._engine.gradient(q, Update(name, 0, last=True), keep=True)
-                taken.append(Taken(0, _copies(q.parameters), (), total.draw))
-            for t in numbers if steps != "none" else ():
-                self._hand(name, t)
-                total = self._engine.gradient(q, Update(name, t, t == q.steps), keep=True)
-                if t >= first:
+        with subject.states[name].replay():
+            for t in (0,) if steps == "none" else numbers:  # 0: outside a round, no step
+                self._hand(name, t or q.steps)
+                last = t in (0, q.steps)
+                total = self._engine.gradient(q, Update(name, t, last), keep=True)
+                if last or t >= first:
                     states = () if taken else q.optimizer_states()
                     taken.append(Taken(t, _copies(q.parameters), states, total.draw))
-                q.step(total.value, total.loss)
+                if t:
+                    q.step(total.value, total.loss)
         moments = self._engine.recorder.moments
         if name in moments and moments[name].lower is None:  # the response is taken at these
             moments[name] = replace(moments[name], buffers_after=total.draw.buffers[0])
-        end = values[name] if steps == "none" else subject.cast(name, _copies(q.parameters))
+        end = values[name] if steps == "none" else subject.cast({name: _copies(q.parameters)})[name]
         return Stand(end, subject.again(q, values, end, taken))
 
     def hypergradient(self, values: Values) -> tuple[Parts, Parts]:
@@ -519,12 +490,12 @@ class EngineRun:
         subject, engine = self._subject, self._engine
         p = engine.graph[subject.name]
         self._twin.place(values)
-        with subject.state_of(p.name).replay():
+        with subject.states[p.name].replay():
             for _ in range(1 + subject.settings.warm_up):
                 states = dict(engine.method_states)
                 self._hand(p.name, 1)
                 total = engine.gradient(p, Update(p.name, 0, last=False), keep=True)
-        subject.hold(p.name, total.draw)
+        subject.draws[p.name] = subject.cast_draw(total.draw)
         still = self._buffers if subject.without == "buffers" else None
         with (
             subject.settings.random_state(1, subject.devices).replay(),
@@ -549,26 +520,6 @@ class EngineRun:
 
     def _hand(self, name: str, step: int) -> None:
         self._engine.graph.streams[name].hand(self._subject.batches_of(name, step))
-
-
-def reading_order(
-    graph: ProblemGraph, reads: Mapping[str, set[str]]
-) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Return, for each problem, those below whose solutions its loss depends on, and those above
-    that its solution depends on, whatever the methods leave out.
-    """
-    names = [p.name for p in graph.problems]
-    below = {p.name: [q.name for q in graph.underneath(p)] for p in graph.problems}
-    felt: dict[str, tuple[str, ...]] = {}
-    inputs: dict[str, tuple[str, ...]] = {}
-    for p in reversed(names):
-        met = set(reads[p])
-        for q in reversed(below[p]):
-            if q in met:
-                met |= set(inputs[q])
-        felt[p] = tuple(q for q in below[p] if q in met)
-        inputs[p] = tuple(a for a in names if a in met and p in below[a])
-    return felt, inputs
 
 
 def _fixed(

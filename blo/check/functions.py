@@ -32,7 +32,7 @@ UPPER, LOWER = "upper", "lower"
 
 
 class FunctionSubject:
-    """``f(x, y*(x))`` by one method at one `x`; see `Subject`."""
+    """``f(x, y*(x))`` by one method at one `x`; see `Subject` and `Run`."""
 
     name = UPPER
     below: tuple[str, ...] = (LOWER,)
@@ -105,24 +105,10 @@ class FunctionSubject:
         return {**values, LOWER: detach(found)}
 
     @contextmanager
-    def run(self, log: Log) -> Iterator[FunctionRun]:
-        """Yield the method at work."""
-        yield FunctionRun(self, self._objectives, self._method, self._settings, log)
-
-
-class FunctionRun:
-    """The method of a `FunctionSubject` at work; see `Run`."""
-
-    def __init__(
-        self,
-        subject: FunctionSubject,
-        objectives: Mapping[str, FunctionObjective],
-        method: Method,
-        settings: Settings,
-        log: Log,
-    ) -> None:
-        self._subject, self._objectives, self._method = subject, objectives, method
-        self._settings, self._log = settings, log
+    def run(self, log: Log) -> Iterator[FunctionSubject]:
+        """Yield the method at work: this, since nothing is put anywhere."""
+        self._watched = log.watched(self._method, LOWER)
+        yield self
 
     def take(self, name: str, values: Values, steps: str) -> Stand:
         """Return the given lower tensors, and one gradient step taken again at each `x`, shifted so
@@ -132,23 +118,22 @@ class FunctionRun:
         length: float | tuple[float, ...] = 0.0
         if isinstance(method, OneStep):
             length = method.step(Context(LowerObjective(()), Point(x, y), Point(x, y)))
-        known = self._subject.evaluate(LOWER, values, (LOWER,))[1][LOWER]
+        known = self.evaluate(LOWER, values, (LOWER,))[1][LOWER]
 
         def again(there: Values) -> Tensors:
-            _, gradient = self._subject.evaluate(LOWER, {**there, LOWER: y}, (LOWER,))
+            _, gradient = self.evaluate(LOWER, {**there, LOWER: y}, (LOWER,))
             return subtract(y, scale(length, subtract(gradient[LOWER], known)))
 
         return Stand(y, again)
 
     def hypergradient(self, values: Values) -> tuple[Parts, Parts]:
         """Return the hypergradient at `values`, by two methods that differ in their witnesses."""
-        watched = self._log.watched(self._method, LOWER)
-        return self._parts(values, self._method, 0), self._parts(values, watched, 1)
+        return self._parts(values, self._method, 0), self._parts(values, self._watched, 1)
 
     def _parts(self, values: Values, method: Method, number: int) -> Parts:
         state = None
         for last in (*(False,) * self._settings.warm_up, True):
-            random_state = self._settings.random_state(number * last, self._subject.devices)
+            random_state = self._settings.random_state(number * last, self.devices)
             with random_state.replay():
                 result = total_derivative(
                     self._objectives[UPPER],

@@ -177,7 +177,8 @@ class Landscape:
         found, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
         size = found.abs()
         kept = size > 1e-9 * size.max()
-        inverse = torch.where(kept, 1.0 / torch.where(kept, size, 1.0), 0.0)
+        curvature = found if name in self.saddles else size
+        inverse = torch.where(kept, 1.0 / torch.where(kept, curvature, 1.0), 0.0)
         self._inverses[name] = (vectors * inverse) @ vectors.T
 
     def total(
