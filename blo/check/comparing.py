@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +18,7 @@ from blo.derivatives.objective import scalar
 from blo.linear.tensors import Tensors, add, axpy, norm, subtract
 
 UNSOLVED = 1e-3  # nothing is differenced beyond
+UNKNOWN = (math.nan,) * 7
 SOLVED_AGAIN = "differences through the lower problem solved again"
 
 
@@ -49,7 +49,7 @@ class Check:
             if isinstance(error, ValueError) and not self._subject.symptoms:
                 raise  # misuse
             first = str(error).splitlines()[0] if str(error) else "no message"
-            nothing, none = Comparison.unknown("nothing", math.nan), Parts((), (), {})
+            nothing, none = Comparison("nothing", *UNKNOWN, math.nan), Parts((), (), {})
             found = self._report(nothing, None, none, none)
             return replace(found, reason=f"{type(error).__name__}: {first}")
 
@@ -66,26 +66,17 @@ class Check:
             subject.felt[n] and (n in stepped or stepped & set(subject.felt[n]))
             for n in subject.below
         )
+        if stepped and not separable:
+            subject.notes.append(
+                f"what {sorted(stepped)} claim cannot be taken again, since a problem that reads "
+                "below itself is in between; they are held to the solution"
+            )
         if not (stepped and separable):
-            if stepped:
-                subject.notes.append(
-                    f"what {sorted(stepped)} claim cannot be taken again, since a problem that "
-                    "reads below itself is in between; they are held to the solution"
-                )
-            with self._running() as run:
-                claimed, first, second = self._against_solution(run)
+            claimed, first, second = self._against(set())
             return claimed, None, first, second
-        solved = None
-        if self._settings.to_solution:
-            with self._running() as run:
-                solved, _, _ = self._against_solution(run)
-        with self._running() as run:
-            claimed, first, second = self._against_claims(run)
+        solved = self._against(set())[0] if self._settings.to_solution else None
+        claimed, first, second = self._against(stepped)
         return claimed, solved, first, second
-
-    def _running(self) -> AbstractContextManager[Run]:
-        self._log = Log()
-        return self._subject.run(self._log)
 
     # One problem's loss by itself.
 
@@ -150,65 +141,51 @@ class Check:
 
     # The hypergradient.
 
-    def _against_solution(self, run: Run) -> tuple[Comparison, Parts, Parts]:
-        """Return the comparison with the lower problems solved again, at their solutions."""
-        subject, names, landscape = self._subject, self._subject.below, self._landscape
-        solution = subject.solve(subject.start)
-        if solution is None:
-            solution = landscape.settle(names, subject.start)
-            residual = max(landscape.residuals[name] for name in names)
-        else:
-            landscape.prepare(names[0], solution)
-            residual = landscape.distance(names[0], solution)
-        values = dict(solution)
-        for name in reversed(names):
-            steps = "last" if subject.claims[name] is Claim.STEPS else "none"
-            values[name] = run.take(name, values, steps).end
-        first, second = self._hypergradient(run, values)
-
-        def ends(values: Values) -> Values:
-            found = subject.solve(values)
-            if found is None:
-                found = dict(values)
-                for name in names:
-                    found = landscape.solve(name, found)
-            return found
-
-        compared = self._compare(SOLVED_AGAIN, first, partial(self._pair, ends, solution), residual)
-        return compared, first, second
-
-    def _against_claims(self, run: Run) -> tuple[Comparison, Parts, Parts]:
-        """Return the comparison with what the methods claim, each problem from the top where its
-        method wants it: at its solution, or at the end of the steps of a round.
+    def _against(self, stepped: set[str]) -> tuple[Comparison, Parts, Parts]:
+        """Return the comparison with the problems `stepped` at the end of the steps of a round, as
+        their methods claim, and the others at their solutions; the hypergradient there, twice.
         """
-        subject, landscape = self._subject, self._landscape
-        solved = [n for n, claim in subject.claims.items() if claim is Claim.SOLUTION]
+        subject, names, landscape = self._subject, self._subject.below, self._landscape
+        solved = [name for name in names if name not in stepped]
         values: dict[str, Tensors] = dict(subject.start)
         stands: dict[str, Stand] = {}
-        for name in subject.below:
-            if name in solved:
-                values = landscape.settle([name], values)
+        self._log = Log()
+        with subject.run(self._log) as run:
+            given = subject.solve(values) if solved else None
+            if given is not None:
+                landscape.prepare(names[0], given)
+                values, residuals = given, [landscape.distance(names[0], given)]
             else:
-                stands[name] = run.take(name, values, "all")
-                values[name] = stands[name].end
-        for name in reversed(solved):
-            run.take(name, values, "none")
-        first, second = self._hypergradient(run, values)
+                for group in [[name] for name in names] if stepped else [names]:
+                    if group[0] in stepped:
+                        stands[group[0]] = run.take(group[0], values, "all")
+                        values[group[0]] = stands[group[0]].end
+                    else:
+                        values = landscape.settle(group, values)
+                residuals = [landscape.residuals[name] for name in solved]
+            solution = dict(values)
+            for name in reversed(solved):
+                steps = "last" if subject.claims[name] is Claim.STEPS else "none"
+                values[name] = run.take(name, values, steps).end
+            first, second = self._hypergradient(run, values)
 
-        def ends(values: Values) -> Values:
-            found = dict(values)
-            for name in subject.below:
-                if name in solved:
-                    found = landscape.solve(name, found)
-                else:
+        def ends(there: Values) -> Values:
+            found = dict(subject.solve(there) or there) if solved else dict(there)
+            for name in names if given is None else ():
+                if name in stepped:
                     found[name] = stands[name].again(found)
+                else:
+                    found = landscape.solve(name, found)
             return found
 
-        residual = max((landscape.residuals[name] for name in solved), default=0.0)
-        through = "; ".join(f"{name!r} {claim.value}" for name, claim in subject.claims.items())
-        reference = f"differences, {through}"
-        compared = self._compare(reference, first, partial(self._pair, ends, values), residual)
-        return compared, first, second
+        through = "; ".join(f"{name!r} {subject.claims[name].value}" for name in names)
+        reference = f"differences, {through}" if stepped else SOLVED_AGAIN
+        differenced = partial(self._pair, ends, solution)
+        return (
+            self._compare(reference, first, differenced, max(residuals, default=0.0)),
+            first,
+            second,
+        )
 
     def _hypergradient(self, run: Run, values: Values) -> tuple[Parts, Parts]:
         """Return the hypergradient, and again with other random numbers, witnessed."""
@@ -245,7 +222,7 @@ class Check:
         lower problems are not solved, by their `residual`.
         """
         if not residual <= UNSOLVED:
-            return Comparison.unknown(reference, residual)
+            return Comparison(reference, *UNKNOWN, residual)
         point, chosen = self._point, self._settings
         direct, response = (
             tuple(t.to(p.dtype) for t, p in zip(part, point, strict=True)) for part in value[:2]
@@ -256,10 +233,17 @@ class Check:
         if not all(math.isfinite(slope.value) for row in rows for slope in row):
             raise FloatingPointError(f"a loss is not finite near the point ({reference})")
         self._spanned = len(found.directions), found.complete
-        return Comparison.of(
+        mine = measure(response, found, [row[1] for row in rows])
+        total = measure(whole, found, [row[0] for row in rows])
+        return Comparison(
             reference,
-            response=measure(response, found, [row[1] for row in rows]),
-            total=measure(whole, found, [row[0] for row in rows]),
+            relative_error=mine.relative_error,
+            cosine=mine.cosine,
+            scale_ratio=mine.scale_ratio,
+            uncertainty=mine.uncertainty,
+            response=mine.length,
+            total_error=total.relative_error,
+            total_uncertainty=total.uncertainty,
             residual=residual,
         )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from blo.check.differences import Measure
 from blo.check.witnesses import LinearSolve
 from blo.linear.system import Status
 from blo.methods.context import Info
@@ -44,26 +43,6 @@ class Comparison:
     total_error: float
     total_uncertainty: float
     residual: float
-
-    @staticmethod
-    def of(reference: str, response: Measure, total: Measure, residual: float) -> Comparison:
-        """Return the comparison from the measures of the response and the whole hypergradient."""
-        return Comparison(
-            reference,
-            response.relative_error,
-            response.cosine,
-            response.scale_ratio,
-            response.uncertainty,
-            response.length,
-            total.relative_error,
-            total.uncertainty,
-            residual,
-        )
-
-    @staticmethod
-    def unknown(reference: str, residual: float) -> Comparison:
-        """Return the comparison with a reference that could not be had."""
-        return Comparison(reference, *(math.nan,) * 7, residual)
 
     def reliable(self, tol: float) -> bool:
         """Whether the lower problems were solved and the differences agree with each other."""
