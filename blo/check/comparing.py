@@ -10,9 +10,9 @@ from functools import partial
 import torch
 
 from blo.check.differences import basis, measure, slopes, step_length, unit
-from blo.check.landscape import Landscape
+from blo.check.landscape import Landscape, Values
 from blo.check.report import Comparison, Report, default_tolerance, short
-from blo.check.subject import Claim, Parts, Run, Settings, Stand, Subject, Values, coarsest
+from blo.check.subject import Claim, Parts, Run, Settings, Stand, Subject, coarsest
 from blo.check.witnesses import AttentionWatch, Log
 from blo.derivatives.objective import scalar
 from blo.linear.tensors import Tensors, add, axpy, norm, subtract
@@ -61,15 +61,18 @@ class Check:
         for name in (subject.name, *subject.below):
             self._look(name)
         stepped = {n for n, claim in subject.claims.items() if claim is not Claim.SOLUTION}
-        # What is claimed is taken again problem by problem, from the top.
-        separable = not any(
-            subject.felt[n] and (n in stepped or stepped & set(subject.felt[n]))
+        # What is claimed is taken again problem by problem, from the top: steps that only the
+        # checked problem feels, and solutions, which steps may feel if nobody else does.
+        above = (subject.name, *subject.below)
+        feel = {n: {m for m in above if n in subject.felt[m]} for n in subject.below}
+        separable = all(
+            feel[n] <= {subject.name} if n in stepped else len(feel[n]) < 2 or not stepped & feel[n]
             for n in subject.below
         )
         if stepped and not separable:
             subject.notes.append(
-                f"what {sorted(stepped)} claim cannot be taken again, since a problem that reads "
-                "below itself is in between; they are held to the solution"
+                f"what {sorted(stepped)} claim cannot be taken again, since problems in between "
+                "read below themselves; they are held to the solution"
             )
         if not (stepped and separable):
             claimed, first, second = self._against(set())
@@ -145,12 +148,14 @@ class Check:
         """Return the comparison with the problems `stepped` at the end of the steps of a round, as
         their methods claim, and the others at their solutions; the hypergradient there, twice.
         """
-        subject, names, landscape = self._subject, self._subject.below, self._landscape
+        subject, landscape = self._subject, self._landscape
+        inside = {r for name in stepped for r in subject.felt[name]}  # solved on the way
+        names = [name for name in subject.below if name not in inside]
         solved = [name for name in names if name not in stepped]
         values: dict[str, Tensors] = dict(subject.start)
         stands: dict[str, Stand] = {}
         self._log = Log()
-        with subject.run(self._log) as run:
+        with subject.run(stepped, landscape, self._log) as run:
             given = subject.solve(values) if solved else None
             if given is not None:
                 landscape.prepare(names[0], given)
@@ -162,7 +167,7 @@ class Check:
                         values[group[0]] = stands[group[0]].end
                     else:
                         values = landscape.settle(group, values)
-                residuals = [landscape.residuals[name] for name in solved]
+                residuals = [landscape.residuals[name] for name in (*solved, *inside)]
             solution = dict(values)
             for name in reversed(solved):
                 steps = "last" if subject.claims[name] is Claim.STEPS else "none"
@@ -178,7 +183,7 @@ class Check:
                     found = landscape.solve(name, found)
             return found
 
-        through = "; ".join(f"{name!r} {subject.claims[name].value}" for name in names)
+        through = "; ".join(f"{name!r} {subject.claims[name].value}" for name in subject.below)
         reference = f"differences, {through}" if stepped else SOLVED_AGAIN
         differenced = partial(self._pair, ends, solution)
         return (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,13 +18,12 @@ from torch import Tensor
 from blo.adjoints import total_gradient
 from blo.batches import BatchStream, edited, fresh, to_device, versions
 from blo.check.differences import step_length, unit
+from blo.check.landscape import Landscape, Partials, Values
 from blo.check.subject import (
     Claim,
-    Partials,
     Parts,
     Settings,
     Stand,
-    Values,
     coarsest,
     full_precision,
 )
@@ -109,6 +108,7 @@ class EngineSubject:
         self._shifts = {q.name: self._moved_since(q) for q in below}
         moving = [a for shift in self._shifts.values() for a in shift]
         self._wide = False
+        self._stepped: Set[str] = frozenset()
         self._buffers = graph.space.copies_of(range(len(graph.space.versions())))
         self._others = {id(t): (t, t.detach()) for t in graph.space.parameters()}
         self.draws = {name: self._first_draw(graph[name]) for name in (self.name, *self.below)}
@@ -135,15 +135,15 @@ class EngineSubject:
         """Return what problem `name` minimises at `values`, and its derivatives for the problems
         `wanted`.
 
-        That is its loss, for the checked problem; for the others with the sign that its optimizer
-        gives it and the penalty of coupled weight decay.
+        That is its loss, for the checked problem and those that take steps; for the others with the
+        sign that its optimizer gives it and the penalty of coupled weight decay.
         """
         loss, gradient = self._pass(name, values, self.draws[name], wanted)
         partials: Partials = {}
         for w in wanted:
             mine, gradient = gradient[: len(values[w])], gradient[len(values[w]) :]
             partials[w] = filled(mine, values[w])
-        if name == self.name:
+        if name == self.name or name in self._stepped:
             return loss, partials
         q, y = self._graph[name], values[name]
         signs = self._signs(q)
@@ -163,13 +163,14 @@ class EngineSubject:
         return None
 
     @contextmanager
-    def run(self, log: Log) -> Iterator[EngineRun]:
+    def run(self, stepped: Set[str], landscape: Landscape, log: Log) -> Iterator[EngineRun]:
         """Yield the engine's methods at work."""
+        self._stepped = stepped
         twin = TwinEngine(self._engine)
         with twin.in_place() as engine:
             for name in self.draws:
                 engine.graph[name].accumulate = self._shares[name]
-            yield EngineRun(self, twin, log)
+            yield EngineRun(self, twin, landscape, log)
             for name, late in self._late.items():
                 unknown = set(late) - set(engine.graph.reads[name])
                 found = f"the loss of {name!r} reads {late} on later batches, not the first"
@@ -198,13 +199,20 @@ class EngineSubject:
 
     # What the methods claim, by evaluations of the losses and copies of the optimizers.
 
-    def again(self, q: Problem, base: Values, end: Tensors, taken: Sequence[Taken]) -> Any:
+    def again(
+        self,
+        q: Problem,
+        base: Values,
+        end: Tensors,
+        taken: Sequence[Taken],
+        landscape: Landscape,
+    ) -> Callable[[Values], Tensors]:
         """Return where what the method of `q` claims leads, as a function of the other problems."""
         name, last = q.name, taken[-1]
         if self.claims[name] is Claim.SOLUTION:
             return lambda values: values[name]
         if self.claims[name] is Claim.STEPS:
-            return partial(self._retaken, q, taken)
+            return partial(self._retaken, q, taken, landscape)
         method, before, draw = q.method, self.cast({name: last.lower}), self.cast_draw(last.draw)
         assert isinstance(method, OneStep)
         point, rates = Point(end, end), q.learning_rates(q.options())
@@ -213,12 +221,14 @@ class EngineSubject:
 
         def descent(values: Values) -> Tensors:
             there = {**self.then(name, values), **before}
-            return scale(signs, filled(self._pass(name, there, draw, (name,))[1], end))
+            return scale(signs, filled(self._slope(name, there, draw, landscape), end))
 
         known = descent({**base, name: end})
         return lambda values: subtract(end, scale(length, subtract(descent(values), known)))
 
-    def _retaken(self, q: Problem, taken: Sequence[Taken], values: Values) -> Tensors:
+    def _retaken(
+        self, q: Problem, taken: Sequence[Taken], landscape: Landscape, values: Values
+    ) -> Tensors:
         """Return where the steps of `q` lead with the others at `values`."""
         then = dict(self.then(q.name, values))
         start = self.cast({q.name: taken[0].lower})[q.name]
@@ -232,8 +242,17 @@ class EngineSubject:
                 if self.without != "options":
                     twin.set_options()
             draw = self.cast_draw(step.draw)
-            twin.step(self._pass(q.name, then, draw, (q.name,))[1], 0.0)
+            twin.step(self._slope(q.name, then, draw, landscape), 0.0)
         return detach(twin.parameters)
+
+    def _slope(self, name: str, values: Values, draw: Draw, landscape: Landscape) -> Gradient:
+        """Return the gradient of the loss of a problem on a draw, the solutions below responding
+        where it takes steps.
+        """
+        if not self.felt[name] or name not in self._stepped:
+            return self._pass(name, values, draw, (name,))[1]
+        self.draws[name] = draw
+        return landscape.total(name, values, (name,))[1][name]
 
     def then(self, name: str, values: Values) -> Values:
         """Return where everything stood when problem `name` took its steps, for the others at
@@ -251,7 +270,11 @@ class EngineSubject:
         """
         if self.without == "problems":
             return {}
-        moving = [a.name for a in self._graph.role(q).moving if a.name != self.name]
+        moving = [
+            a.name
+            for a in self._graph.role(q).moving
+            if a.name not in (self.name, *self.felt[q.name])
+        ]
         return {
             name: scale(
                 SHIFT * step_length(self._narrow[name], 1.0),
@@ -453,9 +476,12 @@ class EngineSubject:
 class EngineRun:
     """The methods of an `EngineSubject` at work in the twin of its engine; see `Run`."""
 
-    def __init__(self, subject: EngineSubject, twin: TwinEngine, log: Log) -> None:
+    def __init__(
+        self, subject: EngineSubject, twin: TwinEngine, landscape: Landscape, log: Log
+    ) -> None:
         self._subject, self._twin, self._engine = subject, twin, twin.engine
-        self._log = log
+        self._landscape, self._log = landscape, log
+        self._inside: dict[str, Tensors] = {}  # solved on the way
         self._space = twin.engine.graph.space
         self._buffers = self._space.copies_of(range(len(self._space.versions())))
 
@@ -469,6 +495,8 @@ class EngineRun:
         taken: list[Taken] = []
         with subject.states[name].replay():
             for t in (0,) if steps == "none" else numbers:  # 0: outside a round, no step
+                if steps == "all":
+                    self._settle_below(name, values)
                 self._hand(name, t or q.steps)
                 last = t in (0, q.steps)
                 total = self._engine.gradient(q, Update(name, t, last), keep=True)
@@ -481,7 +509,7 @@ class EngineRun:
         if name in moments and moments[name].lower is None:  # the response is taken at these
             moments[name] = replace(moments[name], buffers_after=total.draw.buffers[0])
         end = values[name] if steps == "none" else subject.cast({name: _copies(q.parameters)})[name]
-        return Stand(end, subject.again(q, values, end, taken))
+        return Stand(end, subject.again(q, values, end, taken, self._landscape))
 
     def hypergradient(self, values: Values) -> tuple[Parts, Parts]:
         """Return the engine's hypergradient at `values`, and once more after the random generators
@@ -489,7 +517,7 @@ class EngineRun:
         """
         subject, engine = self._subject, self._engine
         p = engine.graph[subject.name]
-        self._twin.place(values)
+        self._twin.place({**values, **self._inside})
         with subject.states[p.name].replay():
             for _ in range(1 + subject.settings.warm_up):
                 states = dict(engine.method_states)
@@ -517,6 +545,16 @@ class EngineRun:
             return second, second
         value = filled(total.value, p.parameters)
         return Parts(direct, subtract(value, direct), total.infos), second
+
+    def _settle_below(self, name: str, values: Values) -> None:
+        """Put the problems that problem `name` feels at their solutions, responses prepared."""
+        felt, q = self._subject.felt[name], self._engine.graph[name]
+        if felt:
+            here = {**values, **self._subject.cast({name: _copies(q.parameters)})}
+            settled = self._landscape.settle(felt, here)
+            for r in reversed(felt):
+                self._inside[r] = self.take(r, settled, "none").end
+            self._twin.place(self._subject.then(name, settled))
 
     def _hand(self, name: str, step: int) -> None:
         self._engine.graph.streams[name].hand(self._subject.batches_of(name, step))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 import torch
 
+from blo.check.landscape import Landscape, Partials, Values
 from blo.check.subject import (
     Claim,
-    Partials,
     Parts,
     Settings,
     Stand,
-    Values,
     coarsest,
     full_precision,
 )
@@ -105,7 +104,7 @@ class FunctionSubject:
         return {**values, LOWER: detach(found)}
 
     @contextmanager
-    def run(self, log: Log) -> Iterator[FunctionSubject]:
+    def run(self, stepped: Set[str], landscape: Landscape, log: Log) -> Iterator[FunctionSubject]:
         """Yield the method at work: this, since nothing is put anywhere."""
         self._watched = log.watched(self._method, LOWER)
         yield self

@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from blo.check.differences import step_length, steps_of
-from blo.check.subject import Partials, Values
 from blo.linear.tensors import (
     Tensors,
     add,
@@ -32,6 +31,8 @@ from blo.linear.tensors import (
     zeros_like,
 )
 
+Values: TypeAlias = Mapping[str, Tensors]
+Partials: TypeAlias = dict[str, Tensors]
 Evaluate: TypeAlias = Callable[[str, Values, Sequence[str]], tuple[float, Partials]]
 
 MAX_STEPS = 60

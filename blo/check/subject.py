@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from blo.check.landscape import Landscape, Partials, Values
 from blo.check.witnesses import Log
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 from blo.methods.context import Info, Method
 from blo.methods.implicit import OneStep
-
-Values: TypeAlias = Mapping[str, Tensors]
-Partials: TypeAlias = dict[str, Tensors]
 
 # The Newton step, relative to the parameters, at which a lower problem counts as solved.
 SOLVED: dict[torch.dtype, float] = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -166,8 +164,11 @@ class Subject(Protocol):
         there is none.
         """
 
-    def run(self, log: Log) -> AbstractContextManager[Run]:
-        """Return a block in which the methods are at work and `log` gets what is witnessed."""
+    def run(self, stepped: Set[str], landscape: Landscape, log: Log) -> AbstractContextManager[Run]:
+        """Return a block in which the methods are at work and `log` gets what is witnessed.
+
+        The problems `stepped` take their steps; the others that they feel are solved on the way.
+        """
 
 
 def coarsest(x: Tensors) -> torch.dtype:

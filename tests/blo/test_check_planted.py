@@ -22,6 +22,7 @@ from blo import (
     darts,
     dense,
     minres,
+    sama,
     t1t2,
     unrolled,
 )
@@ -216,3 +217,27 @@ def test_parameters_that_were_added_later():
     engine = fitted(cg(5))[0]
     engine.graph["y"].optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     named(engine, "the optimizer of 'y' holds other parameters than when")
+
+
+def middle(method):
+    """`y` reads `z` below it, whose solution is x y^2."""
+    x, y, z = tensors([0.5]), tensors([0.3]), tensors([0.0])
+    f = lambda _: (y[0] - 2).square().sum()
+    of_y = lambda _: ((y[0] - x[0]).square() + (z[0] - 1).square()).sum()
+    of_z = lambda _: (z[0] - x[0] * y[0].square()).square().sum()
+    problems = [
+        Problem("x", f, x, sgd(x, 0.0), [None]),
+        Problem("y", of_y, y, sgd(y), [None], method=method),
+        Problem("z", of_z, z, sgd(z), [None], method=cg(3)),
+    ]
+    return Engine(ProblemGraph(problems))
+
+
+@pytest.mark.parametrize("method", [sama(), t1t2()], ids=repr)
+def test_solutions_below_that_stay_where_the_middle_moves(method, monkeypatch):
+    passes(middle(method), to_solution=False)
+    right = blo.adjoints.Standing.during
+    planted = lambda *args, moves: right(*args, moves=False)
+    monkeypatch.setattr(blo.adjoints.Standing, "during", planted)
+    report = check_hypergradient(middle(sama()), to_solution=False)
+    assert report.relative_error > 1e-3, str(report)
