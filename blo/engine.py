@@ -206,6 +206,7 @@ class Engine:
         problem = self._next(name, batches)
         total = self.gradient(problem, self._turns.begin())
         problem.hand(total.value)
+        self._turns.watch(problem)
         self._turns.owe(problem, self._watched(problem, total.value))
         self._end(problem, total)
         return total

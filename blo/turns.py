@@ -8,19 +8,13 @@ from typing import NamedTuple
 from blo.graph import ProblemGraph, Update
 from blo.methods.context import Info
 from blo.problem import Problem
+from blo.steps.registry import unwrapped
 
 
 class _Owed(NamedTuple):
-    """A step that was left to the caller.
-
-    Attributes:
-        problem: whose optimizer takes it.
-        versions: how often each parameter had been edited before.
-        compare: called after it.
-    """
+    """A step that was left to the caller: whose optimizer takes it, and what is called after it."""
 
     problem: Problem
-    versions: list[int]
     compare: Callable[[], None]
 
 
@@ -41,6 +35,8 @@ class Turns:
         self.infos: dict[str, Info] = {}
         self._graph = graph
         self._owed: _Owed | None = None
+        self._watched: set[str] = set()
+        self._stepped: set[str] = set()
 
     @property
     def next(self) -> Update:
@@ -73,9 +69,17 @@ class Turns:
         self.settle()
         self.left.clear()
 
+    def watch(self, problem: Problem) -> None:
+        """Have the optimizer of `problem` tell when it steps."""
+        if problem.name not in self._watched:
+            self._watched.add(problem.name)
+            optimizer = unwrapped(problem.optimizer)
+            optimizer.register_step_post_hook(lambda *_: self._stepped.add(problem.name))
+
     def owe(self, problem: Problem, compare: Callable[[], None]) -> None:
         """Leave the step of `problem` to the caller, and `compare` for when it was taken."""
-        self._owed = _Owed(problem, [p._version for p in problem.parameters], compare)
+        self._stepped.discard(problem.name)
+        self._owed = _Owed(problem, compare)
 
     def settle(self) -> None:
         """See that the step that was left to the caller was taken.
@@ -86,7 +90,7 @@ class Turns:
         owed, self._owed = self._owed, None
         if owed is None:
             return
-        if [p._version for p in owed.problem.parameters] == owed.versions:
+        if owed.problem.name not in self._stepped:
             raise RuntimeError(
                 f"no step was taken along the gradient of problem {owed.problem.name!r}: call "
                 "optimizer.step() of its optimizer after engine.backward(...), or use "

@@ -10,9 +10,14 @@ Reference: Lin et al. (2024), arXiv:2404.09610.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Masks"]
+from adapters.glue.factors import Factors, LoraLayer, factors
+
+__all__ = ["MASK_LOGIT", "Masks", "factors_in_use", "mask_logit", "masks_of"]
+
+MASK_LOGIT = "lora_mask_logit"
+"""The layer's dictionary (adapter -> parameter) of the learned rates."""
 
 
 @dataclass
@@ -25,10 +30,10 @@ class Masks:
 
     Args:
         rate: p, in [0, 1); where the rate is learned, what it starts at.
-        inverted: Divide each mask by 1 - p, so that ``B' A'`` has the mean ``B A``.
-        learned: Draw relaxed masks, differentiable in the logit of p.
-        temperature: Of the relaxed masks, above 0; they are binary in the limit 0.
-        switch: On, off, or None for on while the layer is in training mode.
+        inverted: divide each mask by 1 - p, so that ``B' A'`` has the mean ``B A``.
+        learned: draw relaxed masks, differentiable in the logit of p.
+        temperature: of the relaxed masks, above 0; they are binary in the limit 0.
+        switch: on, off, or None for on while the layer is in training mode.
     """
 
     rate: float
@@ -38,11 +43,11 @@ class Masks:
     switch: bool | None = None
 
     def on(self, *, training: bool) -> bool:
-        """Whether the forward pass draws masks."""
+        """Return whether the forward pass draws masks."""
         return training if self.switch is None else self.switch
 
     def apply(self, A: Tensor, B: Tensor, logit: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``A diag(m_A)`` and ``diag(m_B) B`` for new masks.
+        """Return ``A diag(m_A)`` and ``diag(m_B) B`` for new masks.
 
         Args:
             A: ``(rank, in)``.
@@ -52,7 +57,7 @@ class Masks:
         return A * self.draw(A[0], logit), B * self.draw(B[:, 0], logit)[:, None]
 
     def draw(self, like: Tensor, logit: Tensor | None) -> Tensor:
-        """One mask of the shape, device and type of `like`.
+        """Return one mask of the shape, device and type of `like`.
 
         Binary with a fixed rate. With a learned one, the binary concrete variable
         ``sigmoid((log u - log(1 - u) - logit) / temperature)``, u uniform, which exceeds 1/2 with
@@ -73,13 +78,46 @@ class Masks:
         return mask.to(like.dtype)
 
     def kept(self, logit: Tensor | None) -> float | Tensor:
-        """``1 - p``."""
+        """Return ``1 - p``."""
         return 1 - self.rate if logit is None else torch.sigmoid(-logit)
 
     def expected(self, logit: Tensor | None) -> float | Tensor:
-        """What ``B A`` is multiplied by while the masks are off: the mean of ``m_B m_A``.
+        """Return what ``B A`` is multiplied by while the masks are off: the mean of ``m_B m_A``.
 
         ``(1 - p)^2``, or 1 with inverted masks. Relaxed masks have that mean up to their
         temperature.
         """
         return 1.0 if self.inverted else self.kept(logit) ** 2
+
+
+def masks_of(layer: LoraLayer, adapter: str) -> Masks | None:
+    """Return the masks on the factors of one adapter of one layer, or None without them."""
+    masks: Masks | None = getattr(layer.lora_variant.get(adapter), "masks", None)
+    return masks
+
+
+def mask_logit(layer: LoraLayer, adapter: str) -> Tensor | None:
+    """Return the logit of a learned mask rate, shape ``(1,)``, or None where it is fixed."""
+    logits = getattr(layer, MASK_LOGIT, None)
+    if logits is None or adapter not in logits:
+        return None
+    logit: Tensor = logits[adapter]
+    return logit
+
+
+def factors_in_use(layer: LoraLayer, adapter: str) -> Factors:
+    """Return the tensors of one adapter as a forward pass uses them.
+
+    `factors` without LoRA Dropout. With it, A and B under new masks while those are on, and
+    multiplied by the masks' mean while they are off.
+    """
+    plain = factors(layer, adapter)
+    masks = masks_of(layer, adapter)
+    if masks is None:
+        return plain
+    assert isinstance(layer, nn.Module)
+    logit = mask_logit(layer, adapter)
+    if masks.on(training=layer.training):
+        A, B = masks.apply(plain.A, plain.B, logit)
+        return plain._replace(A=A, B=B)
+    return plain if masks.inverted else plain._replace(B=plain.B * masks.expected(logit))

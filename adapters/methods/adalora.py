@@ -13,24 +13,23 @@ from typing import Any
 import torch
 from peft import AdaLoraModel, PeftModel
 
+from adapters.methods.hooks import StepHook
+
 __all__ = ["Allocation"]
 
 # The rank allocator's moving averages, by parameter name.
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-class Allocation:
+class Allocation(StepHook):
     """Calls AdaLoRA's rank allocator after every step of an optimizer.
 
     Args:
-        optimizer: Trains the adapter; `Engine` or any other loop may call it.
-        model: A PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
-
-    Attributes:
-        step: The number of steps allocated so far.
+        optimizer: trains the adapter; `Engine` or any other loop may call it.
+        model: a PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
 
     Raises:
-        ValueError: The model has no AdaLoRA adapter.
+        ValueError: if the model has no AdaLoRA adapter.
 
     Example:
         >>> import torch
@@ -53,25 +52,28 @@ class Allocation:
                 f"model must hold an AdaLoRA adapter, got {type(model.base_model).__name__}; wrap "
                 "it with get_peft_model(model, AdaLoraConfig(...))"
             )
-        self.step = 0
+        super().__init__(optimizer, after=self._allocate)
         self._model = model.base_model
-        self._handle = optimizer.register_step_post_hook(self._allocate)
 
-    def _allocate(self, *_: Any) -> None:
-        self.step += 1
-        self._model.update_and_allocate(self.step)
+    @property
+    def step(self) -> int:
+        """The number of steps allocated so far."""
+        return self.num_steps
+
+    def _allocate(self, optimizer: torch.optim.Optimizer) -> None:
+        self._model.update_and_allocate(self.num_steps + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the allocator's running importance of every singular value."""
+        """Return the step and the allocator's running importance of every singular value."""
         allocator = self._allocator()
         averages = {name: dict(getattr(allocator, name)) for name in AVERAGES}
-        return {"step": self.step, "rank_pattern": self._config().rank_pattern, **averages}
+        return {"step": self.num_steps, "rank_pattern": self._config().rank_pattern, **averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Go on where `state` was taken.
 
         Raises:
-            KeyError: the state is not of this class.
+            KeyError: if the state is not of this class.
         """
         allocator = self._allocator()
         places = {name: p.device for name, p in self._model.model.named_parameters()}
@@ -79,14 +81,10 @@ class Allocation:
             values = {name: v.to(places[name]) for name, v in state[average].items()}
             setattr(allocator, average, values)
         self._config().rank_pattern = state["rank_pattern"]
-        self.step = state["step"]
+        self.num_steps = state["step"]
 
     def _config(self) -> Any:
         return self._model.peft_config[self._model.trainable_adapter_name]
 
     def _allocator(self) -> Any:
         return self._model.rankallocator
-
-    def remove(self) -> None:
-        """Stops calling the allocator."""
-        self._handle.remove()

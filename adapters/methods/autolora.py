@@ -13,8 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from adapters.glue.peft_glue import BiLevelConfig, LoraLayer, register
-from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.layers import LoraLayer
+from adapters.glue.registry import register
+from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["AutoLoraConfig"]
 
@@ -33,7 +35,7 @@ class AutoLoraVariant(DiagonalVariant):
         self.threshold = threshold
 
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """Which ranks reach their equal share, 1/r, shape ``(rank,)``; at least one does.
+        """Return which ranks reach their equal share, 1/r, shape ``(rank,)``; at least one does.
 
         Written for ``alpha - max(alpha)``, so that equal shares compare equal.
         """
@@ -53,7 +55,7 @@ class AutoLoraConfig(BiLevelConfig):
     what the search itself has found.
 
     Args:
-        threshold: Which ranks are kept. ``"shares"``, the paper's: ``softmax(alpha)_j >= 1/r``.
+        threshold: which ranks are kept. ``"shares"``, the paper's: ``softmax(alpha)_j >= 1/r``.
             ``"logits"``, the authors' code's: ``alpha_j >= mean(alpha)``, which keeps at least as
             many.
 
@@ -88,8 +90,8 @@ class AutoLoraConfig(BiLevelConfig):
             )
 
     def variant(self) -> AutoLoraVariant:
-        """What the method adds to a layer."""
+        """Return what the method adds to a layer."""
         return AutoLoraVariant(threshold=self.threshold)
 
 
-AUTOLORA = register("AUTOLORA", AutoLoraConfig, DiagonalModel)
+AUTOLORA = register("AUTOLORA", AutoLoraConfig)

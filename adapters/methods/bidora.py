@@ -24,20 +24,15 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.factors import Factors, LoraLayer, factors
+from adapters.glue.layers import BiLevelLinear
+from adapters.glue.masks import factors_in_use
 from adapters.glue.norms import from_orthonormal, row_norms, widen
-from adapters.glue.peft_glue import (
-    BiLevelConfig,
-    BiLevelLinear,
-    BiLevelVariant,
-    DoraLinearVariant,
-    FactorsOnlyModel,
-    LoraLayer,
-    adapted_layers,
-    factors,
-    factors_in_use,
-    magnitude_layer,
-    register,
-)
+from adapters.glue.penalties import check_weight
+from adapters.glue.registry import register
+from adapters.glue.variants import BiLevelVariant, DoraLinearVariant, magnitude_layer
 
 __all__ = ["BiDoraConfig", "DirectionOrthogonality"]
 
@@ -50,84 +45,105 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
     Merging is PEFT's: it uses values alone.
     """
 
-    upper = "lora_magnitude_vector"
+    container = "lora_magnitude_vector"
 
     def __init__(self, *, detach_norm: bool) -> None:
         self.detach_norm = detach_norm
 
     def supports_lora_conversion(self) -> bool:
-        """No: ``W' - W0`` has full rank in general (PEFT says yes for DoRA and drops m)."""
+        """Return False: ``W' - W0`` has full rank (PEFT says yes for DoRA and drops m)."""
         return False
 
-    def norms(self, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        """n, the norms of the rows, ``(out,)``."""
-        norms = row_norms(weight, A, B, scale)
+    def norms(self, used: Factors) -> Tensor:
+        """Return n, the norms of the rows, ``(out,)``."""
+        norms = row_norms(used.weight, used.A, used.B, used.scale)
         return norms.detach() if self.detach_norm else norms
+
+    def directions(self, used: Factors) -> Tensor:
+        """Return the vectors of ``W0 + s B A`` that have a magnitude each, as rows."""
+        return used.weight + used.scale * (used.B @ used.A)
+
+    def num_magnitudes(self, used: Factors) -> int:
+        """Return the length of m."""
+        return used.B.shape[0]
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds m to the layer, the norms as a forward pass without masks computes them."""
+        """Add m to the layer, the norms as a forward pass without masks computes them."""
         if module.merged:
             raise ValueError(
                 f"adapter {adapter_name!r} cannot start from merged weights: call "
                 "model.unmerge_adapter() first"
             )
-        weight, _, A, B, scale = factors(module, adapter_name)
+        start = factors(module, adapter_name)
         variant = _variant(module, adapter_name)
         with torch.no_grad():
-            if not A.is_meta:
-                norms = variant.norms(weight, A, B, scale)
+            if not start.A.is_meta:
+                norms = variant.norms(start)
             else:  # low_cpu_mem_usage: the values come from the checkpoint
-                size = A.shape[1] if isinstance(variant, ColumnVariant) else B.shape[0]
-                norms = torch.empty(size, dtype=widen(weight.dtype), device="meta")
+                size = variant.num_magnitudes(start)
+                norms = torch.empty(size, dtype=widen(start.weight.dtype), device="meta")
         module.lora_magnitude_vector[adapter_name] = magnitude_layer(module, norms)
 
     @staticmethod
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``bias + (m / n) (W0 + s B A) x``.
+        """Return ``bias + (m / n) (W0 + s B A) x``.
 
         Written as ``result + update + (m / n - 1) y`` with ``y = (W0 + s B A) x``: exactly
         ``result`` at the start, and y is the only activation kept for the backward pass.
         """
-        weight, bias, A, B, scale = factors_in_use(module, active_adapter)
-        ratio = _ratio(module, active_adapter, weight, A, B, scale)
-        update = F.linear(F.linear(x, A) * scale, B)
-        y = result + update if bias is None else result - bias + update
+        used = factors_in_use(module, active_adapter)
+        ratio = _ratio(module, active_adapter, used)
+        update = F.linear(F.linear(x, used.A) * used.scale, used.B)
+        y = result + update if used.bias is None else result - used.bias + update
         return result + update + (ratio - 1) * y
 
 
 class ColumnVariant(BiDoraVariant):
     """One adapter of one layer, ``W' = (W0 + s B A) diag(m / n)``, n the norms of the columns."""
 
-    def norms(self, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        """n, the norms of the columns, ``(in,)``."""
-        return super().norms(weight.T, B.T, A.T, scale)
+    unexportable = (
+        "has norm_axis='in', one magnitude for each input, which no PEFT checkpoint can hold; save "
+        "model.merge_and_unload()"
+    )
+
+    def norms(self, used: Factors) -> Tensor:
+        """Return n, the norms of the columns, ``(in,)``."""
+        return super().norms(used._replace(weight=used.weight.T, A=used.B.T, B=used.A.T))
+
+    def directions(self, used: Factors) -> Tensor:
+        """Return the columns of ``W0 + s B A``, as rows."""
+        return super().directions(used).T
+
+    def num_magnitudes(self, used: Factors) -> int:
+        """Return the length of m."""
+        return used.A.shape[1]
 
     @staticmethod
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``bias + (W0 + s B A) (m / n) x``, with a second product with W0."""
-        weight, _, A, B, scale = factors_in_use(module, active_adapter)
-        ratio = _ratio(module, active_adapter, weight, A, B, scale)
-        stretch = F.linear(((ratio - 1) * x).to(weight.dtype), weight)
-        return result + stretch + F.linear(F.linear(ratio * x, A) * scale, B)
+        """Return ``bias + (W0 + s B A) (m / n) x``, with a second product with W0."""
+        used = factors_in_use(module, active_adapter)
+        ratio = _ratio(module, active_adapter, used)
+        stretch = F.linear(((ratio - 1) * x).to(used.weight.dtype), used.weight)
+        return result + stretch + F.linear(F.linear(ratio * x, used.A) * used.scale, used.B)
 
     @staticmethod
     @torch.no_grad()
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter merged into it, in a new tensor."""
+        """Return the base weight with the adapter merged into it, in a new tensor."""
         assert isinstance(module, BiLevelLinear)
         if module.merged_adapters:
             raise ValueError(
                 f"adapter {active_adapter!r} with norm_axis='in' cannot be merged into weights "
                 f"that hold {module.merged_adapters}: call model.unmerge_adapter() first"
             )
-        weight, _, A, B, scale = factors_in_use(module, active_adapter)  # masks are off
-        ratio = _ratio(module, active_adapter, weight, A, B, scale)
-        module._cache_store(f"{active_adapter}-ratio", ratio)
+        used = factors_in_use(module, active_adapter)  # masks are off
+        ratio = _ratio(module, active_adapter, used)
+        module.keep_for_unmerging(active_adapter, ratio)
         ratio = ratio[:, None] if module.fan_in_fan_out else ratio
         delta = module.get_delta_weight(active_adapter)
         return (ratio * (orig_weight + delta)).to(orig_weight.dtype)
@@ -135,15 +151,15 @@ class ColumnVariant(BiDoraVariant):
     @staticmethod
     @torch.no_grad()
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
-        """Merges the adapter into the base weight in place."""
+        """Merge the adapter into the base weight in place."""
         orig_weight.copy_(ColumnVariant.merge_safe(module, active_adapter, orig_weight))
 
     @staticmethod
     @torch.no_grad()
     def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter taken out."""
+        """Return the base weight with the adapter taken out."""
         assert isinstance(module, BiLevelLinear)
-        ratio = module._cache_pop(f"{active_adapter}-ratio")
+        ratio = module.kept_for_unmerging(active_adapter)
         ratio = ratio[:, None] if module.fan_in_fan_out else ratio
         delta = module.get_delta_weight(active_adapter)
         weight: Tensor = (orig_weight / ratio - delta).to(orig_weight.dtype)
@@ -156,13 +172,11 @@ def _variant(module: LoraLayer, adapter: str) -> BiDoraVariant:
     return variant
 
 
-def _ratio(
-    module: LoraLayer, adapter: str, weight: Tensor, A: Tensor, B: Tensor, scale: float
-) -> Tensor:
-    """``m / n``."""
+def _ratio(module: LoraLayer, adapter: str, used: Factors) -> Tensor:
+    """Return ``m / n``."""
     magnitude = module.lora_magnitude_vector[adapter].weight
     assert isinstance(magnitude, Tensor)
-    return magnitude / _variant(module, adapter).norms(weight, A, B, scale)
+    return magnitude / _variant(module, adapter).norms(used)
 
 
 @dataclass
@@ -177,7 +191,7 @@ class BiDoraConfig(BiLevelConfig):
     type BIDORA, which PEFT loads where this package is imported.
 
     Args:
-        detach_norm: Hold n constant in the backward pass, as PEFT's DoRA does. The hypergradient is
+        detach_norm: hold n constant in the backward pass, as PEFT's DoRA does. The hypergradient is
             then wrong; for comparisons.
         norm_axis: ``"out"``, one magnitude for each output, the norms of the rows. ``"in"``, the
             authors' code's: one for each input, the norms of the columns. No PEFT checkpoint can
@@ -228,12 +242,12 @@ class BiDoraConfig(BiLevelConfig):
         return self.norm_axis == "out" and self.mask_rate == 0
 
     def variant(self) -> BiDoraVariant:
-        """The layer's forward pass."""
+        """Return the layer's forward pass."""
         kind = BiDoraVariant if self.norm_axis == "out" else ColumnVariant
         return kind(detach_norm=self.detach_norm)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as PEFT saves it: that of a plain DoRA adapter if it is one."""
+        """Return the config as PEFT saves it: that of a plain DoRA adapter if it is one."""
         saved: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         own = {option.name for option in fields(self)} if self.is_dora else {"bidora"}
         own -= {option.name for option in fields(LoraConfig)}
@@ -241,7 +255,7 @@ class BiDoraConfig(BiLevelConfig):
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> "BiDoraConfig":
-        """The config read from a DoRA checkpoint, whose type says LORA, or from one of our own."""
+        """Return the config of a DoRA checkpoint, whose type says LORA, or of one of our own."""
         if kwargs.get("peft_type") == BIDORA:
             own: BiDoraConfig = super().from_peft_type(**kwargs)  # type: ignore[no-untyped-call]
             return own
@@ -249,7 +263,7 @@ class BiDoraConfig(BiLevelConfig):
         return cls(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
 
-BIDORA = register("BIDORA", BiDoraConfig, FactorsOnlyModel)
+BIDORA = register("BIDORA", BiDoraConfig)
 
 
 @dataclass(frozen=True)
@@ -262,8 +276,8 @@ class DirectionOrthogonality:
     matrices of the size of a weight, and of ``(out, out)``. Masks play no part.
 
     Args:
-        weight: The factor, at least 0; 1e-5 in the authors' scripts.
-        squared: Square the norms.
+        weight: the factor, at least 0; 1e-5 in the authors' scripts.
+        squared: square the norms.
 
     Example:
         >>> from adapters import BiDoraConfig, DirectionOrthogonality
@@ -280,27 +294,24 @@ class DirectionOrthogonality:
     squared: bool = True
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
+        check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiDoRA adapter.
+            ValueError: if the model has no active BiDoRA adapter.
         """
+        found = at_least_one(
+            adapted_layers(model, BiDoraVariant),
+            model,
+            what="active BiDoRA adapter for DirectionOrthogonality",
+            config="BiDoraConfig",
+        )
         terms = []
-        for _, adapter, layer, variant in adapted_layers(model, BiDoraVariant):
-            weight, _, A, B, scale = factors(layer, adapter)
-            with torch.autocast(weight.device.type, enabled=False):
-                directions = weight + scale * (B @ A)
-                if isinstance(variant, ColumnVariant):
-                    directions = directions.T
-                directions = F.normalize(directions, dim=1)
+        for _, adapter, layer, variant in found:
+            held = factors(layer, adapter)
+            with torch.autocast(held.weight.device.type, enabled=False):
+                directions = F.normalize(variant.directions(held), dim=1)
             terms.append(from_orthonormal(directions, squared=self.squared))
-        if not terms:
-            raise ValueError(
-                f"DirectionOrthogonality found no active BiDoRA adapter in model "
-                f"({type(model).__name__}); wrap it with get_peft_model(model, BiDoraConfig(...))"
-            )
         return self.weight * torch.stack(terms).mean()

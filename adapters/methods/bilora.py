@@ -13,9 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.factors import factors
+from adapters.glue.layers import BiLevelLinear
 from adapters.glue.norms import from_orthonormal, widen
-from adapters.glue.peft_glue import BiLevelConfig, adapted_layers, factors, register
-from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
+from adapters.glue.penalties import check_weight
+from adapters.glue.registry import register
+from adapters.methods.diagonal import DiagonalVariant
 
 __all__ = ["BiLoraConfig", "Binarisation", "Orthogonality"]
 
@@ -47,12 +52,12 @@ class BiLoraConfig(BiLevelConfig):
     receive a gradient (the upper one through the first lower step).
 
     Args:
-        values: What the singular values are. ``"softmax"``, the paper's main form: positive, they
+        values: what the singular values are. ``"softmax"``, the paper's main form: positive, they
             sum to one and start at 1/r. ``"real"``: any sign, they start at 1. ``"binary"``: the
             sigmoid of logits, they start at 1/2; add `Binarisation` to the upper loss.
-        scale_by_rank: Multiply softmax values by r, so that they start at 1 and sum to r, and alpha
+        scale_by_rank: multiply softmax values by r, so that they start at 1 and sum to r, and alpha
             means what it means for LoRA. ``Differs from the paper``, whose values sum to one.
-        tied: With real values: one value for all directions of a layer, the scale of the layer's
+        tied: with real values: one value for all directions of a layer, the scale of the layer's
             update. ``Differs from the paper``: a control, which has a scale to learn and no rank.
 
     Example:
@@ -100,7 +105,7 @@ class BiLoraConfig(BiLevelConfig):
             )
 
     def variant(self) -> DiagonalVariant:
-        """The layer's map from d to the singular values."""
+        """Return the layer's map from d to the singular values."""
         if self.values == "real":
             return DiagonalVariant(_real, start=1.0, tied=self.tied)
         if self.values == "binary":
@@ -108,7 +113,7 @@ class BiLoraConfig(BiLevelConfig):
         return DiagonalVariant(_softmax_times_rank if self.scale_by_rank else _softmax, start=0.0)
 
 
-BILORA = register("BILORA", BiLoraConfig, DiagonalModel)
+BILORA = register("BILORA", BiLoraConfig)
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,8 @@ class Orthogonality:
     norms instead of their squares, as in AdaLoRA's code. Part of the lower loss.
 
     Args:
-        weight: The factor, at least 0.
-        squared: Square the norms.
+        weight: the factor, at least 0.
+        squared: square the norms.
 
     Example:
         >>> from adapters import BiLoraConfig, Orthogonality
@@ -137,19 +142,19 @@ class Orthogonality:
     squared: bool = True
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiLoRA adapter.
+            ValueError: if the model has no active BiLoRA adapter.
         """
         terms: list[Tensor] = []
-        for _, adapter, layer, _ in adapted_layers(model, DiagonalVariant):
-            _, _, Q, P, _ = factors(layer, adapter)
-            terms += [from_orthonormal(rows, squared=self.squared) for rows in (P.T, Q)]
-        return self.weight * _total(terms, self, model)
+        for adapter, layer, _ in _diagonal(model, self):
+            pair = factors(layer, adapter)
+            terms += [from_orthonormal(rows, squared=self.squared) for rows in (pair.B.T, pair.A)]
+        return self.weight * torch.stack(terms).sum()
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Binarisation:
     upper loss.
 
     Args:
-        weight: The factor, at least 0.
+        weight: the factor, at least 0.
 
     Example:
         >>> from adapters import BiLoraConfig, Binarisation
@@ -177,16 +182,16 @@ class Binarisation:
     weight: float
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiLoRA adapter with ``values="binary"``.
+            ValueError: if the model has no active BiLoRA adapter with ``values="binary"``.
         """
         terms = []
-        for _, adapter, layer, variant in adapted_layers(model, DiagonalVariant):
+        for adapter, layer, variant in _diagonal(model, self):
             if variant.values is not _sigmoid:
                 raise ValueError(
                     f"Binarisation needs BiLoraConfig(values='binary'), adapter {adapter!r} has "
@@ -195,18 +200,16 @@ class Binarisation:
             d = variant.parameters(layer, adapter)
             d = d.to(widen(d.dtype))
             terms.append((F.softplus(d) - d * torch.sigmoid(d)).sum())
-        return self.weight * _total(terms, self, model)
+        return self.weight * torch.stack(terms).sum()
 
 
-def _check_weight(weight: float) -> None:
-    if not weight >= 0:
-        raise ValueError(f"weight must be at least 0, got {weight!r}")
-
-
-def _total(terms: list[Tensor], penalty: object, model: nn.Module) -> Tensor:
-    if not terms:
-        raise ValueError(
-            f"{type(penalty).__name__} found no active BiLoRA adapter in model "
-            f"({type(model).__name__}); wrap it with get_peft_model(model, BiLoraConfig(...))"
-        )
-    return torch.stack(terms).sum()
+def _diagonal(
+    model: nn.Module, penalty: object
+) -> list[tuple[str, BiLevelLinear, DiagonalVariant]]:
+    found = at_least_one(
+        adapted_layers(model, DiagonalVariant),
+        model,
+        what=f"active BiLoRA adapter for {type(penalty).__name__}",
+        config="BiLoraConfig",
+    )
+    return [(adapter, layer, variant) for _, adapter, layer, variant in found]

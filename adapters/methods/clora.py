@@ -13,8 +13,10 @@ import zlib
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.adapted import at_least_one, lora_layers
+from adapters.glue.factors import factors
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import factors, lora_layers
+from adapters.glue.penalties import check_weight
 
 __all__ = ["NullSpace"]
 
@@ -31,7 +33,7 @@ class NullSpace:
         weight: lambda, at least 0.
         num_directions: k, at least 1 and at most the smallest number of inputs or outputs of an
             adapted module.
-        seed: The directions are a function of it, of the name of the module and of their number.
+        seed: the directions are a function of it, of the name of the module and of their number.
 
     Example:
         >>> from adapters import NullSpace
@@ -45,8 +47,7 @@ class NullSpace:
     """
 
     def __init__(self, weight: float, *, num_directions: int, seed: int = 0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight!r}")
+        check_weight(weight)
         if num_directions < 1:
             raise ValueError(f"num_directions must be at least 1, got {num_directions!r}")
         self.weight = weight
@@ -55,33 +56,31 @@ class NullSpace:
         self._drawn: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapters, a scalar.
+        """Return the penalty of the active adapters, a scalar.
 
         Raises:
-            ValueError: The model has no active LoRA adapter, or a module has fewer inputs or
+            ValueError: if the model has no active LoRA adapter, or a module has fewer inputs or
                 outputs than `num_directions`.
         """
         terms = []
-        for name, adapter, layer in lora_layers(model):
-            _, _, A, B, _ = factors(layer, adapter)
-            with torch.autocast(A.device.type, enabled=False):
-                for side, factor in (("in", A), ("out", B.T)):
+        found = at_least_one(
+            lora_layers(model), model, what="active LoRA adapter for NullSpace", config="LoraConfig"
+        )
+        for name, adapter, layer in found:
+            pair = factors(layer, adapter)
+            with torch.autocast(pair.A.device.type, enabled=False):
+                for side, factor in (("in", pair.A), ("out", pair.B.T)):
                     factor = factor.to(widen(factor.dtype))
                     P = self.directions(f"{name}:{side}", like=factor)
                     terms.append((factor @ P).square().sum())
-        if not terms:
-            raise ValueError(
-                f"NullSpace found no active LoRA adapter in model ({type(model).__name__}); wrap "
-                "it with get_peft_model(model, LoraConfig(...))"
-            )
         return self.weight * torch.stack(terms).sum()
 
     def directions(self, name: str, *, like: Tensor) -> Tensor:
-        """The directions for one side of one module: orthonormal columns, ``(features, k)``.
+        """Return the directions for one side of one module: orthonormal columns, ``(features, k)``.
 
         Args:
-            name: The module's name, a colon, and "in" for P_A or "out" for P_B.
-            like: Has the features in its last dimension, and the wanted device and precision.
+            name: the module's name, a colon, and "in" for P_A or "out" for P_B.
+            like: has the features in its last dimension, and the wanted device and precision.
         """
         features = like.shape[-1]
         if self.num_directions > features:

@@ -12,18 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.factors import LoraLayer, factors
+from adapters.glue.masks import factors_in_use
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import (
-    AdditiveVariant,
-    FactorsOnlyModel,
-    LoraLayer,
-    adapted_layers,
-    add_parameter,
-    factors,
-    factors_in_use,
-)
+from adapters.glue.variants import AdditiveVariant, add_parameter
 
-__all__ = ["DiagonalModel", "DiagonalVariant", "singular_values"]
+__all__ = ["DiagonalVariant", "singular_values"]
 
 
 class DiagonalVariant(AdditiveVariant):
@@ -37,7 +32,7 @@ class DiagonalVariant(AdditiveVariant):
         tied: d has one entry, which all ranks share.
     """
 
-    upper = "lora_diagonal"
+    container = "lora_diagonal"
 
     def __init__(
         self,
@@ -56,45 +51,49 @@ class DiagonalVariant(AdditiveVariant):
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds d to the layer, next to the adapter's A and B."""
+        """Add d to the layer, next to the adapter's A and B."""
         variant = _variant(module, adapter_name)
         A = factors(module, adapter_name).A
         size = 1 if variant.tied else A.shape[0]
         diagonal = torch.full((size,), variant.start, dtype=A.dtype, device=A.device)
         if variant.noise:
             diagonal += variant.noise * torch.randn_like(diagonal)
-        add_parameter(module, variant.upper, adapter_name, diagonal)
+        add_parameter(module, variant.container, adapter_name, diagonal)
 
     @staticmethod
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``result + s B (g(d) * A x)``."""
+        """Return ``result + s B (g(d) * A x)``."""
         values = _variant(module, active_adapter).singular_values(module, active_adapter)
-        _, _, A, B, scale = factors_in_use(module, active_adapter)
-        hidden = F.linear(module.lora_dropout[active_adapter](x), A)
-        return result + F.linear(hidden * (scale * values), B)
+        used = factors_in_use(module, active_adapter)
+        hidden = F.linear(module.lora_dropout[active_adapter](x), used.A)
+        return result + F.linear(hidden * (used.scale * values), used.B)
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """``g(d)``, shape ``(rank,)``."""
+        """Return ``g(d)``, shape ``(rank,)``."""
         values = self.values(self.parameters(layer, adapter))
         return values.expand(factors(layer, adapter).A.shape[0])
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
-        d: Tensor = getattr(layer, self.upper)[adapter]
+        """Return d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
+        d: Tensor = getattr(layer, self.container)[adapter]
         return d
 
+    def folded_scale(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """Return ``g(d)``: ``B diag(g(d))`` is LoRA's B."""
+        return self.singular_values(layer, adapter)
+
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """Which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
+        """Return which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
         return self.singular_values(layer, adapter).detach() != 0
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
-        _, _, A, B, scale = factors(layer, adapter)
-        dtype = widen(A.dtype)
-        values = scale * self.singular_values(layer, adapter).to(dtype)
-        return ((B.to(dtype) * values) @ A.to(dtype)).to(A.dtype)
+        """Return ``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
+        pair = factors(layer, adapter)
+        dtype = widen(pair.A.dtype)
+        values = pair.scale * self.singular_values(layer, adapter).to(dtype)
+        return ((pair.B.to(dtype) * values) @ pair.A.to(dtype)).to(pair.A.dtype)
 
 
 def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
@@ -103,15 +102,11 @@ def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
     return variant
 
 
-class DiagonalModel(FactorsOnlyModel):
-    """PEFT's LoRA model, less what would drop the singular values without a word."""
-
-
 def singular_values(model: nn.Module) -> dict[str, Tensor]:
-    """The singular values ``g(d)`` of every active adapter, by module name, detached.
+    """Return the singular values ``g(d)`` of every active adapter, by module name, detached.
 
     Raises:
-        ValueError: The model has no active adapter of this kind.
+        ValueError: if the model has no active adapter of this kind.
 
     Example:
         >>> import torch
@@ -122,13 +117,13 @@ def singular_values(model: nn.Module) -> dict[str, Tensor]:
         >>> singular_values(model)
         {'base_model.model.0': tensor([0.5000, 0.5000])}
     """
-    found = {
+    found = at_least_one(
+        adapted_layers(model, DiagonalVariant),
+        model,
+        what="active adapter with singular values",
+        config="BiLoraConfig",
+    )
+    return {
         name: variant.singular_values(layer, adapter).detach()
-        for name, adapter, layer, variant in adapted_layers(model, DiagonalVariant)
+        for name, adapter, layer, variant in found
     }
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active adapter with singular values; wrap it "
-            "with get_peft_model(model, BiLoraConfig(...))"
-        )
-    return found

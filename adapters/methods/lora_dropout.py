@@ -23,20 +23,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adapters.glue.peft_glue import (
-    BiLevelConfig,
-    BiLevelLinear,
-    BiLevelVariant,
-    FactorsOnlyModel,
-    PlainVariant,
-    adapted_layers,
-    mask_logit,
-    register,
-)
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.layers import BiLevelLinear
+from adapters.glue.masks import Masks, mask_logit
+from adapters.glue.penalties import Loss
+from adapters.glue.registry import register
+from adapters.glue.variants import BiLevelVariant, PlainVariant
 
 __all__ = ["LoraDropoutConfig", "ensemble", "mask_rates", "masking", "mean_loss"]
 
-Loss = Callable[[Any], Any]
 AVERAGES = ("probabilities", "logits")
 
 
@@ -46,6 +42,7 @@ class LoraDropoutVariant(PlainVariant):
     """
 
     level: Literal["upper", "lower"] = "lower"
+    two_levels = "LoraDropoutConfig(learn_mask_rate=True)"
 
 
 @dataclass
@@ -60,11 +57,11 @@ class LoraDropoutConfig(BiLevelConfig):
     Args:
         mask_rate: p, the probability that a mask drops an input of A or an output of B. Which p
             the paper's tables use we could not read.
-        mask_inverted: Divide each mask by 1 - p. ``Differs from the paper``, which does not
+        mask_inverted: divide each mask by 1 - p. ``Differs from the paper``, which does not
             rescale; a layer then learns factors that are larger by 1 / (1 - p)^2.
-        learn_mask_rate: Learn one rate a layer at the upper level, from `mask_rate` on, with
+        learn_mask_rate: learn one rate a layer at the upper level, from `mask_rate` on, with
             relaxed masks. ``Differs from the paper``, whose rate is fixed.
-        mask_temperature: Of the relaxed masks.
+        mask_temperature: of the relaxed masks.
 
     Example:
         >>> from adapters import LoraDropoutConfig, levels, mask_rates
@@ -98,15 +95,16 @@ class LoraDropoutConfig(BiLevelConfig):
             )
 
     def variant(self) -> LoraDropoutVariant:
-        """The layer's forward pass."""
+        """Return the layer's forward pass."""
         return LoraDropoutVariant()
 
 
-LORA_DROPOUT = register("LORA_DROPOUT", LoraDropoutConfig, FactorsOnlyModel)
+LORA_DROPOUT = register("LORA_DROPOUT", LoraDropoutConfig)
 
 
 def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
-    """The loss ``batch -> mean of loss(batch) under num_masks masks``, LoRA Dropout's objective.
+    """Return the loss ``batch -> mean of loss(batch) under num_masks masks``, LoRA Dropout's
+    objective.
 
         L = 1/N sum_n l(x; W0 + dW(m_n))
 
@@ -114,12 +112,12 @@ def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
     that of the first mask with the mean under "loss". While the masks are off, one evaluation.
 
     Args:
-        model: A model with an active adapter that masks its factors.
+        model: a model with an active adapter that masks its factors.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
         num_masks: N, at least 1. The cost is N times that of the loss.
 
     Raises:
-        ValueError: The model has no masks, or `num_masks` is below 1.
+        ValueError: if the model has no masks, or `num_masks` is below 1.
 
     Example:
         >>> from adapters import LoraDropoutConfig, mean_loss
@@ -137,9 +135,7 @@ def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
 
     def averaged(batch: Any) -> Any:
         drawn = any(
-            variant.masks.on(training=layer.training)
-            for _, _, layer, variant in _masked_layers(model)
-            if variant.masks is not None
+            masks.on(training=layer.training) for _, _, layer, masks in _masked_layers(model)
         )
         values = [loss(batch) for _ in range(num_masks if drawn else 1)]
         if isinstance(values[0], Tensor):
@@ -157,12 +153,12 @@ def ensemble(
     num_masks: int,
     average: Literal["probabilities", "logits"] = "probabilities",
 ) -> Tensor:
-    """The mean prediction under `num_masks` masks, which are on for it whatever the mode.
+    """Return the mean prediction under `num_masks` masks, which are on for it whatever the mode.
 
     Args:
-        model: A model with an active adapter that masks its factors; in evaluation mode, unless
+        model: a model with an active adapter that masks its factors; in evaluation mode, unless
             other dropout is wanted too.
-        logits: The prediction of the model, a closure over it; classes in the last dimension.
+        logits: the prediction of the model, a closure over it; classes in the last dimension.
         num_masks: N, at least 1.
         average: ``"probabilities"``, the mean of ``softmax(logits)``; ``"logits"``, the mean of
             what `logits` returns, for regression too.
@@ -171,7 +167,7 @@ def ensemble(
         A tensor of the shape of the logits.
 
     Raises:
-        ValueError: The model has no masks, `num_masks` is below 1, or `average` is neither.
+        ValueError: if the model has no masks, `num_masks` is below 1, or `average` is neither.
 
     Example:
         >>> from adapters import LoraDropoutConfig, ensemble
@@ -197,10 +193,10 @@ def ensemble(
 
 @contextmanager
 def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
-    """Turns the masks of the active adapter on or off for a block, whatever the model's mode.
+    """Turn the masks of the active adapter on or off for a block, whatever the model's mode.
 
     Raises:
-        ValueError: The model has no masks.
+        ValueError: if the model has no masks.
 
     Example:
         >>> from adapters import LoraDropoutConfig, masking
@@ -210,8 +206,7 @@ def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
         >>> with masking(model, on=False):
         ...     y = model(torch.ones(8, 4))
     """
-    found = [variant.masks for _, _, _, variant in _masked_layers(model)]
-    masks = [mask for mask in found if mask is not None]
+    masks = [each for _, _, _, each in _masked_layers(model)]
     before = [mask.switch for mask in masks]
     for mask in masks:
         mask.switch = on
@@ -223,10 +218,10 @@ def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
 
 
 def mask_rates(model: nn.Module) -> dict[str, float]:
-    """The mask rate p of every layer of the active adapter, by module name.
+    """Return the mask rate p of every layer of the active adapter, by module name.
 
     Raises:
-        ValueError: The model has no masks.
+        ValueError: if the model has no masks.
 
     Example:
         >>> import torch
@@ -238,24 +233,25 @@ def mask_rates(model: nn.Module) -> dict[str, float]:
         {'base_model.model.0': 0.25}
     """
     rates = {}
-    for name, adapter, layer, variant in _masked_layers(model):
+    for name, adapter, layer, masks in _masked_layers(model):
         logit = mask_logit(layer, adapter)
-        assert variant.masks is not None
-        rates[name] = variant.masks.rate if logit is None else torch.sigmoid(logit).item()
+        rates[name] = masks.rate if logit is None else torch.sigmoid(logit).item()
     return rates
 
 
-def _masked_layers(
-    model: nn.Module,
-) -> list[tuple[str, str, BiLevelLinear, BiLevelVariant]]:
-    found = [item for item in adapted_layers(model, BiLevelVariant) if item[3].masks is not None]
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active adapter with masks; wrap it with "
-            "get_peft_model(model, LoraDropoutConfig(...)), or give BiLoraConfig or BiDoraConfig a "
-            "mask_rate"
-        )
-    return found
+def _masked_layers(model: nn.Module) -> list[tuple[str, str, BiLevelLinear, Masks]]:
+    found = (
+        (name, adapter, layer, variant.masks)
+        for name, adapter, layer, variant in adapted_layers(model, BiLevelVariant)
+        if variant.masks is not None
+    )
+    return at_least_one(
+        found,
+        model,
+        what="active adapter with masks",
+        config="LoraDropoutConfig",
+        otherwise=", or give BiLoraConfig or BiDoraConfig a mask_rate",
+    )
 
 
 def _check_num_masks(num_masks: int) -> None:

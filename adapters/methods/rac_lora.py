@@ -15,7 +15,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from adapters.glue.peft_glue import LoraLayer, factors, lora_layers
+from adapters.glue.adapted import lora_layers
+from adapters.glue.factors import LoraLayer, factors
 
 __all__ = ["Link", "chain"]
 
@@ -51,7 +52,7 @@ def chain(
     trained: Literal["A", "B"] = "B",
     generator: torch.Generator | None = None,
 ) -> Iterator[Link]:
-    """The links of a chain: train what each holds, with an optimizer of its own.
+    """Return the links of a chain: train what each holds, with an optimizer of its own.
 
     At the start of a link the trained factor is zero, so that the model computes what it did at the
     end of the last, and the other is drawn from N(0, 1/n) with n its inputs (A) or outputs (B): its
@@ -60,13 +61,13 @@ def chain(
     ``model.merge_and_unload()`` returns the model; there is no small checkpoint of it.
 
     Args:
-        model: A model with one active adapter of PEFT's own LoRA, on torch.nn.Linear or Conv1D.
-        num_links: How often to draw, train and merge.
-        trained: The factor that is trained.
-        generator: Where the random factors are drawn, a generator of the CPU; None for torch's own.
+        model: a model with one active adapter of PEFT's own LoRA, on torch.nn.Linear or Conv1D.
+        num_links: how often to draw, train and merge.
+        trained: the factor that is trained.
+        generator: where the random factors are drawn, a generator of the CPU; None for torch's own.
 
     Raises:
-        ValueError: The model has no plain LoRA adapter, more than one, or it is merged.
+        ValueError: if the model has no plain LoRA adapter, more than one, or it is merged.
 
     Example:
         >>> import torch
@@ -100,9 +101,9 @@ def _links(
     for index in range(num_links):
         fixed = set()
         for adapter, layer in layers:
-            _, _, A, B, _ = factors(layer, adapter)
-            sampled, zero = (A, B) if trained == "B" else (B, A)
-            features = A.shape[1] if trained == "B" else B.shape[0]
+            pair = factors(layer, adapter)
+            sampled, zero = (pair.A, pair.B) if trained == "B" else (pair.B, pair.A)
+            features = pair.A.shape[1] if trained == "B" else pair.B.shape[0]
             drawn = torch.randn(sampled.shape, generator=generator, dtype=torch.float64)
             with torch.no_grad():
                 sampled.copy_(drawn / features**0.5)
@@ -112,8 +113,8 @@ def _links(
         model.merge_adapter()
         with torch.no_grad():
             for adapter, layer in layers:
-                _, _, A, B, _ = factors(layer, adapter)
-                (B if trained == "B" else A).zero_()
+                pair = factors(layer, adapter)
+                (pair.B if trained == "B" else pair.A).zero_()
         model.unmerge_adapter()  # takes out a product that is zero by now
 
 

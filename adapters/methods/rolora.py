@@ -8,20 +8,22 @@ Reference: Chen et al. (2025), arXiv:2502.01755.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.adapted import at_least_one, lora_layers
+from adapters.glue.factors import factors
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import factors, lora_layers
+from adapters.methods.hooks import StepHook
 
 __all__ = ["Alternation", "average"]
 
 FACTORS: tuple[Literal["A", "B"], ...] = ("A", "B")
 
 
-class Alternation:
+class Alternation(StepHook):
     """Lets an optimizer train one factor of LoRA at a time, B first.
 
     The gradients of the fixed factor are dropped before each step, so that the optimizer leaves the
@@ -29,13 +31,13 @@ class Alternation:
     touched. All other parameters are trained in every round.
 
     Args:
-        optimizer: The optimizer that holds both factors of every layer.
-        model: A model with an active LoRA adapter: PEFT's own, or one of this package.
-        steps: Steps of the optimizer in one round.
-        first: The factor that is trained in round 0.
+        optimizer: the optimizer that holds both factors of every layer.
+        model: a model with an active LoRA adapter: PEFT's own, or one of this package.
+        steps: steps of the optimizer in one round.
+        first: the factor that is trained in round 0.
 
     Raises:
-        ValueError: The model has no active LoRA adapter, or a factor is not in `optimizer`.
+        ValueError: if the model has no active LoRA adapter, or a factor is not in `optimizer`.
 
     Example:
         >>> from adapters import Alternation
@@ -68,27 +70,24 @@ class Alternation:
             raise ValueError(f"first must be one of {FACTORS}, got {first!r}")
         self.steps = steps
         self.first: Literal["A", "B"] = first
-        self.num_steps = 0
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._factors: dict[str, list[Tensor]] = {"A": [], "B": []}
-        for name, adapter, layer in lora_layers(model):
-            _, _, A, B, _ = factors(layer, adapter)
-            for which, factor in (("A", A), ("B", B)):
+        found = at_least_one(
+            lora_layers(model),
+            model,
+            what="active LoRA adapter for Alternation",
+            config="LoraConfig",
+        )
+        for name, adapter, layer in found:
+            pair = factors(layer, adapter)
+            for which, factor in (("A", pair.A), ("B", pair.B)):
                 if id(factor) not in held:
                     raise ValueError(
                         f"optimizer must hold factor {which} of {name!r}; build it from the "
                         "trainable parameters of the model"
                     )
                 self._factors[which].append(factor)
-        if not self._factors["A"]:
-            raise ValueError(
-                f"Alternation found no active LoRA adapter in model ({type(model).__name__}); wrap "
-                "it with get_peft_model(model, LoraConfig(...))"
-            )
-        self._handles = (
-            optimizer.register_step_pre_hook(self._hold),
-            optimizer.register_step_post_hook(self._count),
-        )
+        super().__init__(optimizer, before=self._hold)
 
     @property
     def round(self) -> int:
@@ -100,44 +99,28 @@ class Alternation:
         """The factor that the next step trains."""
         return FACTORS[(FACTORS.index(self.first) + self.round) % 2]
 
-    def _hold(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _hold(self, optimizer: torch.optim.Optimizer) -> None:
         for factor in self._factors["A" if self.trained == "B" else "B"]:
             factor.grad = None
-
-    def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.num_steps += 1
-
-    def remove(self) -> None:
-        """Detaches it from the optimizer, which then trains both factors."""
-        for handle in self._handles:
-            handle.remove()
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of steps taken, which tells the round."""
-        return {"num_steps": self.num_steps}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on in the round that `state` was taken in."""
-        self.num_steps = state["num_steps"]
 
 
 def average(
     adapters: Sequence[Mapping[str, Tensor]], *, weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The adapter whose update is exactly the mean of the clients' updates.
+    """Return the adapter whose update is exactly the mean of the clients' updates.
 
     ``sum_i w_i B_i A = (sum_i w_i B_i) A``, and the same with the factors swapped; heads and biases
     are averaged too.
 
     Args:
-        adapters: What the clients have trained, as ``peft.get_peft_model_state_dict`` returns it or
+        adapters: what the clients have trained, as ``peft.get_peft_model_state_dict`` returns it or
             as a checkpoint holds it.
-        weights: One for each client, for example its number of samples; they are divided by their
+        weights: one for each client, for example its number of samples; they are divided by their
             sum. None for equal weights.
 
     Raises:
-        ValueError: No adapters, other weights than adapters, weights that are negative or all zero,
-            adapters of different modules, or both factors of a module differ between clients.
+        ValueError: if there are no adapters, or weights of another number, negative or all zero; if
+            adapters are of different modules, or differ in both factors of one.
 
     Example:
         >>> from adapters import average

@@ -9,14 +9,18 @@ Reference: Ding et al. (2023), arXiv:2311.11696.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.glue.peft_glue import BiLevelConfig, adapted_layers, register
-from adapters.methods.diagonal import DiagonalModel, DiagonalVariant
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.penalties import check_weight
+from adapters.glue.registry import register
+from adapters.methods.diagonal import DiagonalVariant
+from adapters.methods.hooks import StepHook
 
 __all__ = ["Shrinkage", "SoraConfig"]
 
@@ -29,6 +33,8 @@ def _gate(g: Tensor) -> Tensor:
 
 class SoraVariant(DiagonalVariant):
     """One adapter of one layer, ``dW = s B diag(g) A``, g standard normal at the start."""
+
+    two_levels = "SoraConfig(gate_level='upper')"
 
     def __init__(self, *, level: Literal["lower", "upper"]) -> None:
         super().__init__(_gate, start=0.0, noise=1.0, level=level)
@@ -43,7 +49,7 @@ class SoraConfig(BiLevelConfig):
     drops the rest, exactly.
 
     Args:
-        gate_level: The level of the gates. ``"lower"``, the paper's: one level, trained with A and
+        gate_level: the level of the gates. ``"lower"``, the paper's: one level, trained with A and
             B on the same data; `levels` refuses the model. ``"upper"``: held-out data fit the
             gates (``Differs from the paper``).
 
@@ -71,14 +77,14 @@ class SoraConfig(BiLevelConfig):
             raise ValueError(f"gate_level must be one of {LEVELS}, got {self.gate_level!r}")
 
     def variant(self) -> SoraVariant:
-        """What the method adds to a layer."""
+        """Return what the method adds to a layer."""
         return SoraVariant(level=self.gate_level)
 
 
-SORA = register("SORA", SoraConfig, DiagonalModel)
+SORA = register("SORA", SoraConfig)
 
 
-class Shrinkage:
+class Shrinkage(StepHook):
     """The proximal step on the gates of a model, after every step of an optimizer.
 
     ``g <- sign(g) max(|g| - eta lambda, 0)`` with eta the learning rate of the gate's parameter
@@ -86,14 +92,14 @@ class Shrinkage:
     the paper. Only the gates are touched; gates that receive no gradient shrink too.
 
     Args:
-        optimizer: The optimizer that holds the gates, all of them. The step is attached to it.
-        model: A model with an active SoRA adapter.
+        optimizer: the optimizer that holds the gates, all of them. The step is attached to it.
+        model: a model with an active SoRA adapter.
         weight: lambda, at least 0; or a schedule, from the number of steps taken before to lambda.
-        times_lr: Shrink by ``eta lambda``, the paper's step; if False by lambda, as the authors'
+        times_lr: shrink by ``eta lambda``, the paper's step; if False by lambda, as the authors'
             code does by default.
 
     Raises:
-        ValueError: The model has no active SoRA adapter, or a gate is not in `optimizer`.
+        ValueError: if the model has no active SoRA adapter, or a gate is not in `optimizer`.
 
     Example:
         >>> from adapters import Shrinkage, SoraConfig, ranks
@@ -118,20 +124,20 @@ class Shrinkage:
         weight: float | Callable[[int], float],
         times_lr: bool = True,
     ) -> None:
-        if not callable(weight) and not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight!r}")
+        if not callable(weight):
+            check_weight(weight)
         self.weight = weight
         self.times_lr = times_lr
-        self.num_steps = 0
+        found = at_least_one(
+            adapted_layers(model, SoraVariant),
+            model,
+            what="active SoRA adapter for Shrinkage",
+            config="SoraConfig",
+        )
         gates = {
-            id(variant.parameters(layer, adapter)): f"{name}.{variant.upper}.{adapter}"
-            for name, adapter, layer, variant in adapted_layers(model, SoraVariant)
+            id(variant.parameters(layer, adapter)): f"{name}.{variant.container}.{adapter}"
+            for name, adapter, layer, variant in found
         }
-        if not gates:
-            raise ValueError(
-                f"Shrinkage found no active SoRA adapter in model ({type(model).__name__}); wrap "
-                "it with get_peft_model(model, SoraConfig(...))"
-            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for identity in gates.keys() - held:
             raise ValueError(
@@ -139,26 +145,13 @@ class Shrinkage:
                 "parameters of the model"
             )
         self._gates = frozenset(gates)
-        self._handle = optimizer.register_step_post_hook(self._shrink)
+        super().__init__(optimizer, after=self._shrink)
 
     @torch.no_grad()
-    def _shrink(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _shrink(self, optimizer: torch.optim.Optimizer) -> None:
         weight = self.weight(self.num_steps) if callable(self.weight) else self.weight
-        self.num_steps += 1
         for group in optimizer.param_groups:
             amount = weight * float(group["lr"]) if self.times_lr else weight
             for parameter in group["params"]:
                 if id(parameter) in self._gates:
                     parameter.copy_(F.softshrink(parameter, amount))
-
-    def remove(self) -> None:
-        """Detaches the step from the optimizer."""
-        self._handle.remove()
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of steps taken, which a schedule reads."""
-        return {"num_steps": self.num_steps}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes up the schedule where `state` left it."""
-        self.num_steps = state["num_steps"]

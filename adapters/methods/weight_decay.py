@@ -18,17 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.configuration import BiLevelConfig
+from adapters.glue.factors import LoraLayer, factors
+from adapters.glue.layers import BiLevelLinear
 from adapters.glue.norms import widen
-from adapters.glue.peft_glue import (
-    BiLevelConfig,
-    FactorsOnlyModel,
-    LoraLayer,
-    PlainVariant,
-    adapted_layers,
-    add_parameter,
-    factors,
-    register,
-)
+from adapters.glue.registry import register
+from adapters.glue.variants import PlainVariant, add_parameter
 
 __all__ = ["LoraWeightDecayConfig", "WeightDecay", "weight_decays"]
 
@@ -36,23 +32,23 @@ __all__ = ["LoraWeightDecayConfig", "WeightDecay", "weight_decays"]
 class WeightDecayVariant(PlainVariant):
     """One adapter of one layer, ``dW = s B A``, and w, the logarithm of its weight decay."""
 
-    upper = "lora_log_decay"
+    container = "lora_log_decay"
 
     def __init__(self, start: float) -> None:
         self.start = start
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds w to the layer, next to the adapter's A and B."""
+        """Add w to the layer, next to the adapter's A and B."""
         variant = module.lora_variant[adapter_name]
         assert isinstance(variant, WeightDecayVariant)
         A = factors(module, adapter_name).A
         w = torch.full((1,), math.log(variant.start), dtype=A.dtype, device=A.device)
-        add_parameter(module, variant.upper, adapter_name, w)
+        add_parameter(module, variant.container, adapter_name, w)
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """w, shape ``(1,)``."""
-        w: Tensor = getattr(layer, self.upper)[adapter]
+        """Return w, shape ``(1,)``."""
+        w: Tensor = getattr(layer, self.container)[adapter]
         return w
 
 
@@ -65,7 +61,7 @@ class LoraWeightDecayConfig(BiLevelConfig):
     optimizers' own weight decay at zero.
 
     Args:
-        initial_weight_decay: The coefficient that every layer starts with, above 0.
+        initial_weight_decay: the coefficient that every layer starts with, above 0.
 
     Example:
         >>> from adapters import LoraWeightDecayConfig, levels, weight_decays
@@ -98,11 +94,11 @@ class LoraWeightDecayConfig(BiLevelConfig):
             raise ValueError(f"initial_weight_decay must be above 0 and finite, got {start!r}")
 
     def variant(self) -> WeightDecayVariant:
-        """LoRA's forward pass, and w."""
+        """Return LoRA's forward pass, with w."""
         return WeightDecayVariant(self.initial_weight_decay)
 
 
-LORA_WEIGHT_DECAY = register("LORA_WEIGHT_DECAY", LoraWeightDecayConfig, FactorsOnlyModel)
+LORA_WEIGHT_DECAY = register("LORA_WEIGHT_DECAY", LoraWeightDecayConfig)
 
 
 @dataclass(frozen=True)
@@ -122,25 +118,25 @@ class WeightDecay:
     """
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active adapter with learned weight decay.
+            ValueError: if the model has no active adapter with learned weight decay.
         """
         terms = []
         for _, adapter, layer, variant in _decayed(model):
-            _, _, A, B, _ = factors(layer, adapter)
-            dtype = widen(A.dtype)
-            squares = A.to(dtype).square().sum() + B.to(dtype).square().sum()
+            pair = factors(layer, adapter)
+            dtype = widen(pair.A.dtype)
+            squares = pair.A.to(dtype).square().sum() + pair.B.to(dtype).square().sum()
             terms.append(variant.parameters(layer, adapter).to(dtype).exp().sum() * squares / 2)
         return torch.stack(terms).sum()
 
 
 def weight_decays(model: nn.Module) -> dict[str, float]:
-    """The weight decay ``exp(w)`` of every layer of the active adapter, by module name.
+    """Return the weight decay ``exp(w)`` of every layer of the active adapter, by module name.
 
     Raises:
-        ValueError: The model has no active adapter with learned weight decay.
+        ValueError: if the model has no active adapter with learned weight decay.
 
     Example:
         >>> from adapters import LoraWeightDecayConfig, weight_decays
@@ -156,11 +152,10 @@ def weight_decays(model: nn.Module) -> dict[str, float]:
     }
 
 
-def _decayed(model: nn.Module) -> list[tuple[str, str, Any, WeightDecayVariant]]:
-    found = list(adapted_layers(model, WeightDecayVariant))
-    if not found:
-        raise ValueError(
-            f"model ({type(model).__name__}) has no active adapter with learned weight decay; wrap "
-            "it with get_peft_model(model, LoraWeightDecayConfig(...))"
-        )
-    return found
+def _decayed(model: nn.Module) -> list[tuple[str, str, BiLevelLinear, WeightDecayVariant]]:
+    return at_least_one(
+        adapted_layers(model, WeightDecayVariant),
+        model,
+        what="active adapter with learned weight decay",
+        config="LoraWeightDecayConfig",
+    )

@@ -1,59 +1,62 @@
 """A model with a bi-level adapter as a graph of two problems."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adapters.glue.penalties import Loss, Penalty
 from adapters.training.partition import levels
-from blo import Method, Problem, ProblemGraph, darts
+from blo import Clip, Method, Problem, ProblemGraph, darts
 
 __all__ = ["Penalty", "penalised", "two_level"]
-
-Loss = Callable[[Any], Any]
-Penalty = Callable[[nn.Module], Tensor]
 
 
 def two_level(
     model: nn.Module,
     *,
     loss: Loss,
-    upper_batches: Iterable[Any],
-    lower_batches: Iterable[Any],
+    upper_batches: Iterable[Any] | None,
+    lower_batches: Iterable[Any] | None,
     upper_optimizer: torch.optim.Optimizer,
     lower_optimizer: torch.optim.Optimizer,
     method: Method | None = None,
     penalty: Penalty | Sequence[Penalty] = (),
     upper_penalty: Penalty | Sequence[Penalty] = (),
+    upper_loss: Loss | None = None,
     steps: int = 1,
     accumulate: int = 1,
     upper_scheduler: Any = None,
     lower_scheduler: Any = None,
+    clip: Clip | None = None,
 ) -> ProblemGraph:
-    """The graph that trains an adapter on two levels.
+    """Return the graph that trains an adapter on two levels.
 
     min over the upper parameters x of ``loss(upper batch) + upper_penalty`` at y*(x), where y*(x)
     minimises ``loss(lower batch) + penalty`` over the lower parameters. The problems are called
     "upper" and "lower".
 
     Args:
-        model: A model with one active bi-level adapter.
+        model: a model with one active bi-level adapter.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
-        upper_batches: Held-out data, another part of the training set than `lower_batches`.
-        lower_batches: Training data.
-        upper_optimizer: Holds exactly ``levels(model).upper``.
-        lower_optimizer: Holds exactly ``levels(model).lower``.
-        method: How the lower solution responds to the upper parameters; None for ``darts()``.
-        penalty: Added to the lower loss: a function of the model, or several.
-        upper_penalty: Added to the upper loss.
-        steps: Lower updates for each upper one.
-        accumulate: Batches averaged for one update, at both levels.
-        upper_scheduler: A learning-rate scheduler of `upper_optimizer`.
-        lower_scheduler: A learning-rate scheduler of `lower_optimizer`.
+        upper_batches: held-out data, another part of the training set than `lower_batches`.
+        lower_batches: training data. None, for either: a loop of your own hands them in
+            (`blo.Engine.backward`, `blo.Engine.step`).
+        upper_optimizer: holds exactly ``levels(model).upper``.
+        lower_optimizer: holds exactly ``levels(model).lower``.
+        method: how the lower solution responds to the upper parameters; None for ``darts()``.
+        penalty: added to the lower loss: a function of the model, or several.
+        upper_penalty: added to the upper loss.
+        upper_loss: the loss of the upper level where it is another than `loss`.
+        steps: lower updates for each upper one.
+        accumulate: batches averaged for one update, at both levels.
+        upper_scheduler: a learning-rate scheduler of `upper_optimizer`.
+        lower_scheduler: a learning-rate scheduler of `lower_optimizer`.
+        clip: what the gradients of each level are clipped to before its optimizer gets them.
 
     Raises:
-        ValueError: The model has no such adapter, or an optimizer holds a parameter of the other
+        ValueError: if the model has no such adapter, or an optimizer holds a parameter of the other
             level, a frozen one, or not all of its own.
 
     Example:
@@ -84,13 +87,14 @@ def two_level(
         [
             Problem(
                 "upper",
-                penalised(model, loss, upper_penalty),
+                penalised(model, loss if upper_loss is None else upper_loss, upper_penalty),
                 model,
                 upper_optimizer,
                 upper_batches,
                 reads=["lower"],
                 scheduler=upper_scheduler,
                 accumulate=accumulate,
+                clip=clip,
             ),
             Problem(
                 "lower",
@@ -103,18 +107,19 @@ def two_level(
                 method=darts() if method is None else method,
                 scheduler=lower_scheduler,
                 accumulate=accumulate,
+                clip=clip,
             ),
         ]
     )
 
 
 def penalised(model: nn.Module, loss: Loss, penalty: Penalty | Sequence[Penalty]) -> Loss:
-    """The loss ``batch -> loss(batch) + penalty(model)``; the loss itself without a penalty.
+    """Return the loss ``batch -> loss(batch) + penalty(model)``; the loss itself without a penalty.
 
     Args:
-        model: What the penalties are computed from.
+        model: what the penalties are computed from.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
-        penalty: A function of the model, or several, such as `Orthogonality`.
+        penalty: a function of the model, or several, such as `Orthogonality`.
 
     Example:
         >>> from adapters import BiLoraConfig, Orthogonality, penalised

@@ -315,7 +315,7 @@ class EngineSubject:
                 loss=self._graph[name].loss,
                 batch=batch,
                 random_state=state,
-                precision=None if self._wide else self.precision,
+                autocast=None if self._wide else self.precision,
                 name=name,
                 held=tuple(t for t, _ in others),
                 values=tuple(v for _, v in others),

@@ -11,7 +11,7 @@ from peft import KasaConfig, LoraConfig, PeftConfig, PeftType, get_peft_model
 from torch import nn
 
 from adapters import BiDoraConfig, BiLoraConfig
-from adapters.glue.peft_glue import ExternalPeftType
+from adapters.glue.registry import ExternalPeftType
 from adapters.methods.bilora import BILORA
 from tests.adapters.models import METHODS, adapted, config, mlp
 
