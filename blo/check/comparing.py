@@ -45,7 +45,7 @@ class Check:
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 return self._report(*self._comparisons())
-        except (ArithmeticError, RuntimeError, ValueError) as error:
+        except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and not self._subject.symptoms:
                 raise  # misuse
             first = str(error).splitlines()[0] if str(error) else "no message"

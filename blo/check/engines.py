@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from blo.adjoints import total_gradient
-from blo.batches import BatchStream, edited, fresh, to_device, versions
+from blo.batches import fresh
 from blo.check.differences import step_length, unit
 from blo.check.landscape import Landscape, Partials, Values
+from blo.check.selection import Selection
 from blo.check.subject import (
     Claim,
     Parts,
@@ -30,8 +31,7 @@ from blo.check.subject import (
 from blo.check.twins import TwinEngine, twin_problem
 from blo.check.witnesses import Log
 from blo.derivatives.lower import LowerObjective, Point
-from blo.derivatives.objective import scalar
-from blo.derivatives.pullback import Gradient, filled, mean, pulled_back, reached
+from blo.derivatives.pullback import Gradient, filled, mean, pulled_back
 from blo.derivatives.random_state import RandomState, devices_of
 from blo.engine import Engine
 from blo.evaluation import ModuleObjective
@@ -44,7 +44,6 @@ from blo.record import Draw
 from blo.step_watch import has_hooks, unknown_decay
 
 SHIFT = 0.05  # how far the others had moved since a lower step, relative to their parameters
-MAX_LOOKED = 8  # batches beyond those of a round whose reads are looked at
 
 
 class Taken(NamedTuple):
@@ -90,17 +89,17 @@ class EngineSubject:
         self.settings, self.without = settings, without
         self.name = graph.top.name if problem is None else problem
         self.precision = engine.precision
-        self.felt: Mapping[str, tuple[str, ...]] = {}
-        self.inputs: Mapping[str, tuple[str, ...]] = {}
         self.devices = devices_of(t for p in graph.problems for t in p.parameters)
         self.notes: list[str] = []
-        self.symptoms: list[str] = []
         self.states = {
             p.name: settings.random_state(10 + i, self.devices, p.generators)
             for i, p in enumerate(graph.problems)
         }
         self._narrow = {p.name: detach(p.parameters) for p in graph.problems}
-        self._choose_problems(chosen)
+        self._chosen = Selection(graph, self.name, chosen, self.states)
+        self.below, self.symptoms = self._chosen.below, self._chosen.symptoms
+        self.felt: Mapping[str, tuple[str, ...]] = self._chosen.felt
+        self.inputs: Mapping[str, tuple[str, ...]] = self._chosen.inputs
         below = [graph[name] for name in self.below]
         self.methods: Mapping[str, Method] = {q.name: q.method for q in below}
         self.claims: Mapping[str, Claim] = {q.name: Claim.of(q.method) for q in below}
@@ -124,7 +123,7 @@ class EngineSubject:
         """Return the problems concerned that a loss depends on; none where it has no gradient."""
         if self._graph.entry(self._graph[name]) is not None:
             return ()
-        return tuple(r for r in (self.name, *self.below) if r in self._truth.reads[name])
+        return tuple(r for r in (self.name, *self.below) if r in self._chosen.truth.reads[name])
 
     def look(self, name: str) -> object:
         """Return a loss with the random numbers of now."""
@@ -169,15 +168,11 @@ class EngineSubject:
         twin = TwinEngine(self._engine)
         with twin.in_place() as engine:
             for name in self.draws:
-                engine.graph[name].accumulate = self._shares[name]
-            yield EngineRun(self, twin, landscape, log)
-            for name, late in self._late.items():
-                unknown = set(late) - set(engine.graph.reads[name])
-                found = f"the loss of {name!r} reads {late} on later batches, not the first"
-                if unknown and found not in self.symptoms:
-                    self.symptoms.append(found)
-                elif not unknown and found not in self.notes:
-                    self.notes.append(found)
+                engine.graph[name].accumulate = self._chosen.shares[name]
+            try:
+                yield EngineRun(self, twin, landscape, log)
+            finally:
+                self._note_late_reads(engine)
 
     def suspects(self) -> dict[str, str]:
         """Return what a hypergradient could leave out, with the finding if it does."""
@@ -342,7 +337,7 @@ class EngineSubject:
 
     def batches_of(self, name: str, step: int) -> tuple[Any, ...]:
         """Return copies of the batches of a step of problem `name`, counted from 1."""
-        share, known = self._shares[name], self._batches[name]
+        share, known = self._chosen.shares[name], self._chosen.batches[name]
         first = 0 if self.claims.get(name, Claim.SOLUTION) is Claim.SOLUTION else (step - 1) * share
         return tuple(fresh(known[(first + i) % len(known)]) for i in range(share))
 
@@ -382,70 +377,15 @@ class EngineSubject:
             batches = tuple(_wide(b) for b in batches)
         return replace(draw, batches=batches, buffers=tuple(buffers))
 
-    # Which problems, and on what.
-
-    def _choose_problems(self, chosen: Mapping[str, Sequence[Any]]) -> None:
-        """Find the problems whose solutions matter, whatever the methods leave out, and fix their
-        batches; what their losses read on some batches only counts.
-        """
-        graph = self._graph
-        whole = [copy.copy(p) for p in graph.problems]
-        for p in whole:
-            p.through_response = True
-        self._truth = truth = graph.over(whole, graph.space)
-        self._batches: dict[str, tuple[Any, ...]] = {}
-        self._shares: dict[str, int] = {}
-        self._late: dict[str, list[str]] = {}
-        concerned = {self.name}
-        while waiting := [p for p in graph.problems if p.name in concerned - set(self._batches)]:
-            for p in waiting:
-                given = chosen.get(p.name)
-                self._shares[p.name] = p.accumulate if given is None else len(given)
-                self._batches[p.name] = self._survey(p, *_fixed(p, given))
-            for p in truth.problems:
-                if p.name in concerned:
-                    concerned |= {q.name for q in truth.felt(p)}
-        self.felt = {p.name: tuple(q.name for q in truth.felt(p)) for p in truth.problems}
-        self.inputs = {p.name: tuple(a.name for a in truth.inputs(p)) for p in truth.problems}
-        self.below = tuple(p.name for p in graph.problems if p.name in concerned - {self.name})
-        if not any(self.name in self.inputs[name] for name in self.below):
-            raise ValueError(
-                f"problem {self.name!r} has no hypergradient to check: no problem below it "
-                "responds to it"
-            )
-
-    def _survey(
-        self, p: Problem, batches: tuple[Any, ...], more: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        """Return the batches of a round, one of them exchanged for one on which the loss reads what
-        the engine does not know that it reads; note what it changes in place.
-        """
-        problems = self._graph.problems
-        for i, batch in enumerate((*batches, *more)):
-            given = fresh(batch)
-            before = versions(given)
-            with (
-                torch.enable_grad(),
-                self.states[p.name].replay(),
-                self._graph.space.substituted((), ()),
-            ):
-                loss = scalar(p.loss(given), f"loss of problem {p.name!r}")
-                owned = tuple(t for q in problems for t in q.parameters)
-                found = iter(pulled_back((loss,), owned, (torch.ones_like(loss),)))
-            if edited(before) and not p.edits_batch and not self.symptoms:
-                self.symptoms.append(
-                    f"the loss of {p.name!r} changes {', '.join(edited(before))} in place, unknown "
-                    "to the engine"
-                )
-            met = [q for q in problems if reached([next(found) for _ in q.parameters])]
-            late = [q.name for q in met if q.name not in self._truth.reads[p.name]]
-            if late:
-                self._late[p.name] = late
-                self._truth.add_read(p, met)
-                if i >= len(batches):
-                    place = 0 if Claim.of(p.method) is Claim.SOLUTION else -1
-                    batches = tuple(batch if b is batches[place] else b for b in batches)
-        return batches
+    def _note_late_reads(self, engine: Engine) -> None:
+        """Take in whether an engine that met them noticed reads on later batches."""
+        for name, late in self._chosen.late.items():
+            unknown = set(late) - set(engine.graph.reads[name])
+            found = f"the loss of {name!r} reads {late} on later batches, not the first"
+            if unknown and found not in self.symptoms:
+                self.symptoms.append(found)
+            elif not unknown and found not in self.notes:
+                self.notes.append(found)
 
     def _note_optimizer(self, q: Problem) -> None:
         """Take in what the optimizer of `q` was seen to do, and what the check leaves out of it."""
@@ -558,36 +498,6 @@ class EngineRun:
 
     def _hand(self, name: str, step: int) -> None:
         self._engine.graph.streams[name].hand(self._subject.batches_of(name, step))
-
-
-def _fixed(
-    problem: Problem, chosen: Sequence[Any] | None
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return the batches that the problem is held on, on its device, and some of the same pass that
-    follow.
-    """
-    more: list[Any] = []
-    if chosen is None:
-        one_shot = problem.batches is None or iter(problem.batches) is problem.batches
-        if one_shot or getattr(problem.batches, "persistent_workers", False):
-            raise ValueError(
-                f"the batches of problem {problem.name!r} cannot be iterated without disturbing "
-                f"the training: pass some as batches={{{problem.name!r}: [...]}}"
-            )
-        stream = BatchStream(problem.batches, problem.name)
-        generators = [(g, g.get_state()) for g in stream.generators().values()]
-        chosen = [fresh(stream.next()) for _ in range(problem.accumulate * problem.steps)]
-        while len(more) < MAX_LOOKED:
-            batch = stream.next()
-            if stream.epoch > 0:
-                break
-            more.append(fresh(batch))
-        for generator, state in generators:
-            generator.set_state(state)
-    if not chosen:
-        raise ValueError(f"batches must hold at least one batch for problem {problem.name!r}")
-    place = problem.device
-    return tuple(to_device(b, place) for b in chosen), tuple(to_device(b, place) for b in more)
 
 
 def _copies(x: Sequence[Tensor]) -> Tensors:

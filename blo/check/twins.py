@@ -28,8 +28,9 @@ def twin_problem(problem: Problem, lower: Tensors, states: Sequence[Mapping[str,
     known |= {id(p): t for p, t in zip(problem.parameters, parameters, strict=True)}
     known[id(original.state)] = defaultdict(dict)
     optimizer = copy.deepcopy(original, known)
-    for name, value in vars(original).items():  # of classes that keep more than torch copies
-        vars(optimizer).setdefault(name, value)
+    for name, value in vars(original).items():  # torch copies no attributes of subclasses
+        if not callable(value):  # schedulers put a step of their own there
+            vars(optimizer).setdefault(name, value)
     for parameter, state in zip(parameters, states, strict=True):
         if state:
             optimizer.state[parameter] = {k: _like(v, parameter) for k, v in state.items()}

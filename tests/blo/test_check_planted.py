@@ -60,6 +60,31 @@ def passes(engine, **settings):
     return report
 
 
+class Boxed(torch.optim.SGD):
+    """Keeps its parameters in a box, in its own step."""
+
+    def __init__(self, params, lr, bound):
+        super().__init__(params, lr)
+        self.bound = bound
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.clamp_(-self.bound, self.bound)
+
+
+def test_steps_of_a_subclass_under_a_scheduler_are_those_that_are_taken_again():
+    engine, y = fitted(unrolled(), steps=2)
+    for bound, passed in ((9.0, True), (0.05, False)):
+        low = engine.graph["y"]
+        low.optimizer = Boxed(y.parameters(), 0.1, bound)
+        low.scheduler = torch.optim.lr_scheduler.StepLR(low.optimizer, 1)
+        report = check_hypergradient(engine, to_solution=False)
+        assert report.passed == passed, str(report)
+        assert passed or report.relative_error > 0.1, str(report)
+
+
 def late(method):
     """`z` reads `x` on its second batch alone, and `y` on both."""
     x, y, z = tensors([0.5]), tensors([0.2]), tensors([0.1])
