@@ -39,6 +39,7 @@ MAX_STEPS = 60
 PATIENCE = 6  # steps without getting nearer by half
 MAX_APPROACH = 200
 MAX_ROUNDS = 5
+MAX_EVALUATIONS = 50_000  # to get to the solutions
 MAX_PRODUCTS = 250
 MAX_DENSE = 1000  # unknowns of a problem whose Hessian is built to precondition its solves
 
@@ -76,6 +77,7 @@ class Landscape:
     rtol: float
     residuals: dict[str, float] = field(default_factory=dict)
     _inverses: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    _left: float = math.inf  # evaluations
 
     def solve(self, name: str, values: Values) -> dict[str, Tensors]:
         """Return `values` with problem `name` at its minimiser, the problems it feels at theirs.
@@ -138,7 +140,11 @@ class Landscape:
     def settle(self, names: Sequence[str], values: Values) -> dict[str, Tensors]:
         """Return `values` with the problems `names`, top to bottom, at their minimisers, and have
         the solves from there on prepared.
+
+        Raises:
+            RuntimeError: if they are not found in `MAX_EVALUATIONS`.
         """
+        self._left = MAX_EVALUATIONS
         for name in names:
             if not self.felt[name] and name not in self.saddles:
                 values = self.approach(name, values)
@@ -155,6 +161,7 @@ class Landscape:
             nearest = max(self.residuals[n] for n in names)
             if furthest < 1e-2 and nearest < math.sqrt(self.rtol):
                 break
+        self._left = math.inf
         return dict(values)
 
     def distance(self, name: str, values: Values) -> float:
@@ -188,6 +195,12 @@ class Landscape:
         """Return the objective of problem `name` with the solutions below it responding, its
         derivatives for the problems `wanted`, and `values` with those solutions.
         """
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError(
+                f"problem {name!r} is not solved after {MAX_EVALUATIONS} evaluations: it may have "
+                "no finite minimum"
+            )
         below = self.felt[name]
         settled = dict(values)
         for r in below:
