@@ -16,6 +16,10 @@ def run(name, capsys):
     return capsys.readouterr().out
 
 
+def numbers(out):
+    return [float(n) for n in re.findall(r"\d+\.\d+(?:e[-+]\d+)?", out)]
+
+
 def test_learned_ridge_penalties_lower_the_test_error(capsys):
     out = run("ridge_penalties", capsys)
     before, after = (float(t) for t in re.findall(r"test (\d+\.\d+)", out))
@@ -39,6 +43,40 @@ def test_wrong_labels_get_small_weights(capsys):
 def test_three_levels_are_each_solved_once_a_path(capsys):
     out = run("three_levels", capsys)
     assert len(re.findall(r"(.*) <- (.*): converged", out)) == 3
+
+
+def test_maml_learns_a_start_by_the_gradient_written_by_hand(capsys):
+    off, before, after = numbers(run("maml", capsys))
+    assert off < 1e-5
+    assert after < 0.5 * before
+
+
+def test_imaml_learns_a_point_by_the_gradient_in_closed_form(capsys):
+    off, before, after = numbers(run("imaml", capsys))
+    assert off < 1e-3
+    assert after < 0.3 * before
+
+
+@pytest.mark.parametrize("name", ["own_loop", "accelerate_loop", "lightning_module"])
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+def test_loops_of_ones_own_trust_the_source_without_noise(name, capsys, tmp_path, monkeypatch):
+    if name == "lightning_module":
+        pytest.importorskip("lightning", reason="Lightning is not installed")
+    monkeypatch.chdir(tmp_path)
+    out = {
+        "own_loop": lambda: run("own_loop", capsys),
+        "accelerate_loop": lambda: run("accelerate_loop", capsys),
+        "lightning_module": lambda: run("lightning_module", capsys),
+    }[name]()
+    right, wrong = numbers(out)[-2:]
+    assert wrong < 0.1 < 0.9 < right
+
+
+def test_sft_trains_on_two_levels(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    monkeypatch.chdir(tmp_path)
+    losses = numbers(run("sft", capsys))[-4:]
+    assert losses[2] < losses[0]
 
 
 def test_bilora_trains_and_exports_a_lora_checkpoint(capsys, monkeypatch, tmp_path):

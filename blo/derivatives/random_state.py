@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import random
 import sys
@@ -19,6 +20,7 @@ Generator: TypeAlias = Any
 
 LIBRARIES = {"torch", "numpy", "builtins"} | (sys.stdlib_module_names - {"__main__"})
 DEPTH = 4  # the helper of a loss, its object, that object's list, the list's generator
+MERSENNE = 625 * 4  # bytes of a Mersenne twister's state: 624 words and a position
 MOST = 64  # items of a container that are looked at
 
 
@@ -116,6 +118,32 @@ class RandomState:
             yield
         finally:
             before.restore()
+
+
+def foreign_marks() -> tuple[object, object]:
+    """Return where the global generators of Python and numpy stand, for `drawn_from`."""
+    return random.getstate(), _numpy_mark()
+
+
+def drawn_from(marks: tuple[object, object]) -> bool:
+    """Return whether Python's or numpy's global generator was drawn from since `marks`.
+
+    A normal number that numpy had left over from the draw before is not noticed.
+    """
+    return foreign_marks() != marks
+
+
+def _numpy_mark() -> object:
+    """Return the numbers that numpy's global generator stands at, a thirtieth of the cost of its
+    state; None where numpy is not loaded.
+    """
+    numpy = _numpy()
+    if numpy is None:
+        return None
+    bits = numpy.random.rand.__self__._bit_generator
+    if not isinstance(bits, numpy.random.MT19937):
+        return str(bits.state)
+    return ctypes.string_at(bits.ctypes.state_address, MERSENNE)
 
 
 def devices_of(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:
