@@ -79,8 +79,8 @@ class Report:
         gradient_errors: by problem, how far autograd's gradient of its loss is from differences of
             its values, relative, beyond what these leave open.
         solves: the linear solves of implicit methods.
-        products: by lower problem, how far the products that its method takes are from differences
-            of gradients, relative.
+        products: by lower problem, how far the Hessian and mixed products that its method takes are
+            from differences of gradients, relative.
         infos: what the methods say of themselves, by "problem <- lower problem".
         num_directions: along which derivatives were taken.
         complete: whether these span the whole space; else errors are estimates.
@@ -111,7 +111,7 @@ class Report:
     rng_sensitivity: float
     gradient_errors: Mapping[str, float]
     solves: tuple[LinearSolve, ...]
-    products: Mapping[str, float]
+    products: Mapping[str, tuple[float, float]]
     infos: Mapping[str, Info]
     num_directions: int
     complete: bool
@@ -206,20 +206,26 @@ class Report:
             return [
                 f"the response points elsewhere (cosine {c.cosine:.4f}, scale ratio "
                 f"{c.scale_ratio:.4g}, relative error {c.relative_error:.2g})",
-                *(
-                    f"the second derivatives of {name!r} that its method takes are {error:.2g} "
-                    "(relative) off differences of its gradients: an operation that torch "
-                    "differentiates wrongly, a radius that does not fit, or an approximation"
-                    for name, error in self.products.items()
-                    if not error <= tol
-                ),
+                *self._products(tol, mixed=True),
             ]
-        found = []
+        found = self._products(tol, mixed=False)
         if c.cosine < 0.0:
             found.append(f"the response points the opposite way: a sign is flipped ({_both(c)})")
         if abs(c.scale_ratio - 1.0) > 0.1 * c.relative_error:
             found.append(f"the response is {c.scale_ratio:.4g} times as long as it should be")
         return found
+
+    def _products(self, tol: float, *, mixed: bool) -> list[str]:
+        """Return which second derivatives are wrong; a factor in mixed ones is told as such."""
+        products = self.products.items()
+        worst = {name: max(errors if mixed else errors[:1]) for name, errors in products}
+        return [
+            f"the second derivatives of {name!r} that its method takes are {error:.2g} (relative) "
+            "off differences of its gradients: an operation that torch differentiates wrongly, a "
+            "radius that does not fit, or an approximation"
+            for name, error in worst.items()
+            if not error <= tol
+        ]
 
     def _solvers(self, tol: float) -> list[str]:
         """Return what the linear solves have to do with it."""

@@ -46,11 +46,12 @@ class Log:
 
     Attributes:
         solves: the linear solve of the largest measured residual.
-        products: how far the method's products were from differences of gradients, relative.
+        products: how far the method's Hessian products (0 where it takes none) and mixed products
+            were from differences of gradients, relative.
     """
 
     solves: dict[str, LinearSolve] = field(default_factory=dict)
-    products: dict[str, float] = field(default_factory=dict)
+    products: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def watched(self, method: Method, problem: str) -> Method:
         """Return the method with its solver and its products watched, if it has such."""
@@ -113,10 +114,8 @@ class WatchedRule:
         def watched_mixed(v: Tensors) -> Tensors:
             found = mixed(v)
             upper, own = _differenced(lower, point, v)
-            errors = [_relative(found, upper)]
-            if id(v) in last:
-                errors.append(_relative(last[id(v)], own))
-            self.log.products[self.problem] = max(errors)
+            curved = _relative(last[id(v)], own) if id(v) in last else 0.0
+            self.log.products[self.problem] = curved, _relative(found, upper)
             return found
 
         products.hvp, products.mixed = watched_hvp, watched_mixed  # type: ignore[method-assign]
