@@ -110,7 +110,7 @@ class Engine:
         self.num_products = 0
         self.recorder = Recorder(graph)
         self.method_states: dict[str, Tensors | None] = {}
-        self._watch = StepWatch()
+        self.watch = StepWatch()
         self._logged: set[str] = set()
         self._turns = Turns(graph)
         self._divergence = DivergenceWatch(divergence)
@@ -217,8 +217,8 @@ class Engine:
             >>> for name, optimizer in (("lower", below), ("upper", above)):
             ...     total = engine.backward(name)
             ...     optimizer.step()
-            >>> total.value, x[0].item()  # 3 (y - 1) at y = 3 x, and the step
-            ((tensor(6.),), 0.4...)
+            >>> round(total.value[0].item(), 3), round(x[0].item(), 3)  # 3 (3 x - 1), and the step
+            (6.0, 0.4)
         """
         problem = self._next(name, batches)
         total = self._next_gradient(problem)
@@ -301,7 +301,7 @@ class Engine:
         """
         needs = problem.method.requirements
         if self.graph.role(problem).answers and needs.responds and needs.history == 0:
-            return self._watch.before(problem, gradient)
+            return self.watch.before(problem, gradient)
         return nothing
 
     def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
@@ -425,8 +425,8 @@ class Engine:
         the generators of the losses and loaders.
 
         Only parameters that the problems own are in it; frozen weights are not. One taken within a
-        round, after an interruption, says so (``within_round`` is -1), and no engine loads it. Where
-        `step` and `backward` drive the engine, ``within_round`` is the number of updates taken, as
+        round, after an interruption, says so (``within_round`` is -1), and no engine loads it.
+        Where `step` and `backward` drive the engine, ``within_round`` is the number of updates taken, as
         long as none of them is remembered for a response.
         """
         return {

@@ -1,4 +1,4 @@
-"""A loop with accelerate: what it prepared is handed to the problems, and the engine does the rest."""
+"""A loop with accelerate: the problems take what it prepared, and the engine does the rest."""
 
 import torch
 from accelerate import Accelerator

@@ -15,7 +15,7 @@ class TwoLevelSFTTrainer(TwoLevelMixin, trl.SFTTrainer):
 
 
 torch.manual_seed(0)
-words = ["<pad>", "</s>", "<unk>", *"to be or not that is the question".split()]
+words = ["<pad>", "</s>", "<unk>", "to", "be", "or", "not", "that", "is", "the", "question"]
 vocabulary = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
 vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
 special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

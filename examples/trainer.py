@@ -1,4 +1,4 @@
-"""BiLoRA in transformers' Trainer: singular vectors fit four fifths of the data, values the rest."""
+"""BiLoRA in transformers' Trainer: singular vectors fit a part of the data, values the rest."""
 
 import sys
 
