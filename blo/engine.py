@@ -426,8 +426,8 @@ class Engine:
 
         Only parameters that the problems own are in it; frozen weights are not. One taken within a
         round, after an interruption, says so (``within_round`` is -1), and no engine loads it.
-        Where `step` and `backward` drive the engine, ``within_round`` is the number of updates taken, as
-        long as none of them is remembered for a response.
+        Where `step` and `backward` drive the engine, ``within_round`` is the number of updates
+        taken, as long as none of them is remembered for a response.
         """
         return {
             "version": checkpoint.VERSION,
