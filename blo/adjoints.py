@@ -44,7 +44,6 @@ def total_gradient(
     states: dict[str, Tensors | None],
     precision: torch.dtype | None,
     *,
-    values: Mapping[str, Tensors] = MappingProxyType({}),
     methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> tuple[Tensors, dict[str, Info]]:
     """Return the gradient of the loss of `problem` with the response of every problem below, and
@@ -59,7 +58,6 @@ def total_gradient(
         moments: the last update of each problem below.
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
-        values: where problems stand that do not stand where their modules have them, by name.
         methods: in place of the problems' own, by name.
     """
     adjoints = dict(direct)
@@ -67,7 +65,7 @@ def total_gradient(
     movable = {problem.name, *(q.name for q in responding)}
     infos = {}
     entry = graph.entry(problem)
-    now = Standing(values, moments)
+    now = Standing({}, moments)
     for q in reversed(responding):
         cotangent = adjoints.get(q.name)
         sources = tuple(a for a in graph.role(q).inputs if a.name in movable)
@@ -91,16 +89,21 @@ def total_gradient(
             num_products=info.num_products + sight.spent.num_products,
             batches=tuple(moments[q.name].draw.numbers),
         )
-        for a in sources:
-            mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
-            present = adjoints.get(a.name)
-            adjoints[a.name] = mine if present is None else add(present, mine)
+        _accumulate(adjoints, sources, value)
     if problem.name not in adjoints:
         raise RuntimeError(
             f"no gradient reached problem {problem.name!r}: its loss depends neither on its own "
             "parameters nor, on these batches, on a lower solution that responds to them"
         )
     return adjoints[problem.name], infos
+
+
+def _accumulate(adjoints: dict[str, Tensors], sources: tuple[Problem, ...], value: Tensors) -> None:
+    """Add a response to the adjoints of the problems that it is for."""
+    for a in sources:
+        mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
+        present = adjoints.get(a.name)
+        adjoints[a.name] = mine if present is None else add(present, mine)
 
 
 @dataclass(frozen=True)

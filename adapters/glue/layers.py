@@ -1,5 +1,6 @@
 """PEFT's LoRA layer, able to hold adapters whose parameters belong to two levels."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from peft.tuners.lora.layer import (  # type: ignore[attr-defined]
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from adapters.glue.joint import JointWatch
 from adapters.glue.masks import MASK_LOGIT, Masks, mask_logit, masks_of
 from adapters.glue.variants import BiLevelVariant, add_parameter
 
@@ -29,6 +31,10 @@ class LayerConfig(LoraConfig):
     def masks(self) -> Masks | None:
         """Return the masks on a layer's factors, or None without LoRA Dropout."""
         raise NotImplementedError(f"{type(self).__name__} defines no masks")
+
+    def joint_watch(self) -> JointWatch | None:
+        """Return what notices joint training of both levels, or None where that is meant."""
+        return None
 
     def adapt_modules(self) -> None:
         """Let PEFT put `BiLevelLinear` around what it can hold, and refuse all else."""
@@ -52,6 +58,36 @@ class BiLevelLinear(Linear):
         if masks is not None and masks.learned:
             add_parameter(self, MASK_LOGIT, adapter_name, torch.logit(torch.tensor([masks.rate])))
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+        if isinstance(config, LayerConfig):
+            self._watch(adapter_name, config.joint_watch())
+
+    def _watch(self, adapter_name: str, watch: JointWatch | None) -> None:
+        """Have a backward pass through both levels of an adapter noticed."""
+        variant = self.lora_variant.get(adapter_name)
+        if watch is None or not isinstance(variant, BiLevelVariant):
+            return
+        above = [
+            p
+            for name in variant.upper_containers
+            for p in _parameters(getattr(self, name)[adapter_name])
+        ]
+        below = [
+            p
+            for name in ("lora_A", "lora_B")
+            for p in getattr(self, name)[adapter_name].parameters()
+        ]
+        for level, parameters in (("upper", above), ("lower", below)):
+            for parameter in parameters if above else ():
+                watch.over(parameter, level)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load the layer's parameters, which PEFT lets be incomplete: it loads all it finds."""
+        for adapter in self.lora_A:
+            if f"{prefix}lora_A.{adapter}.weight" in state_dict:
+                _check_checkpoint(self, adapter, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """Return the method of one adapter: a layer may hold BiDoRA, DoRA and LoRA at once."""
@@ -97,6 +133,39 @@ class BiLevelLinear(Linear):
         """Return what the merge has kept, and forget it."""
         kept: Tensor = self._cache_pop(f"{adapter}-merged")
         return kept
+
+
+def _check_checkpoint(
+    layer: BiLevelLinear, adapter: str, state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    """Raise ValueError unless a checkpoint holds what the configuration of an adapter says."""
+    wanted = {
+        f"{prefix}{name}": tuple(value.shape)
+        for name, value in layer.named_parameters()
+        if name.split(".")[1] == adapter and not name.startswith("base_layer.")
+    }
+    found = {
+        key: tuple(value.shape)
+        for key, value in state_dict.items()
+        if key.startswith(f"{prefix}lora_")
+        and key[len(prefix) :].split(".")[1:2] in ([], [adapter])  # PEFT names what it knows
+    }
+    odd = sorted(set(wanted.items()) ^ set(found.items()))
+    if odd:
+        key = odd[0][0]
+        then, now = (
+            f"has the shape {shapes[key]}" if key in shapes else "is not there"
+            for shapes in (found, wanted)
+        )
+        raise ValueError(
+            f"the checkpoint of adapter {adapter!r} contradicts its configuration: {key} {then} in "
+            f"the checkpoint, and by the configuration it {now}; load it with the "
+            "adapter_config.json that was saved with it"
+        )
+
+
+def _parameters(held: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [held] if isinstance(held, nn.Parameter) else list(held.parameters())
 
 
 class _Unsupported(nn.Module):
