@@ -36,11 +36,12 @@ def export_lora(
     approximation. So is the mean of LoRA Dropout's masks, ``B <- (1 - p)^2 B``: the checkpoint is
     the adapter with its masks off; that of a masked BiDoRA adapter is a DoRA checkpoint. Heads in
     ``modules_to_save`` and trained biases are included; a learned weight decay, which computes
-    nothing, is not. The files appear complete or not at all; files of the same name are replaced.
+    nothing, is not. Where the factors are those of several experts or tasks, the rank is the sum of
+    theirs; what a network makes is evaluated. The files appear complete or not at all; files of the same name are replaced.
 
     Args:
-        model: a PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, with one of LoRA
-            with learned weight decay, or of BiDoRA with masks.
+        model: a PEFT model with a BiLoRA, AutoLoRA, SoRA, BeamLoRA, MoLE, SD-LoRA, RepLoRA or LoRA
+            Dropout adapter, with one of LoRA with learned weight decay, or of BiDoRA with masks.
         path: the folder to write.
         adapter_name: the adapter; the active one if None.
         prune: keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
