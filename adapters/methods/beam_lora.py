@@ -137,8 +137,8 @@ class BeamSearch(StepHook):
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
         >>> model = get_peft_model(net, BeamLoraConfig(r=2, target_modules=["0"]))
         >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
-        >>> search = BeamSearch(optimizer, model, every=4, num_steps=12, top_p=0.5, on_move=print)
-        >>> for _ in range(12):
+        >>> search = BeamSearch(optimizer, model, every=4, num_steps=8, top_p=0.5, on_move=print)
+        >>> for _ in range(8):
         ...     model(torch.ones(1, 4)).sum().backward()
         ...     optimizer.step()
         1

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adapters.glue.factors import LoraLayer
+from adapters.glue.factors import LoraLayer, factors
 from adapters.glue.sharing import SharedVariant
 from adapters.methods.diagonal import DiagonalVariant
 
@@ -53,7 +53,8 @@ class GroupedVariant(DiagonalVariant, SharedVariant):
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
         """Return d, shape ``(blocks,)``, which layers of one group share."""
-        return super().parameters(self.keeper(layer), adapter)
+        own = factors(layer, adapter).A  # the layer that keeps d may be on another device
+        return super().parameters(self.keeper(layer), adapter).to(own.device)
 
 
 def spread(values: Tensor, sizes: Sequence[int]) -> Tensor:

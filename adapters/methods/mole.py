@@ -77,7 +77,7 @@ class MoleVariant(GroupedVariant):
         """Return ``softmax(logits / tau)`` over the experts that are kept, 0 for the others."""
         temperature: float | Tensor = self.temperature
         if TEMPERATURE in self.shared:
-            temperature = getattr(self.keeper(layer), TEMPERATURE)[adapter].exp()
+            temperature = getattr(self.keeper(layer), TEMPERATURE)[adapter].exp().to(logits.device)
         logits = logits / temperature
         if self.kept_experts is not None:
             indices = torch.arange(len(self.sizes), device=logits.device)

@@ -100,14 +100,17 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
         return pair._replace(A=A, B=B.T.contiguous() if self.generator == "rows" else B)
 
     def _made(self, layer: LoraLayer, adapter: str, side: str, matrix: Tensor) -> Tensor:
-        keeper = self.keeper(layer)
+        def kept(stage: str) -> Tensor:
+            # The layer that keeps it may be elsewhere, or a layer alone in another precision.
+            weight: Tensor = getattr(self.keeper(layer), f"lora_{stage}_{side}")[adapter]
+            return weight.to(matrix)
+
         head: Tensor = getattr(layer, f"lora_head_{side}")[adapter]
-        trunk: Tensor = getattr(keeper, f"lora_trunk_{side}")[adapter]
+        trunk = kept("trunk")
         if self.generator == "rows":
             return _affine(head, self.activation(_affine(trunk, matrix)))
-        seed: Tensor = getattr(keeper, f"lora_seed_{side}")[adapter]
-        second: Tensor = getattr(keeper, f"lora_second_{side}")[adapter]
-        hidden = self.activation(_affine(second, self.activation(_affine(trunk, seed[:, None]))))
+        hidden = self.activation(_affine(trunk, kept("seed")[:, None]))
+        hidden = self.activation(_affine(kept("second"), hidden))
         made: Tensor = matrix + (head @ hidden).view_as(matrix)
         return made
 

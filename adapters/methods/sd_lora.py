@@ -234,6 +234,8 @@ def next_task(
         keeper: Any = variant.keeper(owner)
         trained = variant.parameters(owner, adapter).requires_grad
         getattr(keeper, variant.container)[adapter] = nn.Parameter(grown, requires_grad=trained)
+        if variant.level == "upper" and (watch := config.joint_watch()) is not None:
+            watch.over(variant.parameters(owner, adapter), "upper")
         for layer, each in members:
             if not dropped:
                 pair = factors(layer, adapter)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, adapted_linears, at_least_one
-from adapters.glue.factors import low_rank_factors
+from adapters.glue.factors import factors, low_rank_factors
 from adapters.glue.layers import BiLevelLinear
 from adapters.glue.variants import BiLevelVariant
 from adapters.methods.diagonal import DiagonalVariant
@@ -295,7 +295,7 @@ def _analysis(
         stable = (values.square().sum() / values[0].square()).item()
     else:
         effective = stable = 0.0
-    A, B = low_rank_factors(layer) or (None, None)
+    A, B = _factors(layer) or (None, None)
     return LayerAnalysis(
         layer=name,
         change=change(before, after, layer=name, checkpoint=checkpoint, axis=axis),
@@ -336,6 +336,16 @@ def _weights(model: nn.Module) -> Iterable[tuple[str, Tensor, Tensor, nn.Module]
             before = (base(unit) - base(zero)).T
             after = (alone(unit) - alone(zero)).T
         yield name, before, after, layer
+
+
+def _factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return A and B in use, in float64: the layer's own, or what its method makes of them."""
+    found = list(adapted_layers(layer, BiLevelVariant))
+    if len(found) != 1:
+        return low_rank_factors(layer)
+    _, adapter, adapted, variant = found[0]
+    pair = variant.side_by_side(adapted, adapter, factors(adapted, adapter))
+    return pair.A.detach().double(), pair.B.detach().double()
 
 
 def _learned(layer: nn.Module) -> list[float] | None:

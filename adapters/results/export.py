@@ -37,7 +37,8 @@ def export_lora(
     the adapter with its masks off; that of a masked BiDoRA adapter is a DoRA checkpoint. Heads in
     ``modules_to_save`` and trained biases are included; a learned weight decay, which computes
     nothing, is not. Where the factors are those of several experts or tasks, the rank is the sum of
-    theirs; what a network makes is evaluated. The files appear complete or not at all; files of the same name are replaced.
+    theirs; what a network makes is evaluated. The files appear complete or not at all; files of the
+    same name are replaced.
 
     Args:
         model: a PEFT model with a BiLoRA, AutoLoRA, SoRA, BeamLoRA, MoLE, SD-LoRA, RepLoRA or LoRA

@@ -154,7 +154,10 @@ def test_a_direction_that_is_mostly_spanned_leaves_what_the_gram_matrix_says() -
 
 
 def test_tasks_are_saved_loaded_and_folded(tmp_path: Path) -> None:
-    x, model = inputs("mlp"), trained(adapted(magnitude_level="upper", use_rslora=True), 2)
+    x, model = (
+        inputs("mlp"),
+        trained(adapted(magnitude_level="upper", use_rslora=True, joint=True), 2),
+    )
     next_task(model, rank=2)
     trained(model, 3)
     expected = output(model, x)
