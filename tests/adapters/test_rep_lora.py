@@ -117,6 +117,8 @@ def test_the_last_map_is_the_first_to_get_a_gradient(generator: str) -> None:
     named = dict(zip(split.upper_names, torch.autograd.grad(loss, split.upper), strict=True))
     for name, gradient in named.items():
         assert (gradient.norm() > 1e-6) == ("lora_head_B" in name), name
+    inputs_of_B = [p for n, p in model.named_parameters() if "lora_B" in n]
+    assert all(bool(B.any()) == (generator == "rows") for B in inputs_of_B)
     lower = {name.split(".")[-3] for name in split.lower_names}
     assert lower == {"lora_A", "lora_B"}
     assert all(math.isfinite(float(g.norm())) for g in named.values())
