@@ -7,10 +7,10 @@ text a line (--train_file, --test_file). Scores: BLEU, NIST, ROUGE-L, chrF and p
 import sys
 from collections.abc import Sequence
 
-from applications.common.arguments import GenerationOptions
-from applications.common.command import run_command
-from applications.common.command_line import GROUPS
-from applications.common.generation import TextGeneration
+from applications.families.generation import TextGeneration
+from applications.options.arguments import GenerationOptions
+from applications.options.command_line import GROUPS
+from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

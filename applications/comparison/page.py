@@ -8,8 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from applications.common.errors import UsageError
-from applications.common.outputs import write_json, write_whole
 from applications.comparison import figures, tables
 from applications.comparison.figures import Drawing
 from applications.comparison.folder import held
@@ -18,6 +16,8 @@ from applications.comparison.settings import near
 from applications.comparison.statistics import LEVEL
 from applications.comparison.summary import OUTCOMES, STEPS, Cell, cells_of, summarised
 from applications.comparison.tables import OUTCOME_NAMES, Table
+from applications.errors import UsageError
+from applications.pages.writing import write_json, write_whole
 
 STATISTICS = (
     "Differences are paired by task, train size and seed, the first variant's outcome less the "

@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from applications.common.arguments import GenerationOptions
-from applications.common.classification import TextClassification
-from applications.common.command_line import GROUPS, names_of, parse_options, parser, words
-from applications.common.errors import UsageError
-from applications.common.experiment import completed
+from applications.errors import UsageError
+from applications.families.classification import TextClassification
+from applications.options.arguments import GenerationOptions
+from applications.options.command_line import GROUPS, names_of, parse_options, parser, words
+from applications.options.completion import completed
 
 COMMANDS: Mapping[str, Mapping[str, type]] = {
     "nlu": GROUPS,

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from applications.common.report import shown
 from applications.comparison.figures import named
 from applications.comparison.results import Gathered, address
 from applications.comparison.summary import Cell, Step, cell_of, family, pairs
+from applications.runs.report import shown
 
 DASH = "\u2013"
 MINUS = "\u2212"

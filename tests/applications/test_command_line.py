@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from applications.common.arguments import GenerationOptions, Options
-from applications.common.command_line import GROUPS, parse_options, parser, words
-from applications.common.errors import UsageError
+from applications.errors import UsageError
 from applications.nlu import main
+from applications.options.arguments import GenerationOptions, Options
+from applications.options.command_line import GROUPS, parse_options, parser, words
 
 
 def test_flags_have_the_names_of_the_example_scripts_and_short_aliases() -> None:

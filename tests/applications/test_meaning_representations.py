@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from applications.common import meaning_representations, smollm2
-from applications.common.arguments import DataOptions
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.meaning_representations import (
+from applications.data import meaning_representations
+from applications.data.examples import TaskData
+from applications.data.meaning_representations import (
     Tables,
     grouped,
     linearised,
     load_generation_task,
 )
-from applications.common.splits import two_levels
+from applications.data.splits import two_levels
+from applications.errors import UsageError
+from applications.models import smollm2
+from applications.options.arguments import DataOptions
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <benchmark><entries>

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from applications.common.outputs import RunFolder, write_json, write_whole
-from applications.common.report import Block, Table, page
+from applications.pages.writing import write_json, write_whole
+from applications.runs.outputs import RunFolder
+from applications.runs.report import Block, Table, page
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:

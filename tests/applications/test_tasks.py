@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from applications.common import carried, meaning_representations, tasks
-from applications.common.arguments import DataOptions, ModelOptions
-from applications.common.classification import TextClassification
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.meaning_representations import load_generation_task
-from applications.common.splits import texts
-from applications.common.tagging import TokenClassification
-from applications.common.tasks import COMMANDS, TASKS, check_command, load_task
+from applications import carried
+from applications.data import meaning_representations, tasks
+from applications.data.examples import TaskData
+from applications.data.meaning_representations import load_generation_task
+from applications.data.splits import texts
+from applications.data.tasks import COMMANDS, TASKS, check_command, load_task
+from applications.errors import UsageError
+from applications.families.classification import TextClassification
+from applications.families.tagging import TokenClassification
+from applications.options.arguments import DataOptions, ModelOptions
 
 
 def test_columns_and_classes_of_files_are_found(tiny_data: Path) -> None:
