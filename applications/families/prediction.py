@@ -21,7 +21,7 @@ def predictor(model: nn.Module, options: Options) -> Callable[[Batch], Tensor]:
     ``num_masks`` masks; for one output (regression) the mean output.
     """
     adapter, place = options.adapter, device(options.model)
-    if adapter.method == "full" or not (adapter.masks and adapter.ensemble):
+    if not (adapter.masks and adapter.ensemble):
 
         def predict(batch: Batch) -> Tensor:
             logits: Tensor = model(**moved(batch, place)).logits

@@ -4,27 +4,35 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar
 
 from applications.errors import UsageError
+from applications.methods import (
+    BI_LEVEL_CONTROLS,
+    DEFAULT_METHOD,
+    HYPERGRADIENTS,
+    METHODS,
+    ONE_LEVEL_CONTROLS,
+    Control,
+    Retraining,
+    Row,
+    named,
+    taking,
+)
 
 T = TypeVar("T")
 
-OneLevelMethod = Literal["full", "lora", "dora", "adalora", "lora_dropout"]
-BiLevelMethod = Literal["bilora", "bidora", "autolora", "lora_weight_decay"]
-Method = Literal[OneLevelMethod, BiLevelMethod]
-MASKING_METHODS = ("lora_dropout", "bilora", "bidora")
-Hypergradient = Literal[
-    "darts", "t1t2", "neumann", "cg", "minres", "nystrom", "sama", "unrolled", "alternating"
-]
-Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
-Retraining = Literal["none", "values", "ranks"]
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
-def option(default: T, description: str, *aliases: str) -> T:
-    """A dataclass field with the text that ``--help`` shows and other spellings of its flag."""
-    metadata = {"help": description, "aliases": list(aliases)}
+def option(default: T, description: str, *aliases: str, choices: Iterable[T] = ()) -> T:
+    """A dataclass field with the text that ``--help`` shows and other spellings of its flag.
+
+    ``choices``, where there are any, are all the values it can have.
+    """
+    metadata: dict[str, Any] = {"help": description, "aliases": list(aliases)}
+    if choices := list(choices):
+        metadata["choices"] = choices
     value: T = field(default=default, metadata=metadata)
     return value
 
@@ -133,11 +141,11 @@ class AdapterOptions:
 
     _argument_group_name: ClassVar[str] = "adapter"
 
-    method: Method | None = option(
+    method: str | None = option(
         None,
-        "full (all weights), lora, dora, adalora (PEFT's own) and lora_dropout train on one level; "
-        "bilora, bidora, autolora and lora_weight_decay (a weight decay for each layer above) are "
-        "bi-level. Default: bilora, and for the demo lora then bilora",
+        f"{named(METHODS, bi_level=False)} train on one level; {named(METHODS, bi_level=True)} are "
+        f"bi-level. Default: {DEFAULT_METHOD}, and for the demo lora then bilora",
+        choices=METHODS,
     )
     lora_r: int = option(8, "rank")
     lora_alpha: float = option(16.0, "the update is scaled by lora_alpha / lora_r")
@@ -196,6 +204,8 @@ class AdapterOptions:
     )
 
     def __post_init__(self) -> None:
+        known = self.method is None or self.method in METHODS
+        require(known, "method", self.method, f"must be one of {', '.join(METHODS)}")
         require_all(self, ("lora_r",), 1, "must be at least 1")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be greater than 0")
         inside = 0 <= self.lora_dropout < 1
@@ -219,14 +229,24 @@ class AdapterOptions:
         object.__setattr__(self, "lora_target_modules", modules)
 
     @property
+    def row(self) -> Row:
+        """What the method is."""
+        return METHODS[self.method or DEFAULT_METHOD]
+
+    @property
     def masks(self) -> bool:
         """Whether the factors are masked: LoRA Dropout."""
-        return self.method == "lora_dropout" or self.mask_rate is not None
+        return self.mask_rate is not None or bool(self.row.mask_rate)
 
     @property
     def bi_level(self) -> bool:
         """Whether the method has an upper level."""
-        return self.method in get_args(BiLevelMethod) or self.learn_mask_rate
+        return self.row.bi_level or self.learn_mask_rate
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """The controls that the method has."""
+        return BI_LEVEL_CONTROLS if self.bi_level else ONE_LEVEL_CONTROLS
 
 
 @dataclass(frozen=True)
@@ -272,10 +292,11 @@ class LevelOptions:
     )
     upper_weight_decay: float = option(0.0, "decoupled weight decay of the upper level")
     upper_warmup_steps: int = option(0, "lower updates before the first upper one")
-    hypergradient: Hypergradient = option(
+    hypergradient: str = option(
         "darts",
         "how the lower level's response to the upper one is computed; unrolled goes through all "
         "--lower_steps, alternating leaves the response out (a control)",
+        choices=HYPERGRADIENTS,
     )
     hypergradient_scale: float | None = option(
         None,
@@ -308,12 +329,13 @@ class LevelOptions:
         known = schedule is None or schedule in SCHEDULES
         require(known, "upper_lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
         method, damping = self.hypergradient, self.hypergradient_damping
-        if method not in ("darts", "t1t2", "neumann") and scale is not None:
-            remedy = f"{method} has no scale; choose darts, t1t2 or neumann"
-            require(False, "hypergradient_scale", scale, remedy)
-        if method not in ("neumann", "cg", "minres") and damping > 0:
-            remedy = f"{method} has no damping; choose neumann, cg or minres"
-            require(False, "hypergradient_damping", damping, remedy)
+        known = method in HYPERGRADIENTS
+        require(known, "hypergradient", method, f"must be one of {', '.join(HYPERGRADIENTS)}")
+        taken = HYPERGRADIENTS[method].takes.values()
+        remedy = f"{method} has no scale; choose {taking('scale')}"
+        require(scale is None or "scale" in taken, "hypergradient_scale", scale, remedy)
+        remedy = f"{method} has no damping; choose {taking('damping')}"
+        require(damping == 0 or "damping" in taken, "hypergradient_damping", damping, remedy)
 
 
 @dataclass(frozen=True)

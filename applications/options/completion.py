@@ -1,22 +1,18 @@
 """The options of a run, completed by what follows from them and checked against one another."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from applications.errors import UsageError
-from applications.options.arguments import (
-    MASKING_METHODS,
-    AdapterOptions,
-    LevelOptions,
-    Method,
-    Options,
+from applications.methods import (
+    DEFAULT_METHOD,
+    HYPERGRADIENTS,
+    METHODS,
     Retraining,
+    those_with,
 )
-
-DEFAULT_METHOD: Method = "bilora"
-DEFAULT_RETRAINING: Mapping[str, Retraining] = {"bidora": "values", "autolora": "ranks"}
+from applications.options.arguments import AdapterOptions, LevelOptions, Options
 
 
 class Command(Protocol):
@@ -35,7 +31,8 @@ def completed(options: Options, family: Command) -> Options:
     if retraining is None:
         nested = adapter.bi_level and level.control in ("none", "same_data")
         default: Retraining = "none" if level.cross_fitting is None else "values"
-        retraining = DEFAULT_RETRAINING.get(method, default) if nested else "none"
+        asked = default if adapter.row.retraining == "none" else adapter.row.retraining
+        retraining = asked if nested else "none"
     level = replace(level, retraining=retraining)
     check_adapter(adapter)
     check_levels(adapter, level)
@@ -52,36 +49,42 @@ def completed(options: Options, family: Command) -> Options:
 
 def check_adapter(adapter: AdapterOptions) -> None:
     """Refuse options that the method does not have."""
-    method = str(adapter.method)
-    if adapter.orthogonality > 0 and method not in ("bilora", "bidora"):
+    row = adapter.row
+    if adapter.orthogonality > 0 and row.orthogonality is None:
         raise UsageError(
-            f"argument --orthogonality: method {method} has no such penalty, got "
-            f"{adapter.orthogonality}; leave it out, or choose one of bilora, bidora"
+            f"argument --orthogonality: method {row.name} has no such penalty, got "
+            f"{adapter.orthogonality}; leave it out, or choose one of "
+            f"{', '.join(those_with('orthogonality'))}"
         )
-    if adapter.export_lora and method not in ("bilora", "lora_weight_decay"):
+    if adapter.binarisation > 0 and row.binarisation is None:
         raise UsageError(
-            f"argument --export_lora: only bilora and lora_weight_decay become a plain LoRA, got "
-            f"--method {method}"
+            f"argument --binarisation: method {row.name} has no such penalty, got "
+            f"{adapter.binarisation}; leave it out, or choose one of "
+            f"{', '.join(those_with('binarisation'))}"
         )
-    if adapter.mask_rate is not None and method not in MASKING_METHODS:
+    if adapter.export_lora and row.export is None:
         raise UsageError(
-            f"argument --mask_rate: method {method} has no masks, got {adapter.mask_rate}; choose "
-            f"one of {', '.join(MASKING_METHODS)}"
+            f"argument --export_lora: only {' and '.join(those_with('export'))} become a plain "
+            f"LoRA, got --method {row.name}"
+        )
+    if adapter.mask_rate is not None and row.mask_rate is None:
+        raise UsageError(
+            f"argument --mask_rate: method {row.name} has no masks, got {adapter.mask_rate}; "
+            f"choose one of {', '.join(those_with('mask_rate'))}"
         )
 
 
 def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
     """Refuse controls and phases that the method does not have."""
     method, control, retraining = str(adapter.method), level.control, level.retraining
-    one_level = ("none", "lower_data_only")
-    known = ("none", "joint", "two_stage", "same_data") if adapter.bi_level else one_level
+    known = adapter.controls
     if control not in known:
         raise UsageError(
             f"argument --control: method {method} has the controls {', '.join(known)}, got "
             f"{control!r}"
         )
-    if method == "lora_weight_decay":
-        check_response(level)
+    if adapter.row.response_alone is not None:
+        check_response(method, adapter.row.response_alone, level)
     if level.cross_fitting is not None:
         fits = adapter.bi_level and control == "none" and level.upper_warmup_steps == 0
         if not fits or retraining == "none":
@@ -97,25 +100,25 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
             f"argument --retraining: there is no search to retrain after with --method {method} "
             f"--control {control}, got {retraining!r}; leave it out"
         )
-    if retraining == "ranks" and method != "autolora":
+    if retraining == "ranks" and not adapter.row.selects_ranks:
+        able = ", ".join(row.name for row in METHODS.values() if row.selects_ranks)
         raise UsageError(
-            f"argument --retraining: only autolora selects ranks, got 'ranks' with --method "
+            f"argument --retraining: only {able} selects ranks, got 'ranks' with --method "
             f"{method}; use values"
         )
 
 
-def check_response(level: LevelOptions) -> None:
+def check_response(method: str, reason: str, level: LevelOptions) -> None:
     """Refuse what leaves out the response where the upper loss depends on nothing else."""
-    remedy = "its decays act on held-out data through the lower level's response alone"
     if level.control in ("joint", "two_stage"):
         raise UsageError(
-            f"argument --control: with --method lora_weight_decay {remedy}, got "
-            f"{level.control!r}; choose none or same_data"
+            f"argument --control: with --method {method} {reason}, got {level.control!r}; choose "
+            f"none or same_data"
         )
-    if level.hypergradient == "alternating":
+    if not HYPERGRADIENTS[level.hypergradient].responds:
         raise UsageError(
-            f"argument --hypergradient: with --method lora_weight_decay {remedy}, got "
-            f"'alternating'; choose another one, such as darts"
+            f"argument --hypergradient: with --method {method} {reason}, got "
+            f"{level.hypergradient!r}; choose another one, such as darts"
         )
 
 

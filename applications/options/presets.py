@@ -52,11 +52,7 @@ BIDORA: Mapping[str, tuple[int, Mapping[str, Published]]] = {
     "roberta-base": (512, BASE),
     "roberta-large": (128, LARGE),
 }
-UNREAD = {
-    "bilora": "the tables of BiLoRA's paper could not be read and its code was never released",
-    "lora_dropout": "the tables of LoRA Dropout's paper could not be read and its code was never "
-    "released",
-}
+PUBLISHED = {"bidora": BIDORA}
 
 
 def paper_settings(options: Options) -> dict[str, Any]:
@@ -74,17 +70,19 @@ def paper_settings(options: Options) -> dict[str, Any]:
         UsageError: nothing was published for them, or it could not be verified.
     """
     method, task = options.adapter.method, options.data.task_name
-    if method in UNREAD:
-        raise UsageError(f"argument --preset: {UNREAD[method]}; leave --preset out")
+    unpublished = None if method is None else options.adapter.row.unpublished
+    if unpublished is not None:
+        raise UsageError(f"argument --preset: {unpublished}; leave --preset out")
     model = options.model.model_name_or_path.rpartition("/")[2]
-    if method != "bidora" or model not in BIDORA:
+    models = PUBLISHED.get(str(method), {})
+    if model not in models:
         known = " and ".join(BIDORA)
         raise UsageError(
             f"argument --preset: published settings that could be verified are those of bidora on "
             f"{known}, got --method {method} and --model_name_or_path "
             f"{options.model.model_name_or_path!r}; leave --preset out"
         )
-    length, rows = BIDORA[model]
+    length, rows = models[model]
     row = rows.get(str(task))
     if row is None:
         raise UsageError(

@@ -11,10 +11,10 @@ from rich.table import Table
 from applications.data.tasks import CARRIED_TASK
 from applications.families.classification import TextClassification
 from applications.models.adapting import adapter_config
-from applications.options.arguments import Method, Options
+from applications.options.arguments import Options
 from applications.runs.experiment import finetune
 
-METHODS: Sequence[Method] = ("lora", "bilora")
+METHODS: Sequence[str] = ("lora", "bilora")
 
 # None of it was chosen on test data. By reason: few examples, so that overfitting shows; half of
 # the headlines as test split, so that its sampling error is small (about one point); singular
@@ -63,7 +63,7 @@ def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
     return summaries
 
 
-def of_method(options: Options, method: Method) -> Options:
+def of_method(options: Options, method: str) -> Options:
     """The demo's options for one method, in a folder of its own."""
     place = str(Path(str(options.run.output_dir)) / method)
     return replace(

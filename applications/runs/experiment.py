@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 
-from adapters import export_lora
 from applications.data.splits import at_most, sizes, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
@@ -70,8 +68,9 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         evaluations["validation"] = score(splits.validation, "validation")
     model = phase.model
     folder.save_model(model)
-    if options.adapter.export_lora and isinstance(model, PeftModel):
-        write_whole(folder.path / "lora", lambda draft: export_lora(model, str(draft)))
+    export = options.adapter.row.export
+    if options.adapter.export_lora and export is not None:
+        write_whole(folder.path / "lora", lambda draft: export(model, str(draft)))
     summary = summarise(
         work,
         evaluations=evaluations,

@@ -10,35 +10,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from adapters import (
-    Binarisation,
-    DirectionOrthogonality,
-    Orthogonality,
-    WeightDecay,
-    levels,
-    mean_loss,
-    penalised,
-    two_level,
-)
+from adapters import levels, mean_loss, penalised, two_level
 from applications.data.batches import Batch
+from applications.methods import HYPERGRADIENTS, Penalty
 from applications.options.arguments import AdapterOptions, LevelOptions, Options, RunOptions
-from blo import (
-    Method,
-    Problem,
-    ProblemGraph,
-    alternating,
-    cg,
-    darts,
-    minres,
-    neumann,
-    nystrom,
-    sama,
-    t1t2,
-    unrolled,
-)
+from blo import Method, Problem, ProblemGraph
 
 Loss = Callable[[Batch], Any]
-Penalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,20 +74,13 @@ def upper_scheduler(optimizer: Optimizer, total: int, options: Options) -> LRSch
 
 def method(options: LevelOptions) -> Method:
     """The hypergradient method that the options name."""
-    scale, products = options.hypergradient_scale, options.hypergradient_products
-    damping = options.hypergradient_damping
-    made: dict[str, Callable[[], Method]] = {
-        "darts": lambda: darts(scale),
-        "t1t2": lambda: t1t2(scale),
-        "neumann": lambda: neumann(products, scale=scale, damping=damping),
-        "cg": lambda: cg(products, damping=damping),
-        "minres": lambda: minres(products, damping=damping),
-        "nystrom": lambda: nystrom(products),
-        "sama": sama,
-        "unrolled": unrolled,
-        "alternating": alternating,
+    row = HYPERGRADIENTS[options.hypergradient]
+    known = {
+        "scale": options.hypergradient_scale,
+        "products": options.hypergradient_products,
+        "damping": options.hypergradient_damping,
     }
-    return made[options.hypergradient]()
+    return row.make(**{parameter: known[name] for parameter, name in row.takes.items()})
 
 
 def training_loss(model: nn.Module, options: AdapterOptions) -> Loss:
@@ -124,18 +95,17 @@ def training_loss(model: nn.Module, options: AdapterOptions) -> Loss:
 
 def penalties(options: AdapterOptions) -> list[Penalty]:
     """What is added to the lower loss."""
-    if options.method == "lora_weight_decay":
-        return [WeightDecay()]
-    weight, squared = options.orthogonality, options.orthogonality_squared
-    if weight == 0:
-        return []
-    kind = DirectionOrthogonality if options.method == "bidora" else Orthogonality
-    return [kind(weight, squared)]
+    row, weight = options.row, options.orthogonality
+    made = [] if row.penalty is None else [row.penalty()]
+    if row.orthogonality is not None and weight > 0:
+        made.append(row.orthogonality(weight, options.orthogonality_squared))
+    return made
 
 
 def upper_penalties(options: AdapterOptions) -> list[Penalty]:
     """What is added to the upper loss."""
-    return [Binarisation(options.binarisation)] if options.binarisation > 0 else []
+    row, weight = options.row, options.binarisation
+    return [row.binarisation(weight)] if row.binarisation is not None and weight > 0 else []
 
 
 def lower_adamw(model: nn.Module, options: RunOptions) -> AdamW:

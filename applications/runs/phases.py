@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
-from adapters import Allocation, retrain, retrain_config
+from adapters import retrain, retrain_config
 from applications.data.batches import training_batches
 from applications.data.examples import TaskData
 from applications.data.splits import Splits, folds, two_levels
@@ -100,9 +100,7 @@ def phases(work: Workload) -> Iterator[Phase]:
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run
     steps = graphs.num_updates(num_rows(work), run)
-    config = None
-    if adapter.method != "full":
-        config = adapting.adapter_config(adapter, work.family.task_type, num_steps=steps)
+    config = adapting.adapter_config(adapter, work.family.task_type, num_steps=steps)
     model = adapting.adapted(work.base, config, adapter)
     place(model, options)
     if not adapter.bi_level:
@@ -135,10 +133,8 @@ def one_level(work: Workload, model: Model, steps: int) -> Phase:
     """Plain training of all trainable parameters."""
     options, run = work.options, work.options.run
     optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
-    stateful: tuple[Stateful, ...] = ()
-    if options.adapter.method == "adalora":
-        assert isinstance(model, PeftModel)
-        stateful = (Allocation(optimizer, model),)
+    hook = options.adapter.row.hook
+    stateful: tuple[Stateful, ...] = () if hook is None else (hook(optimizer, model),)
     graph = graphs.one_level(
         model,
         work.batches(work.lower, run.seed),
