@@ -8,15 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from applications.families.generation import TextGeneration
-from applications.options.arguments import GenerationOptions
-from applications.options.command_line import GROUPS
 from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    groups = {**GROUPS, "generation": GenerationOptions}
-    return run_command(TextGeneration(), arguments, description=__doc__, groups=groups)
+    return run_command(TextGeneration(), arguments, description=__doc__)
 
 
 if __name__ == "__main__":

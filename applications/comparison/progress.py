@@ -17,7 +17,7 @@ from rich.progress import (
 from applications.comparison.attempt import Ended, Outcome
 from applications.comparison.folder import place_of
 from applications.comparison.grid import Run
-from applications.runs.report import shown
+from applications.pages.table import shown
 
 
 class Screen:

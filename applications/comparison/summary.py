@@ -8,7 +8,7 @@ from typing import Any, Literal
 from applications.comparison import statistics
 from applications.comparison.results import Gathered, Result, address, size_order
 from applications.comparison.statistics import Interval
-from applications.runs.training import SMALLER_IS_BETTER
+from applications.runs.selection import SMALLER_IS_BETTER
 
 Step = Literal["final", "selected"]
 STEPS: tuple[Step, ...] = ("final", "selected")

@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset
 
+from applications.data.local_files import TABLES
+from applications.data.sources import load_source
 from applications.errors import UsageError
+from applications.options.arguments import DataOptions
 
 Kind = Literal["classification", "regression", "tagging", "generation"]
 
@@ -32,6 +35,24 @@ class TaskData:
     def num_labels(self) -> int:
         """The number of classes or tags, or 1 for regression."""
         return max(1, len(self.label_names))
+
+
+def load_task(options: DataOptions) -> TaskData:
+    """The texts to classify that the options ask for, in the splits in which they are distributed.
+
+    Raises:
+        UsageError: an unknown task, missing files or columns, no way to the Hub.
+    """
+    source = load_source(options, "nlu", TABLES)
+    texts, training = source.texts, source.splits["train"]
+    return task_data(
+        source.name,
+        source.splits,
+        texts=texts or options.text_columns or text_columns(training, source.label),
+        label=source.label,
+        metric=source.metric,
+        notes=source.notes,
+    )
 
 
 def task_data(

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from applications.data.conll import read_conll
+from applications.data.webnlg import read_webnlg
 from applications.errors import UsageError
 
 SplitFiles = Mapping[str, Sequence[str]]
@@ -19,15 +20,29 @@ AS_TEXT = {"keep_default_na": False, "na_filter": False}
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of each split, and how one file is read."""
+    """The files (or folders) of each split, and how one is read.
+
+    ``spare`` are the splits that may be missing; ``notes`` is what is to be said of the splits.
+    """
 
     files: SplitFiles
     read: Callable[[Path], Dataset]
+    spare: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The names of all files."""
-        return [name for files in self.files.values() for name in files]
+        """The names of all files that are needed."""
+        needed = {split: files for split, files in self.files.items() if split not in self.spare}
+        return [name for files in needed.values() for name in files]
+
+    def splits(self, place: Path) -> dict[str, Dataset]:
+        """The splits that are there."""
+        return {
+            split: concatenate_datasets([self.read(place / name) for name in files])
+            for split, files in self.files.items()
+            if all((place / name).exists() for name in files)
+        }
 
 
 @dataclass(frozen=True)
@@ -94,8 +109,24 @@ def tagged(train: str, validation: str, test: str) -> Layout:
     return Layout(files, read_conll)
 
 
+HIDDEN = ("the development set is the test split: the test labels are hidden",)
 STSB_COLUMNS = ("genre", "file", "year", "id", "label", "sentence1", "sentence2")
 
+
+def read_table(file: Path) -> Dataset:
+    """The rows of a csv or tsv file with a header."""
+    options: dict[str, Any] = dict(AS_TEXT)
+    if file.suffix == ".tsv":
+        options["sep"] = "\t"
+    return load_dataset("csv", data_files=str(file), split="train", **options)
+
+
+def read_rows(file: Path) -> Dataset:
+    """The rows of a json file (a list of objects) or a jsonl file (an object a line)."""
+    return load_dataset("json", data_files=str(file), split="train")
+
+
+E2E_TEST = "testset_w_refs.csv"
 # A task may be distributed in more than one layout; the first whose files are there is read.
 LAYOUTS: Mapping[str, Layout | Sequence[Layout]] = {
     "sst2": Layout(
@@ -105,12 +136,13 @@ LAYOUTS: Mapping[str, Layout | Sequence[Layout]] = {
     "cola": Layout(
         {"train": ["in_domain_train.tsv"], "test": ["in_domain_dev.tsv", "out_of_domain_dev.tsv"]},
         Table(("source", "label", "mark", "sentence")),
+        notes=HIDDEN,
     ),
     "mrpc": Layout(
         {"train": ["msr_paraphrase_train.txt"], "test": ["msr_paraphrase_test.txt"]},
         Table(("label", "id1", "id2", "sentence1", "sentence2"), encoding="utf-8-sig"),
     ),
-    "rte": Layout({"train": ["train.tsv"], "test": ["dev.tsv"]}, Table()),
+    "rte": Layout({"train": ["train.tsv"], "test": ["dev.tsv"]}, Table(), notes=HIDDEN),
     "stsb": Layout(
         {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"], "test": ["sts-test.csv"]},
         Table(STSB_COLUMNS),
@@ -126,11 +158,27 @@ LAYOUTS: Mapping[str, Layout | Sequence[Layout]] = {
         tagged("eng.train", "eng.testa", "eng.testb"),
         tagged("train.txt", "valid.txt", "test.txt"),
     ),
+    "e2e": (
+        Layout(
+            {"train": ["trainset.csv"], "validation": ["devset.csv"], "test": [E2E_TEST]},
+            read_table,
+        ),
+        Layout(
+            {"train": ["devset.csv"], "test": [E2E_TEST]},
+            read_table,
+            notes=("no trainset.csv: the development set is the training split",),
+        ),
+    ),
+    "webnlg": Layout(
+        {"train": ["train"], "validation": ["dev"], "test": ["test"]},
+        read_webnlg,
+        spare=("validation", "test"),
+    ),
 }
 
 
-def read_layout(task: str, folder: Path) -> dict[str, Dataset]:
-    """The splits of a known task from ``folder`` or ``folder/task``.
+def read_layout(task: str, folder: Path) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    """The splits of a known task from ``folder`` or ``folder/task``, and what is said of them.
 
     Raises:
         UsageError: the task has no local layout, or its files are not there.
@@ -144,29 +192,13 @@ def read_layout(task: str, folder: Path) -> dict[str, Dataset]:
     layouts = [found] if isinstance(found, Layout) else list(found)
     for layout in layouts:
         for place in (folder, folder / task):
-            if all((place / name).is_file() for name in layout.names):
-                return {
-                    split: concatenate_datasets([layout.read(place / name) for name in files])
-                    for split, files in layout.files.items()
-                }
+            if all((place / name).exists() for name in layout.names):
+                return layout.splits(place), layout.notes
     choices = " or ".join(", ".join(layout.names) for layout in layouts)
     raise UsageError(
         f"argument --data_dir: neither {folder} nor {folder / task} holds the files of task "
         f"{task!r} ({choices})"
     )
-
-
-def read_table(file: Path) -> Dataset:
-    """The rows of a csv or tsv file with a header."""
-    options: dict[str, Any] = dict(AS_TEXT)
-    if file.suffix == ".tsv":
-        options["sep"] = "\t"
-    return load_dataset("csv", data_files=str(file), split="train", **options)
-
-
-def read_rows(file: Path) -> Dataset:
-    """The rows of a json file (a list of objects) or a jsonl file (an object a line)."""
-    return load_dataset("json", data_files=str(file), split="train")
 
 
 TABLES: Readers = {

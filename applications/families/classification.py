@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from applications.data.batches import Collator, Encoded, evaluation_batches
-from applications.data.examples import TaskData
-from applications.data.tasks import load_task
+from applications.data.examples import TaskData, load_task
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, evaluation
 from applications.families.prediction import evaluating, predictor

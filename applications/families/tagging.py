@@ -21,8 +21,8 @@ from applications.data.conll import read_conll
 from applications.data.examples import TaskData
 from applications.data.local_files import Readers, read_rows
 from applications.data.sentences import TAG_COLUMNS, WORD_COLUMNS, column, tagging_data
+from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
-from applications.data.tasks import load_source
 from applications.errors import UsageError
 from applications.families.entities import entity_scores
 from applications.families.family import Setting, Stage

@@ -12,9 +12,10 @@ import transformers
 from applications.errors import UsageError
 from applications.families.family import Family
 from applications.options.arguments import Options
-from applications.options.command_line import GROUPS, parse_options
+from applications.options.command_line import parse_options
+from applications.options.commands import COMMANDS
+from applications.pages.table import shown
 from applications.runs.experiment import finetune
-from applications.runs.report import shown
 
 
 def run_command(
@@ -22,7 +23,6 @@ def run_command(
     arguments: Sequence[str] | None = None,
     *,
     description: str | None,
-    groups: Mapping[str, type] = GROUPS,
     instead: Callable[[Options, Sequence[str]], bool] = lambda options, words: False,
 ) -> int:
     """Run a fine-tuning command.
@@ -31,7 +31,6 @@ def run_command(
         family: the kind of fine-tuning.
         arguments: the words of the command line; by default those of the process.
         description: what ``--help`` says first.
-        groups: the groups of options, by their name in `Options`.
         instead: given the options and the words, may run something else, and says so.
 
     Returns:
@@ -41,6 +40,7 @@ def run_command(
     words = sys.argv[1:] if arguments is None else list(arguments)
     quiet()
     prog = f"python -m applications.{family.command}"
+    groups = COMMANDS[family.command].groups
     try:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
         if not instead(options, words):

@@ -1,83 +1,30 @@
-"""A page to look at: one self-contained HTML file a run."""
+"""The page of a run."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from applications.families.metrics import Evaluation
+from applications.pages.drawing import Drawing, drawn
+from applications.pages.page import Section, page
+from applications.pages.table import Table, entries, shown
 from applications.pages.writing import write_whole
 from applications.runs.outputs import RunFolder
 
 
-@dataclass(frozen=True)
-class Table:
-    """A titled table of finished cells."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A titled figure as SVG text."""
-
-    title: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class Block:
-    """A titled text in a fixed-width font."""
-
-    title: str
-    text: str
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element, to be put inside a page."""
-    stream = io.StringIO()
-    FigureCanvasSVG(figure)
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
-
-
-def page(
-    *,
-    title: str,
-    lead: str,
-    tables: Sequence[Table] = (),
-    figures: Sequence[Picture] = (),
-    notes: Sequence[str] = (),
-    blocks: Sequence[Block] = (),
-) -> str:
-    """The HTML text of a report; all parts are inside it and all texts are escaped."""
-    template = files("applications.pages").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(template).render(
-        title=title, lead=lead, tables=tables, figures=figures, notes=notes, blocks=blocks
-    )
-
-
-def curves(lines: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def curves(lines: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """The logged losses of every phase, by level, and those on held-out data, over the rounds."""
     names = list(dict.fromkeys(line["phase"] for line in lines))
     return [
-        Picture(f"Losses: {name}", curve([line for line in lines if line["phase"] == name]))
+        curve(f"Losses: {name}", [line for line in lines if line["phase"] == name])
         for name in names
     ]
 
 
-def curve(lines: Sequence[Mapping[str, Any]]) -> str:
+def curve(title: str, lines: Sequence[Mapping[str, Any]]) -> Drawing:
     """The losses of one phase, drawn."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -99,7 +46,8 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> str:
         )
     axes.set(xlabel="round", ylabel="loss")
     axes.legend(frameon=False)
-    return svg(figure)
+    text = "The loss of a batch of each level, and of the held-out data, over the rounds."
+    return drawn(figure, title, text)
 
 
 def ends(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
@@ -109,15 +57,6 @@ def ends(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
     """
     responses = (info for line in lines for info in line.get("responses", {}).values())
     return Counter(info["status"] for info in responses if info["residual"] is not None)
-
-
-def shown(value: Any) -> str:
-    """A cell: numbers with four digits, thousands apart, a dash for nothing."""
-    if value is None:
-        return "–"  # noqa: RUF001
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def run_report(
@@ -153,19 +92,33 @@ def run_report(
         title=f"{summary['method']} on {summary['task']}, seed {summary['seed']}",
         lead=f"{summary['model']}: {summary['metric_name']} {shown(summary['train_metric'])} on "
         f"the training split, {shown(summary['test_metric'])} on the test split.",
-        tables=[
-            Table("Quality", ["split", "examples", "loss", *names], quality),
-            Table("Selected step", ["what", "value"], chosen),
-            Table("Cost", ["what", "value"], costs),
-            Table("Phases", [name.replace("_", " ") for name in phase_names], phase_rows),
-            Table("Hypergradient", ["what", "value"], how),
-        ],
-        figures=curves(lines),
         notes=notes,
-        blocks=[
-            Block("Options", (folder.path / "config.json").read_text(encoding="utf-8")),
-            Block("Versions", json.dumps(summary["versions"], indent=2)),
+        notes_title="Data",
+        sections=[
+            Section(
+                "Results",
+                tables=[
+                    table("Quality", ["split", "examples", "loss", *names], quality),
+                    table("Selected step", ["what", "value"], chosen),
+                ],
+            ),
+            Section("Losses", drawings=curves(lines)),
+            Section(
+                "Costs",
+                tables=[
+                    table("Cost", ["what", "value"], costs),
+                    table("Phases", [name.replace("_", " ") for name in phase_names], phase_rows),
+                    table("Hypergradient", ["what", "value"], how),
+                ],
+            ),
+            Section("Options", blocks=[(folder.path / "config.json").read_text(encoding="utf-8")]),
+            Section("Versions", blocks=[json.dumps(summary["versions"], indent=2)]),
         ],
     )
     path = folder.path / "report.html"
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of plain cells."""
+    return Table(title, head, [entries(*row) for row in rows])

@@ -13,8 +13,9 @@ import torch
 from adapters import levels
 from applications.families.metrics import Evaluation
 from applications.options.arguments import AdapterOptions
+from applications.runs.costs import Costs
 from applications.runs.phases import Model, Workload
-from applications.runs.training import Costs, Trained
+from applications.runs.training import Trained
 
 PACKAGES = ("torch", "peft", "transformers", "blo-torch")
 

@@ -1,8 +1,8 @@
-"""The loop: rounds of the engine, a log line now and then, selection, checkpoints, resuming."""
+"""The loop: rounds of the engine, with a log, a selection and checkpoints along the way."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import Options
-from applications.runs.graphs import Plan
+from applications.runs.costs import Costs
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
+from applications.runs.selection import Selection
 from blo import Engine, Info, Record
 
 # Options that may differ between a run and its continuation: they change no number.
@@ -27,67 +28,6 @@ FREE_ON_RESUME = (
     "device",
 )
 Score = Callable[[], Evaluation]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one phase, or several together, took."""
-
-    lower_steps: int = 0
-    upper_steps: int = 0
-    num_gradients: int = 0
-    num_hvps: int = 0
-    seconds: float = 0.0
-    """Time spent in updates; evaluations, checkpoints and loading are left out."""
-
-    def __add__(self, other: "Costs") -> "Costs":
-        return Costs(
-            self.lower_steps + other.lower_steps,
-            self.upper_steps + other.upper_steps,
-            self.num_gradients + other.num_gradients,
-            self.num_hvps + other.num_hvps,
-            self.seconds + other.seconds,
-        )
-
-
-@dataclass
-class Selection:
-    """The step with the best score on held-out data, and when to stop waiting for a better one."""
-
-    metric: str
-    patience: int | None = None
-    best: float | None = None
-    lower_steps: int = 0
-    waited: int = 0
-
-    def improved(self, found: Evaluation, lower_steps: int) -> bool:
-        """Whether this is the best evaluation so far; a tie is not better.
-
-        Raises:
-            UsageError: the task has no such metric.
-        """
-        scores = {"loss": found.loss, **found.metrics}
-        if self.metric not in scores:
-            raise UsageError(
-                f"argument --metric_for_best_model: no metric {self.metric!r}; choose one of "
-                f"{', '.join(scores)}"
-            )
-        score = scores[self.metric]
-        if score is not None and self.metric in SMALLER_IS_BETTER:
-            score = -score
-        if score is None or (self.best is not None and score <= self.best):
-            self.waited += 1
-            return False
-        self.best, self.lower_steps, self.waited = score, lower_steps, 0
-        return True
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience has run out."""
-        return self.patience is not None and self.waited >= self.patience
-
-
-SMALLER_IS_BETTER = ("loss", "ece", "brier", "perplexity")
 
 
 @dataclass
@@ -125,111 +65,186 @@ class Loop:
             engine: freshly built; its state is replaced when a checkpoint is found.
             validate: evaluates on the held-out data, every ``eval_steps`` updates.
         """
-        run, updates, folder = self.options.run, phase.updates, self.folder
-        rounds, seconds, hypergradient, stopped = 0, 0.0, None, False
-        selection = None
-        if phase.last and validate is not None and run.metric_for_best_model is not None:
-            selection = Selection(run.metric_for_best_model, run.early_stopping_patience)
-        checkpoints = folder.checkpoints(self.index) if run.resume else []
-        if checkpoints:
-            state = self.read_checkpoint()
-            engine.load_state_dict(state["engine"])
-            for item, kept in zip(phase.stateful, state["stateful"], strict=True):
-                item.load_state_dict(kept)
-            rounds, seconds, stopped = state["round"], state["seconds"], state["stopped"]
-            hypergradient = state["hypergradient"]
-            if selection is not None:
-                selection = Selection(**state["selection"])
-        if run.resume:
-            folder.forget_after(self.index, rounds)
-        every = None if run.eval_steps is None else max(1, run.eval_steps // max(1, updates.steps))
+        training = Training(self, phase, engine, validate)
+        if self.options.run.resume:
+            training.resume()
+        for record in training.rounds():
+            training.log(record)
+            training.evaluate()
+            training.save()
+        costs = training.costs()
+        self.before, self.index = self.before + costs, self.index + 1
+        return Trained(costs, training.hypergradient, training.selected())
+
+
+@dataclass
+class Training:
+    """One phase under way: where it stands, and what is done between two of its rounds.
+
+    Args:
+        loop: the run it belongs to.
+        phase: what is trained.
+        engine: its rounds.
+        validate: evaluates on the held-out data.
+
+    Attributes:
+        round: the rounds done.
+        seconds: the time they took.
+        stopped: whether patience has run out before the last round.
+        hypergradient: how the first response was computed.
+        selection: the best step so far, where one is selected.
+    """
+
+    loop: Loop
+    phase: Phase
+    engine: Engine
+    validate: Score | None
+    round: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    hypergradient: dict[str, Any] | None = None
+    selection: Selection | None = None
+
+    def __post_init__(self) -> None:
+        run = self.loop.options.run
+        if self.phase.last and self.validate is not None and run.metric_for_best_model is not None:
+            self.selection = Selection(run.metric_for_best_model, run.early_stopping_patience)
+
+    @property
+    def last(self) -> bool:
+        """Whether all rounds are done."""
+        return self.round == self.phase.updates.rounds
+
+    def rounds(self) -> Iterator[Record]:
+        """The rounds that are left, timed, under a progress bar."""
+        options, total = self.loop.options, self.phase.updates.rounds
         with tqdm(
-            total=updates.rounds,
-            initial=rounds,
-            desc=f"{self.options.adapter.method} {phase.name}",
+            total=total,
+            initial=self.round,
+            desc=f"{options.adapter.method} {self.phase.name}",
             unit="update",
-            disable=True if run.disable_tqdm else None,
+            disable=True if options.run.disable_tqdm else None,
         ) as bar:
             started = time.perf_counter()
-            for record in engine.rounds(0 if stopped else updates.rounds - rounds):
-                seconds += time.perf_counter() - started
-                rounds = record.round
-                last = rounds == updates.rounds
-                if hypergradient is None and record.responses:
-                    hypergradient = how(next(iter(record.responses.values())))
-                    hypergradient["method"] = self.options.levels.hypergradient
-                costs = self.costs(updates, rounds, engine, seconds)
-                if last or rounds == 1 or rounds % run.logging_steps == 0:
-                    folder.log(self.place(phase, rounds, costs) | line(record))
+            for record in self.engine.rounds(0 if self.stopped else total - self.round):
+                self.seconds += time.perf_counter() - started
+                self.round = record.round
+                if self.hypergradient is None and record.responses:
+                    first = next(iter(record.responses.values()))
+                    method = options.levels.hypergradient
+                    self.hypergradient = how(first) | {"method": method}
+                yield record
+                if self.logged:
                     bar.set_postfix({name: f"{loss:.3f}" for name, loss in record.losses.items()})
-                if validate is not None and every and (last or rounds % every == 0):
-                    found = validate()
-                    scores = {"loss": found.loss, **found.metrics}
-                    folder.log(self.place(phase, rounds, costs) | {"validation": scores})
-                    if selection is not None:
-                        if selection.improved(found, costs.lower_steps):
-                            folder.save_selected(trained_values(phase.model))
-                        stopped = selection.exhausted and not last
-                if last or stopped or rounds % run.save_steps == 0:
-                    state = {
-                        "engine": engine.state_dict(),
-                        "stateful": [item.state_dict() for item in phase.stateful],
-                        "round": rounds,
-                        "seconds": seconds,
-                        "hypergradient": hypergradient,
-                        "selection": None if selection is None else asdict(selection),
-                        "stopped": stopped,
-                        "options": self.options.as_dict(),
-                    }
-                    keep = run.save_total_limit
-                    folder.save_checkpoint(self.index, rounds, state, keep=keep)
                 bar.update()
-                if stopped:
-                    break
+                if self.stopped:
+                    return
                 started = time.perf_counter()
-        costs = self.costs(updates, rounds, engine, seconds)
-        self.before, self.index = self.before + costs, self.index + 1
-        selected = None
-        if selection is not None and selection.best is not None:
-            selected = selection.lower_steps
-        return Trained(costs, hypergradient, selected)
 
-    def costs(self, updates: Plan, rounds: int, engine: Engine, seconds: float) -> Costs:
-        """The costs of the running phase so far."""
-        upper = rounds if updates.bi_level else 0
-        counts = (rounds * updates.steps, upper, engine.num_gradients, engine.num_products)
-        return Costs(*counts, seconds)
+    @property
+    def logged(self) -> bool:
+        """Whether the round has a line in the log."""
+        every = self.loop.options.run.logging_steps
+        return self.last or self.round == 1 or self.round % every == 0
 
-    def place(self, phase: Phase, rounds: int, costs: Costs) -> dict[str, Any]:
+    def log(self, record: Record) -> None:
+        """Write the round's line, where it has one."""
+        if self.logged:
+            self.loop.folder.log(self.place() | line(record))
+
+    def evaluate(self) -> None:
+        """Score the round on the held-out data, where it is its turn, and select the best one."""
+        every = self.loop.options.run.eval_steps
+        if self.validate is None or every is None:
+            return
+        in_rounds = max(1, every // max(1, self.phase.updates.steps))
+        if not self.last and self.round % in_rounds != 0:
+            return
+        found = self.validate()
+        scores = {"loss": found.loss, **found.metrics}
+        self.loop.folder.log(self.place() | {"validation": scores})
+        if self.selection is not None:
+            if self.selection.improved(found, self.costs().lower_steps):
+                self.loop.folder.save_selected(trained_values(self.phase.model))
+            self.stopped = self.selection.exhausted and not self.last
+
+    def selected(self) -> int | None:
+        """The lower steps at the selected step."""
+        if self.selection is None or self.selection.best is None:
+            return None
+        return self.selection.lower_steps
+
+    def costs(self) -> Costs:
+        """The costs of the phase so far."""
+        updates, engine = self.phase.updates, self.engine
+        upper = self.round if updates.bi_level else 0
+        counts = (self.round * updates.steps, upper, engine.num_gradients, engine.num_products)
+        return Costs(*counts, self.seconds)
+
+    def place(self) -> dict[str, Any]:
         """Where a log line stands: the phase, its round, and the costs of the run so far."""
-        whole = self.before + costs
+        costs = self.costs()
+        whole = self.loop.before + costs
         return {
-            "phase": phase.name,
-            "phase_index": self.index,
-            "round": rounds,
+            "phase": self.phase.name,
+            "phase_index": self.loop.index,
+            "round": self.round,
             "lower_steps": costs.lower_steps,
             "num_gradients": whole.num_gradients,
             "num_hvps": whole.num_hvps,
             "seconds": round(whole.seconds, 3),
         }
 
-    def read_checkpoint(self) -> dict[str, Any]:
-        """The newest checkpoint of the phase.
+    def save(self) -> None:
+        """Write a checkpoint, where it is its turn."""
+        run = self.loop.options.run
+        if not (self.last or self.stopped or self.round % run.save_steps == 0):
+            return
+        state = {
+            "engine": self.engine.state_dict(),
+            "stateful": [item.state_dict() for item in self.phase.stateful],
+            "round": self.round,
+            "seconds": self.seconds,
+            "hypergradient": self.hypergradient,
+            "selection": None if self.selection is None else asdict(self.selection),
+            "stopped": self.stopped,
+            "options": self.loop.options.as_dict(),
+        }
+        keep = run.save_total_limit
+        self.loop.folder.save_checkpoint(self.loop.index, self.round, state, keep=keep)
 
-        Raises:
-            UsageError: it belongs to a run with other options.
-        """
-        path = self.folder.checkpoints(self.index)[-1]
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        now, then = self.options.as_dict(), state["options"]
-        changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
-        if changed:
-            name = changed[0]
-            raise UsageError(
-                f"argument --resume: {path} was written with {name}={then.get(name)!r}, not "
-                f"{now[name]!r}; use the same options, or another --output_dir"
-            )
-        return state
+    def resume(self) -> None:
+        """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
+        folder, index = self.loop.folder, self.loop.index
+        if folder.checkpoints(index):
+            state = read_checkpoint(folder, index, self.loop.options)
+            self.engine.load_state_dict(state["engine"])
+            for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
+                item.load_state_dict(kept)
+            for name in ("round", "seconds", "stopped", "hypergradient"):
+                setattr(self, name, state[name])
+            if self.selection is not None:
+                self.selection = Selection(**state["selection"])
+        folder.forget_after(index, self.round)
+
+
+def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
+    """The newest checkpoint of a phase.
+
+    Raises:
+        UsageError: it belongs to a run with other options.
+    """
+    path = folder.checkpoints(index)[-1]
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    now, then = options.as_dict(), state["options"]
+    changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
+    if changed:
+        name = changed[0]
+        raise UsageError(
+            f"argument --resume: {path} was written with {name}={then.get(name)!r}, not "
+            f"{now[name]!r}; use the same options, or another --output_dir"
+        )
+    return state
 
 
 def line(record: Record) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
-from applications.runs.training import Selection
+from applications.runs.selection import Selection
 
 
 def found(loss: float, accuracy: float | None = 0.5) -> Evaluation:
