@@ -202,33 +202,63 @@ def those_with(attribute: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What one response costs at most.
+
+    Attributes:
+        gradients: forward and backward passes of the lower loss.
+        products: Hessian and mixed products on graphs that are kept; with none of them, first
+            derivatives are all that is taken.
+        vectors: tensors of the lower level's size that are held at once.
+    """
+
+    gradients: int
+    products: int
+    vectors: int
+
+
+@dataclass(frozen=True)
 class Hypergradient:
     """One way to compute the lower level's response.
 
     Attributes:
         make: makes the method of `blo`.
+        price: of a response, from ``--hypergradient_products`` and ``--lower_steps``.
         takes: its parameters, each with what gives it: ``scale``, ``products`` or ``damping``, the
             ends of the names of the options.
         responds: whether there is a response at all.
     """
 
     make: Callable[..., Method]
+    price: Callable[[int, int], Price]
     takes: Mapping[str, str] = field(default_factory=no_options)
     responds: bool = True
+
+
+def difference(products: int, steps: int) -> Price:
+    """Two gradients beside the point, and nothing of second order."""
+    del products, steps
+    return Price(2, 0, 2)
 
 
 SCALE = {"scale": "scale"}
 DAMPED = {"max_products": "products", "damping": "damping"}
 HYPERGRADIENTS: Mapping[str, Hypergradient] = {
-    "darts": Hypergradient(darts, SCALE),
-    "t1t2": Hypergradient(t1t2, SCALE),
-    "neumann": Hypergradient(neumann, SCALE | DAMPED),
-    "cg": Hypergradient(cg, DAMPED),
-    "minres": Hypergradient(minres, DAMPED),
-    "nystrom": Hypergradient(nystrom, {"rank": "products"}),
-    "sama": Hypergradient(sama),
-    "unrolled": Hypergradient(unrolled),
-    "alternating": Hypergradient(alternating, responds=False),
+    "darts": Hypergradient(darts, difference, SCALE),
+    "t1t2": Hypergradient(t1t2, lambda products, steps: Price(1, 1, 1), SCALE),
+    "neumann": Hypergradient(
+        neumann, lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
+    ),
+    "cg": Hypergradient(cg, lambda products, steps: Price(1, products + 1, 4), DAMPED),
+    "minres": Hypergradient(minres, lambda products, steps: Price(1, products + 1, 7), DAMPED),
+    "nystrom": Hypergradient(
+        nystrom, lambda products, steps: Price(1, products + 2, products + 2), {"rank": "products"}
+    ),
+    "sama": Hypergradient(sama, difference),
+    "unrolled": Hypergradient(unrolled, lambda products, steps: Price(steps, steps, 3)),
+    "alternating": Hypergradient(
+        alternating, lambda products, steps: Price(0, 0, 0), responds=False
+    ),
 }
 
 

@@ -13,7 +13,8 @@ from applications.options.completion import completed
 
 EVERY = {name: group for each in COMMANDS.values() for name, group in each.groups.items()}
 PRESET = "preset"
-NAMES = (*names_of(EVERY), PRESET)
+DRY_RUN = "dry_run"
+NAMES = (*names_of(EVERY), PRESET, DRY_RUN)
 
 # What the grid itself decides, with the remedy for those who set it as an option.
 DECIDED = {
@@ -21,6 +22,7 @@ DECIDED = {
     "max_train_samples": "train_sizes",
     "output_dir": "--out",
     "resume": "nothing, runs are always resumed",
+    DRY_RUN: "--dry_run of the grid's own command",
 }
 NOT_GIVEN = object()
 

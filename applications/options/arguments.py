@@ -469,8 +469,10 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     generation: GenerationOptions | None = None
     """Only where text is generated."""
+    dry_run: bool = False
+    """Not an option of the run, which it is no part of: estimate what the run takes instead."""
 
     def as_dict(self) -> dict[str, Any]:
         """One flat dictionary, option name to value; a configuration file of the same run."""
-        groups = [group for group in dataclasses.asdict(self).values() if group is not None]
+        groups = [each for each in dataclasses.asdict(self).values() if isinstance(each, dict)]
         return {name: value for group in groups for name, value in group.items()}

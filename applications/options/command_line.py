@@ -84,6 +84,11 @@ def parser(
         "flags override them",
     )
     made.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="train and write nothing: say what the run would take, phase by phase",
+    )
+    made.add_argument(
         "configuration",
         nargs="?",
         help="json or yaml file of options, such as the config.json of a run; flags override it",
@@ -177,4 +182,5 @@ def parsed(
             f"unexpected word {rest.configuration!r}: options are --NAME VALUE, and a "
             f"configuration file (.json, .yaml) comes first"
         )
-    return Options(**dict(zip(groups, values, strict=True))), rest.preset
+    options = Options(**dict(zip(groups, values, strict=True)), dry_run=rest.dry_run)
+    return options, rest.preset

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import transformers
+from rich.console import Console
 
 from applications.errors import UsageError
 from applications.families.family import Family
@@ -15,6 +16,7 @@ from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.commands import COMMANDS
 from applications.pages.table import shown
+from applications.runs.estimate import estimates, plan_table
 from applications.runs.experiment import finetune
 
 
@@ -43,7 +45,11 @@ def run_command(
     groups = COMMANDS[family.command].groups
     try:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
-        if not instead(options, words):
+        if instead(options, words):
+            return 0
+        if options.dry_run:
+            Console().print(plan_table(estimates(options, family)))
+        else:
             print(result(finetune(options, family)))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from applications.data.tasks import CARRIED_TASK
 from applications.families.classification import TextClassification
 from applications.models.adapting import adapter_config
 from applications.options.arguments import Options
+from applications.runs.estimate import estimates, plan_table
 from applications.runs.experiment import finetune
 
 METHODS: Sequence[str] = ("lora", "bilora")
@@ -57,6 +58,11 @@ def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
     chosen_options = [of_method(options, name) for name in methods]
     for each in chosen_options:  # refuses before the first method has trained
         adapter_config(each.adapter, family.task_type, num_steps=each.run.max_steps)
+    if options.dry_run:
+        for each in chosen_options:
+            say(str(each.adapter.method))
+            console.print(plan_table(estimates(each, family)))
+        return []
     summaries = [finetune(each, family, say=say) for each in chosen_options]
     console.print(table(summaries))
     say(f"results and a report.html for each method: {options.run.output_dir}")
