@@ -4,31 +4,31 @@ Importing the package registers its types with PEFT, so that ``PeftModel.from_pr
 them.
 """
 
-from adapters.adalora import Allocation
-from adapters.analysis import analyse, changes
-from adapters.autolora import AutoLoraConfig
-from adapters.bidora import BiDoraConfig, DirectionOrthogonality
-from adapters.bilora import BiLoraConfig, Binarisation, Orthogonality
-from adapters.clora import NullSpace
-from adapters.diagonal import singular_values
-from adapters.export import export_lora
-from adapters.lora_dropout import (
+from adapters.methods.adalora import Allocation
+from adapters.methods.autolora import AutoLoraConfig
+from adapters.methods.bidora import BiDoraConfig, DirectionOrthogonality
+from adapters.methods.bilora import BiLoraConfig, Binarisation, Orthogonality
+from adapters.methods.clora import NullSpace
+from adapters.methods.diagonal import singular_values
+from adapters.methods.lora_dropout import (
     LoraDropoutConfig,
     ensemble,
     mask_rates,
     masking,
     mean_loss,
 )
-from adapters.lora_rite import LoraRite, lora_pairs
-from adapters.model_card import write_model_card
-from adapters.partition import Levels, levels
-from adapters.problems import penalised, two_level
-from adapters.rac_lora import Link, chain
-from adapters.rank_selection import rank_pattern, ranks, retrain_config
-from adapters.retraining import retrain
-from adapters.rolora import Alternation, average
-from adapters.sora import Shrinkage, SoraConfig
-from adapters.weight_decay import LoraWeightDecayConfig, WeightDecay, weight_decays
+from adapters.methods.lora_rite import LoraRite, lora_pairs
+from adapters.methods.rac_lora import Link, chain
+from adapters.methods.rolora import Alternation, average
+from adapters.methods.sora import Shrinkage, SoraConfig
+from adapters.methods.weight_decay import LoraWeightDecayConfig, WeightDecay, weight_decays
+from adapters.results.analysis import analyse, changes
+from adapters.results.export import export_lora
+from adapters.results.model_card import write_model_card
+from adapters.training.partition import Levels, levels
+from adapters.training.problems import penalised, two_level
+from adapters.training.rank_selection import rank_pattern, ranks, retrain_config
+from adapters.training.retraining import retrain
 
 __all__ = [
     "Allocation",

@@ -19,11 +19,11 @@ class BatchStream:
 
     Args:
         batches: a DataLoader, a list ... anything that can be iterated again; a one-shot iterator
-            ends with an error.
+            ends with an error. None: only what is handed in.
         name: of the problem, for messages.
     """
 
-    def __init__(self, batches: Iterable[Any], name: str) -> None:
+    def __init__(self, batches: Iterable[Any] | None, name: str) -> None:
         self._batches = batches
         self._name = name
         self._iterator: Iterator[Any] = iter(())
@@ -41,12 +41,26 @@ class BatchStream:
 
     def next(self) -> Any:
         """Return the next batch."""
-        batch = self._waiting.pop() if self._waiting else self._draw()
+        batch = self._waiting.pop(0) if self._waiting else self._draw()
         self.position += 1
         self.count += 1
         return batch
 
+    def hand(self, batches: Iterable[Any]) -> None:
+        """Put batches into the stream, to be returned next."""
+        self._waiting.extend(batches)
+
+    @property
+    def handed(self) -> int:
+        """The number of batches that wait in the stream; one that does not is asked for."""
+        return max(1, len(self._waiting))
+
     def _draw(self) -> Any:
+        if self._batches is None:
+            raise RuntimeError(
+                f"problem {self._name!r} has no batches of its own (batches=None): hand them in, "
+                f"engine.step({self._name!r}, [batch]), or give the Problem batches"
+            )
         if self.epoch < 0:
             self._begin()
         try:
@@ -76,9 +90,13 @@ class BatchStream:
         self._start = {"random_state": RandomState.capture(), "generators": {}}
         for key, generator in self.generators().items():
             self._start["generators"][key] = generator.get_state()
-        self._iterator = iter(self._batches)
         self.epoch += 1
         self.position = 0
+        for part in (self._batches, getattr(self._batches, "sampler", None)):
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(self.epoch)
+        self._iterator = iter(() if self._batches is None else self._batches)
 
     def generators(self) -> dict[str, torch.Generator]:
         """Return the generators of their own that the loader and its sampler draw from."""

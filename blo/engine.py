@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from blo import checkpoint
 from blo.adjoints import total_gradient
@@ -22,7 +22,8 @@ from blo.passes import Evaluation, evaluate
 from blo.problem import Problem
 from blo.record import Draw, Record
 from blo.recording import Recorder
-from blo.step_watch import StepWatch
+from blo.step_watch import StepWatch, nothing
+from blo.turns import Turns
 
 logger = logging.getLogger("blo")
 
@@ -100,6 +101,7 @@ class Engine:
         self.method_states: dict[str, Tensors | None] = {}
         self._watch = StepWatch()
         self._logged: set[str] = set()
+        self._turns = Turns(graph)
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
@@ -118,42 +120,161 @@ class Engine:
                 with it.
         """
         for _ in range(num_rounds):
-            record = self._round()
-            for callback in self.callbacks:
-                callback(record)
-            yield record
+            self._turns.restart()
+            number = self.round
+            while self.round == number:
+                self._take(self.graph[self.turn.problem])
+            yield self._record()
 
-    def _round(self) -> Record:
-        losses: dict[str, float] = {}
-        metrics: dict[str, dict[str, float]] = {}
-        responses: dict[str, Info] = {}
-        for problem in self.graph.problems:
-            problem.check_parameters()
-        for update in self.graph.schedule():
-            total = self.update(update)
-            losses[update.problem], metrics[update.problem] = total.loss, total.metrics
-            responses.update(total.infos)
-        self.round += 1
-        self._log(responses)
-        rates = {p.name: p.learning_rate() for p in self.graph.problems}
-        return Record(
-            self.round, losses, metrics, responses, rates, self.num_gradients, self.num_products
-        )
+    @property
+    def turn(self) -> Update:
+        """The update that comes next: whose, which of its steps, and whether the problems above
+        come after it.
+        """
+        return self._turns.next
 
-    def update(self, update: Update) -> Total:
-        """Take one step of a problem along its total gradient, and return what it was."""
-        problem = self.graph[update.problem]
-        total = self.gradient(problem, update)
-        with self._watch.over(problem, total.value) if self._is_trusted(problem) else nullcontext():
-            problem.step(total.value, total.loss)
+    def step(self, name: str, batches: Sequence[Any] | None = None) -> Total:
+        """Take one step of the problem whose turn it is, and return its total gradient with what
+        it was computed from.
+
+        With `backward` this is what a loop of your own calls in place of `run`: updates follow each
+        other as `turn` says, a round ends with the top problem's, and callbacks get its `Record`.
+
+        Args:
+            name: of the problem, which must be the one in `turn`.
+            batches: the batches of this update, whose gradients are averaged, for a problem with
+                ``batches=None``; None takes the problem's own.
+
+        Raises:
+            RuntimeError: if it is another problem's turn, or the step after the last `backward`
+                was not taken.
+
+        Example:
+            >>> import torch
+            >>> from blo import Engine, Problem, ProblemGraph
+            >>> x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+            >>> f, g = lambda _: 0.5 * (y[0] - 1) ** 2, lambda t: (y[0] - t * x[0]) ** 2
+            >>> upper = Problem("upper", f, x, torch.optim.SGD(x.parameters(), 0.1), [None])
+            >>> sgd = torch.optim.SGD(y.parameters(), 0.5)
+            >>> lower = Problem("lower", g, y, sgd, None, reads=["upper"])
+            >>> engine = Engine(ProblemGraph([upper, lower]))
+            >>> for t in (3.0, 3.0, 3.0):
+            ...     fitted = engine.step("lower", [t])
+            ...     total = engine.step("upper")
+            ...     print(engine.round, round(x[0].item(), 4))
+            1 0.4
+            2 0.34
+            3 0.334
+        """
+        return self._take(self._next(name, batches))
+
+    def backward(self, name: str, batches: Sequence[Any] | None = None) -> Total:
+        """Fill ``.grad`` of the problem whose turn it is with its total gradient, and return it
+        with what it was computed from; the step is left to the caller.
+
+        As ``loss.backward()`` in a loop of your own, before ``optimizer.step()``; ``.grad`` is set,
+        not added to. Schedulers, and the clipping that the problem declares with ``clip``, are the
+        caller's as well. The next call compares the step with the plain update of the optimizer,
+        as `run` does.
+
+        Args:
+            name: of the problem, which must be the one in `turn`.
+            batches: the batches of this update, whose gradients are averaged, for a problem with
+                ``batches=None``; None takes the problem's own.
+
+        Raises:
+            RuntimeError: if it is another problem's turn, or the step after the last `backward`
+                was not taken.
+
+        Example:
+            >>> import torch
+            >>> from blo import Engine, Problem, ProblemGraph
+            >>> x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+            >>> f, g = lambda _: 0.5 * (y[0] - 1) ** 2, lambda _: (y[0] - 3 * x[0]) ** 2
+            >>> above = torch.optim.SGD(x.parameters(), 0.1)
+            >>> below = torch.optim.SGD(y.parameters(), 0.5)
+            >>> graph = ProblemGraph(
+            ...     [Problem("upper", f, x, above, [None]), Problem("lower", g, y, below, [None])]
+            ... )
+            >>> engine = Engine(graph)
+            >>> for name, optimizer in (("lower", below), ("upper", above)):
+            ...     total = engine.backward(name)
+            ...     optimizer.step()
+            >>> total.value, x[0].item()  # 3 (y - 1) at y = 3 x, and the step
+            ((tensor(6.),), 0.4...)
+        """
+        problem = self._next(name, batches)
+        total = self.gradient(problem, self._turns.begin())
+        problem.hand(total.value)
+        self._turns.watch(problem)
+        self._turns.owe(problem, self._watched(problem, total.value))
+        self._end(problem, total)
         return total
 
-    def _is_trusted(self, problem: Problem) -> bool:
-        """Return whether a method takes the plain update for what the optimizer of `problem` did,
-        without taking the steps again.
+    def _next(self, name: str, batches: Sequence[Any] | None) -> Problem:
+        """Return the problem called `name`, whose turn it must be, with its batches handed in."""
+        self._turns.settle()
+        turn = self.turn
+        if turn.problem != name:
+            raise RuntimeError(
+                f"it is not the turn of problem {name!r}: step {turn.step} of problem "
+                f"{turn.problem!r} comes next (see engine.turn)"
+            )
+        problem = self.graph[name]
+        if batches is not None:
+            if problem.batches is not None:
+                raise ValueError(
+                    f"batches were handed in for problem {name!r}, which has its own; make it with "
+                    "batches=None, or leave them out"
+                )
+            if isinstance(batches, (Tensor, Mapping)) or not batches:
+                raise TypeError(
+                    f"batches of problem {name!r} must be a list of at least one batch, got "
+                    f"{type(batches).__name__}; a single batch goes in a list: [batch]"
+                )
+            self.graph.probe(problem, batches[0])
+            self.graph.streams[name].hand(batches)
+        return problem
+
+    def _take(self, problem: Problem) -> Total:
+        """Take the step of `problem`, whose turn it is, along its total gradient."""
+        total = self.gradient(problem, self._turns.begin())
+        compare = self._watched(problem, total.value)
+        problem.step(total.value, total.loss)
+        compare()
+        self._end(problem, total)
+        return total
+
+    def _end(self, problem: Problem, total: Total) -> None:
+        """Take in what an update was; tell the callbacks where it ends a round."""
+        self._turns.end(problem.name, total.loss, total.metrics, total.infos)
+        if self._turns.left:
+            return
+        self.round += 1
+        self._log(self._turns.infos)
+        for callback in self.callbacks:
+            callback(self._record())
+
+    def _record(self) -> Record:
+        """Return the record of the round that ended last."""
+        return Record(
+            self.round,
+            dict(self._turns.losses),
+            dict(self._turns.metrics),
+            dict(self._turns.infos),
+            {p.name: p.learning_rate() for p in self.graph.problems},
+            self.num_gradients,
+            self.num_products,
+        )
+
+    def _watched(self, problem: Problem, gradient: Gradient) -> Callable[[], None]:
+        """Return what compares the step of `problem` with the plain update of its optimizer, where
+        a method takes the plain update for what the optimizer did.
         """
-        asked = self.graph.role(problem).answers and not isinstance(problem.method, Alternating)
-        return asked and problem.method.requirements.history == 0
+        answers = self.graph.role(problem).answers and not isinstance(problem.method, Alternating)
+        if answers and problem.method.requirements.history == 0:
+            return self._watch.before(problem, gradient)
+        return nothing
 
     def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
         """Return the total gradient of `problem` on its next batches, and remember what the
@@ -170,7 +291,8 @@ class Engine:
             problem.begin()
         problem.set_options()
         first = stream.count
-        batches = tuple(to_device(stream.next(), problem.device) for _ in range(problem.accumulate))
+        number = problem.accumulate if problem.batches is not None else stream.handed
+        batches = tuple(to_device(stream.next(), problem.device) for _ in range(number))
         self.recorder.begin(problem, update)
         remember = self.recorder.wants(problem, update)
         keep = keep or remember or role.reads_again or bool(role.unread)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +111,11 @@ class ProblemGraph:
         self._check_parameters()
         self._entries: dict[str, Problem] = {}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
-        self.reads: dict[str, tuple[str, ...]] = {p.name: self._probe(p) for p in self.problems}
+        self._unprobed = {p.name for p in self.problems if p.batches is None}
+        self.reads: dict[str, tuple[str, ...]] = {
+            p.name: (p.name,) if p.batches is None else self._probe(p, self.streams[p.name].peek())
+            for p in self.problems
+        }
         self._check_reads()
         for p in self.problems:
             names = {*self.reads[p.name], *(p.reads or ())}
@@ -147,6 +151,24 @@ class ProblemGraph:
         self._check_order()
         self._check_reach()
         self._derive()
+
+    def probe(self, problem: Problem, batch: Any) -> None:
+        """See what the loss of a problem whose batches are handed in does, on the first of them:
+        what it reads and what it changes. Nothing happens where that is known.
+
+        Raises:
+            ValueError: if it depends on a problem that its `reads` do not name, or on none.
+        """
+        if problem.name not in self._unprobed:
+            return
+        found = self._probe(problem, batch)
+        if problem.name in self._entries:
+            raise ValueError(
+                f"the loss of problem {problem.name!r} has no gradient, which must be known when "
+                "the graph is made: give the Problem batches"
+            )
+        self._unprobed.discard(problem.name)
+        self.add_read(problem, (self[name] for name in found))
 
     def _derive(self) -> None:
         """Work out depths, the order of updates and roles from who reads whom."""
@@ -319,8 +341,8 @@ class ProblemGraph:
                     )
                 owner[id(parameter)] = p.name
 
-    def _probe(self, problem: Problem) -> tuple[str, ...]:
-        """Return the names of the problems whose parameters the loss reaches on its first batch.
+    def _probe(self, problem: Problem, batch: Any) -> tuple[str, ...]:
+        """Return the names of the problems whose parameters the loss reaches on `batch`, its first.
 
         The random state and the buffers are as before, and the batch stays in the stream as it was.
         Whether the loss changes its batch in place, and which buffers it changes, is seen on the
@@ -330,7 +352,7 @@ class ProblemGraph:
             ValueError: if the loss reaches a parameter that was taken out of its module before:
                 products and differences put other values in the modules, which it would not see.
         """
-        batch = to_device(self.streams[problem.name].peek(), problem.device)
+        batch = to_device(batch, problem.device)
         owned = tuple(t for p in self.problems for t in p.parameters)
         devices = dict.fromkeys(t.device for t in owned)
         state = RandomState.capture(devices, problem.generators)

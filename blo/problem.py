@@ -30,10 +30,12 @@ class Problem:
         optimizer: any torch optimizer; the parameters in its groups are this problem's. Groups,
             state and hooks are kept.
         batches: what `loss` is called with, one after the other: a DataLoader, a list, anything
-            that can be iterated again.
+            that can be iterated again. None: a loop of your own hands them in (`Engine.backward`,
+            `Engine.step`), and `reads` must be declared.
         steps: updates of this problem for one update of the problems above it.
         reads: names of the other problems whose parameters `loss` depends on. Found by probing one
-            batch if None; a declaration that the probe contradicts is an error.
+            batch if None; a declaration that the probe contradicts is an error. With batches that
+            are handed in, the probe comes with the first of them.
         method: how this problem's solution responds to the problems above it that it reads.
         scheduler: a learning-rate scheduler of `optimizer`, stepped after each update.
         accumulate: number of batches whose gradients are averaged for one update, the
@@ -77,7 +79,7 @@ class Problem:
         loss: Loss,
         module: nn.Module | Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | None,
         *,
         steps: int = 1,
         reads: Sequence[str | Problem] | None = None,
@@ -110,10 +112,21 @@ class Problem:
                 f"optimizer of problem {name!r} must take step() without a closure, got LBFGS; use "
                 "a first-order optimizer"
             )
-        if not isinstance(batches, Iterable):
+        if batches is not None and not isinstance(batches, Iterable):
             raise TypeError(
                 f"batches must be iterable, got {type(batches).__name__} for problem {name!r}; "
                 "a problem without data takes batches=[None]"
+            )
+        if batches is None and reads is None:
+            raise ValueError(
+                f"batches is None for problem {name!r}, so that its loss cannot be probed: declare "
+                "reads=[...], the problems whose parameters the loss uses; a problem without data "
+                "takes batches=[None]"
+            )
+        if batches is None and accumulate != 1:
+            raise ValueError(
+                f"accumulate must be 1 where batches are handed in, got {accumulate!r} for problem "
+                f"{name!r}; as many are averaged as are handed in at a time"
             )
         for argument, value in (("steps", steps), ("accumulate", accumulate)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -219,15 +232,20 @@ class Problem:
             "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
         )
 
-    def step(self, gradient: Gradient, loss: float) -> None:
-        """Hand `gradient` to the optimizer, and let the scheduler follow.
+    def hand(self, gradient: Gradient) -> None:
+        """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters.
 
         What the optimizer and its hooks edit in place is theirs alone: a gradient that shares its
         memory is copied.
         """
-        handed = gradient if self.clip is None else clipped(gradient, self.clip)
-        for parameter, g in zip(self.parameters, owned(handed), strict=True):
+        for parameter, g in zip(self.parameters, owned(gradient), strict=True):
             parameter.grad = g
+
+    def step(self, gradient: Gradient, loss: float) -> None:
+        """Let the optimizer step along `gradient`, clipped if that was asked for, and let the
+        scheduler follow.
+        """
+        self.hand(gradient if self.clip is None else clipped(gradient, self.clip))
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None

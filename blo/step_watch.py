@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,28 +33,34 @@ class StepWatch:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Any, ...]] = {}
 
-    @contextmanager
-    def over(self, problem: Problem, gradient: Gradient) -> Iterator[None]:
-        """Run a block in which the optimizer of `problem` takes a step along `gradient`."""
+    def before(self, problem: Problem, gradient: Gradient) -> Callable[[], None]:
+        """Return what is to be called once the optimizer of `problem` has taken its step along
+        `gradient`.
+        """
         signature = _signature(problem)
         if self._seen.get(problem.name) == signature:
-            yield
-            return
+            return nothing
         self._seen[problem.name] = signature
         if not _is_known(problem):
-            yield
-            return
+            return nothing
         before = tuple(p.detach().clone() for p in problem.parameters)
         states, options = problem.optimizer_states(), problem.options()
         handed = tuple(None if g is None else g.detach().clone() for g in gradient)
-        yield
-        plain = UpdateMap(problem.optimizer_class).plain_step(
-            before,
-            states,
-            handed if problem.clip is None else clipped(handed, problem.clip),
-            options,
-        )
-        _compare(problem, before, plain)
+
+        def compare() -> None:
+            plain = UpdateMap(problem.optimizer_class).plain_step(
+                before,
+                states,
+                handed if problem.clip is None else clipped(handed, problem.clip),
+                options,
+            )
+            _compare(problem, before, plain)
+
+        return compare
+
+
+def nothing() -> None:
+    """Compare nothing."""
 
 
 def _compare(problem: Problem, before: Tensors, plain: Tensors) -> None:

@@ -653,7 +653,7 @@ def _like(value: Any, leaf: Tensor) -> Any:
 def _fixed(problem: Problem, chosen: Sequence[Any] | None) -> tuple[Any, ...]:
     """Return the batches that the problem is held on, on its device."""
     if chosen is None:
-        one_shot = iter(problem.batches) is problem.batches
+        one_shot = problem.batches is None or iter(problem.batches) is problem.batches
         if one_shot or getattr(problem.batches, "persistent_workers", False):
             raise ValueError(
                 f"the batches of problem {problem.name!r} cannot be iterated without disturbing "

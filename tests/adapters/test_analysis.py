@@ -10,7 +10,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 
 from adapters import LoraDropoutConfig, masking, singular_values
-from adapters.analysis import (
+from adapters.results.analysis import (
     Change,
     Slope,
     analyse,
@@ -18,7 +18,7 @@ from adapters.analysis import (
     changes,
     slope,
 )
-from adapters.figures import plot_changes, plot_spectra
+from adapters.results.figures import plot_changes, plot_spectra
 from tests.adapters.models import BASES, METHODS, adapted, base_model, inputs, move, output
 
 

@@ -233,7 +233,7 @@ def test_an_export_that_fails_writes_nothing(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("adapters.export.save_file", fail)
+    monkeypatch.setattr("adapters.results.export.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         export_lora(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ from adapters import (
     singular_values,
     two_level,
 )
-from adapters.masks import Masks
+from adapters.glue.masks import Masks
 from blo import Engine, darts, t1t2
 from tests.adapters.models import base_model, inputs, move, output
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from adapters import levels, two_level
-from adapters.model_card import write_model_card
+from adapters.results.model_card import write_model_card
 from blo import Engine, darts
 from tests.adapters.models import METHODS, adapted, base_model, bert, inputs, output
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adapters.norms import frobenius, row_norms
+from adapters.glue.norms import frobenius, row_norms
 
 
 def draw(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[torch.Tensor, ...]:

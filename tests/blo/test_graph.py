@@ -202,7 +202,7 @@ def test_bad_objects_are_named():
     with pytest.raises(TypeError, match="method must be a hypergradient method"):
         Problem("p", len, module, optimizer, [None], method="darts")
     with pytest.raises(TypeError, match="batches must be iterable"):
-        Problem("p", len, module, optimizer, None)
+        Problem("p", len, module, optimizer, 3)
     with pytest.raises(TypeError, match="without a closure, got LBFGS"):
         Problem("p", len, module, torch.optim.LBFGS(module.parameters()), [None])
     module.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""PEFT's private extension points, and the arithmetic that all methods share."""

@@ -1,0 +1,93 @@
+"""The configuration that all methods share: every option of LoRA that fits them, and masks."""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from adapters.glue.layers import LayerConfig
+from adapters.glue.masks import Masks
+
+__all__ = ["BiLevelConfig"]
+
+INITS = (True, False, "gaussian")
+
+
+@dataclass
+class BiLevelConfig(LayerConfig):
+    """A ``LoraConfig`` whose layers are `BiLevelLinear`: the base of BiLoRA's and BiDoRA's.
+
+    Adapts ``torch.nn.Linear`` and GPT-2's ``Conv1D``; which of the two decides ``fan_in_fan_out``.
+    """
+
+    mask_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "LoRA Dropout: the probability that a mask drops an input of A or an output "
+            "of B.",
+            "is_lora_variant": True,
+        },
+    )
+    mask_inverted: bool = field(
+        default=False, metadata={"help": "LoRA Dropout: divide each mask by 1 - mask_rate."}
+    )
+    learn_mask_rate: bool = field(
+        default=False,
+        metadata={"help": "LoRA Dropout: learn one rate a layer at the upper level."},
+    )
+    mask_temperature: float = field(
+        default=0.1, metadata={"help": "LoRA Dropout: temperature of masks with learned rates."}
+    )
+    own_variants: ClassVar[frozenset[str]] = frozenset()
+    """The LoRA variants, as PEFT calls them, that the method itself turns on; "mask_rate" where the
+    factors may be masked."""
+
+    def masks(self) -> Masks | None:
+        """Return the masks on a layer's factors, or None without LoRA Dropout."""
+        if self.mask_rate == 0:
+            return None
+        return Masks(
+            rate=self.mask_rate,
+            inverted=self.mask_inverted,
+            learned=self.learn_mask_rate,
+            temperature=self.mask_temperature,
+        )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self._check_lora_options()
+        self._check_masks()
+        self.adapt_modules()
+
+    def _check_lora_options(self) -> None:
+        method = type(self).__name__
+        if self.init_lora_weights not in INITS:
+            raise ValueError(
+                f"init_lora_weights must be one of {INITS} for {method}, got "
+                f"{self.init_lora_weights!r}: the others change the base weights"
+            )
+        for option in ("target_parameters", "megatron_config", "use_qalora", "lora_bias"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"{option} is not supported by {method}, got {getattr(self, option)!r}; adapt "
+                    "whole torch.nn.Linear or Conv1D modules through target_modules"
+                )
+        variants = {item.name for item in fields(self) if item.metadata.get("is_lora_variant")}
+        for option in sorted(variants - self.own_variants):
+            if getattr(self, option):
+                raise ValueError(
+                    f"{option} cannot be combined with {method}, got {getattr(self, option)!r}; "
+                    "leave it at its default"
+                )
+
+    def _check_masks(self) -> None:
+        method = type(self).__name__
+        if not 0 <= self.mask_rate < 1:
+            raise ValueError(f"mask_rate must be in [0, 1) for {method}, got {self.mask_rate!r}")
+        if self.learn_mask_rate and not self.mask_rate > 0:
+            raise ValueError(
+                f"learn_mask_rate=True needs a mask_rate above 0 to start from for {method}, got "
+                f"{self.mask_rate!r}"
+            )
+        if not self.mask_temperature > 0:
+            raise ValueError(
+                f"mask_temperature must be above 0 for {method}, got {self.mask_temperature!r}"
+            )

@@ -1,0 +1,1 @@
+"""One published method a file, and what several of them share."""

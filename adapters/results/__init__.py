@@ -1,0 +1,1 @@
+"""What training leaves: checkpoints, what was learned, figures, a model card."""

@@ -1,0 +1,1 @@
+"""An adapter in training: its two levels, its problems, its ranks, its second phase."""
