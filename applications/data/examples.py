@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from datasets import ClassLabel, Dataset
 
@@ -11,12 +11,10 @@ from applications.data.sources import load_source
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
-Kind = Literal["classification", "regression", "tagging", "generation"]
-
 
 @dataclass(frozen=True)
 class TaskData:
-    """Examples by split, in columns that depend on the kind of task.
+    """Examples by split, in columns that depend on the kind of task; the last one is the answer.
 
     Classification and regression: ``text``, ``pair`` (tasks on two texts) and ``label``, a class
     number, with its name in ``label_names``, or a decimal. Tagging: ``tokens`` and ``tags``, the
@@ -25,7 +23,7 @@ class TaskData:
     """
 
     name: str
-    kind: Kind
+    kind: str
     metric: str
     label_names: tuple[str, ...]
     splits: Mapping[str, Dataset]
@@ -96,7 +94,7 @@ def task_data(
             columns["pair"] = list(rows[texts[1]])
         columns["label"] = numbers(values, classes, f"task {name!r}: the {split} split")
         splits[split] = Dataset.from_dict(columns)
-    kind: Kind = "regression" if regression else "classification"
+    kind = "regression" if regression else "classification"
     default = "pearson" if regression else "accuracy"
     return TaskData(name, kind, metric or default, tuple(names), splits, tuple(said))
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from applications.data.examples import TaskData
 from applications.errors import UsageError
@@ -62,9 +62,10 @@ def stratified(
 
 
 def strata(examples: Dataset, task: TaskData) -> list[Hashable]:
-    """The class of each example; one class for all where there are none."""
-    if task.kind == "classification":
-        return list(examples["label"])
+    """The class of each example; one class for all where an answer is not one of the names."""
+    answer = examples.column_names[-1]
+    if task.label_names and isinstance(examples.features[answer], Value):
+        return list(examples[answer])
     return [0] * len(examples)
 
 
@@ -116,10 +117,11 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
 
 def texts(examples: Dataset) -> set[tuple[str, ...]]:
     """The distinct texts (or pairs of texts) of a split, tagged ones with spaces between words."""
-    if "tokens" in examples.column_names:
-        return {(" ".join(words),) for words in examples["tokens"]}
-    names = [name for name in ("text", "pair", "source") if name in examples.column_names]
-    return set(zip(*(examples[name] for name in names), strict=True))
+    inputs = [
+        [value if isinstance(value, str) else " ".join(value) for value in examples[name]]
+        for name in examples.column_names[:-1]
+    ]
+    return set(zip(*inputs, strict=True))
 
 
 def at_most(examples: Dataset, limit: int | None, task: TaskData, seed: int) -> Dataset:

@@ -10,8 +10,6 @@ import torchmetrics.functional.classification as tc
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
-from applications.data.examples import Kind
-
 ECE_BINS = 15
 
 
@@ -37,7 +35,7 @@ class Evaluation:
     reliability: tuple[Bin, ...] | None = None
 
 
-def evaluation(outputs: Tensor, labels: Tensor, kind: Kind) -> Evaluation:
+def evaluation(outputs: Tensor, labels: Tensor, kind: str) -> Evaluation:
     """Loss and metrics of a split's predictions.
 
     F1 is that of class 1 for two classes, else the mean over the classes; calibration as in
