@@ -128,6 +128,7 @@ class TwoLevelMixin(_Base):
         _check_share(upper_dataset)
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+        _refuse_generating(type(self))
         super().__init__(*args, **kwargs)
         _refuse(self)
         self.upper_dataset = self._prepared(upper_dataset)
@@ -215,7 +216,7 @@ class TwoLevelMixin(_Base):
             upper_scheduler=scheduler,
             clip=Clip(norm=clipping) if clipping else None,
         )
-        self._engine = Engine(graph, precision=torch.bfloat16 if self.args.bf16 else None)
+        self._engine = Engine(graph)  # accelerate runs the model under autocast
         self._upper_stream = BatchStream(self._upper_dataloader(), "upper")
         self._waiting, self._upper_totals = [], []
         resumed, self._resumed = self._resumed, None
@@ -239,12 +240,16 @@ class TwoLevelMixin(_Base):
         engine takes the mean.
         """
         taken: list[Tensor] = []
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
         with (
             _replaced(self.accelerator, "backward", lambda loss, **_: taken.append(loss)),
             _replaced(self, "current_gradient_accumulation_steps", batch.of),
             self._counts_kept(),
         ):
             super().training_step(self.model_wrapped, {**batch.inputs}, batch.num_items)
+        for parameter, flag in flags:  # DPO switches the adapter off and on within its loss
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
         (loss,) = taken
         return loss if batch.of == 1 else loss * batch.of
 
@@ -452,17 +457,20 @@ def _check_share(upper_dataset: Any) -> None:
         )
 
 
+def _refuse_generating(kind: type) -> None:
+    for name in [c.__name__ for c in kind.__mro__ if c.__name__ in GENERATING]:
+        raise NotImplementedError(
+            f"{kind.__name__} trains two levels, which does not work with {name}, whose loss is no "
+            "function of a batch: it generates, or steps by itself; use SFTTrainer, DPOTrainer or "
+            "another trainer of a fixed data set"
+        )
+
+
 def _refuse(trainer: Any) -> None:
     """Raise for what two levels do not work with."""
     args = trainer.args
-    generating = sorted(GENERATING & {c.__name__ for c in type(trainer).__mro__})
     checkpointing = (args.gradient_checkpointing and args.gradient_checkpointing_kwargs) or {}
     for found, what, remedy in (
-        (
-            generating,
-            f"{', '.join(generating)}, whose loss is no function of a batch",
-            "SFT or DPO",
-        ),
         (trainer.is_deepspeed_enabled, "DeepSpeed", "plain data parallel"),
         (trainer.is_fsdp_enabled, "FSDP", "plain data parallel"),
         (args.n_gpu > 1, f"DataParallel over {args.n_gpu} devices", "CUDA_VISIBLE_DEVICES=0"),

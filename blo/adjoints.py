@@ -302,6 +302,7 @@ class Sight:
                 values=standing.flat(fixed),
                 buffers=buffers,
                 copies=problem.edits_batch,
+                computed_in=problem.computed_in,
             )
             for batch, random_state, buffers in zip(
                 draw.batches, draw.random_states, draw.buffers, strict=True

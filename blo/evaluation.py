@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from blo.batches import fresh, own_copy, version
 from blo.derivatives.objective import scalar
-from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.precision import coarsest, fresh_autocast
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 
@@ -210,13 +210,14 @@ class ModuleObjective:
         loss: the closure.
         batch: its argument.
         random_state: the generators' state when the loss was first evaluated.
-        precision: autocast type, or None.
+        autocast: its type, or None.
         name: of the problem, for messages.
         held: other parameters whose values are not those of now.
         values: of these.
         buffers: the buffers that had other values when the loss was first evaluated, by number in
             `space`; None if all are as they were.
         copies: give the loss a copy of its batch each time, as it edits the batch in place.
+        computed_in: the coarsest type in the loss's graph, where it is known.
     """
 
     space: ParameterSpace
@@ -225,12 +226,19 @@ class ModuleObjective:
     loss: Loss
     batch: Any
     random_state: RandomState
-    precision: torch.dtype | None
+    autocast: torch.dtype | None
     name: str
     held: tuple[Tensor, ...] = ()
     values: Tensors = ()
     buffers: Mapping[int, Tensor] | None = None
     copies: bool = False
+    computed_in: torch.dtype | None = None
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The coarsest type that the loss is computed in, as far as it is known."""
+        known = [t for t in (self.autocast, self.computed_in) if t is not None]
+        return coarsest(known) if known else None
 
     @contextmanager
     def scope(self, upper: Tensors, lower: Tensors) -> Iterator[Callable[[], Tensor]]:
@@ -256,5 +264,5 @@ class ModuleObjective:
         """
         device = self.lower[0].device
         batch = fresh(self.batch) if self.copies else own_copy(self.batch)
-        with self.random_state.replay(), fresh_autocast(device, self.precision):
+        with self.random_state.replay(), fresh_autocast(device, self.autocast):
             return scalar(self.loss(batch), f"loss of problem {self.name!r}")

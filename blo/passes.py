@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo.batches import edited, fresh, own_copy, versions
 from blo.derivatives.objective import scalar
-from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.precision import computed_in, fresh_autocast
 from blo.derivatives.pullback import Gradient, mean
 from blo.derivatives.random_state import RandomState
 from blo.graph import ProblemGraph
@@ -93,6 +93,8 @@ def evaluate(
             _refuse_edits(problem, edited(before))
         _note_buffers(problem, space.changed(seen), keep)
         losses.append(loss.detach())
+        if problem.computed_in is None:
+            problem.computed_in = computed_in(loss)
         metrics = _scalars(output)
         if not role.differentiable:
             pieces.append((None,) * len(parameters))

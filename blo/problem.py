@@ -158,6 +158,7 @@ class Problem:
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
         self.changes: tuple[int, ...] = ()
+        self.computed_in: torch.dtype | None = None
         self.parameters: tuple[Tensor, ...] = tuple(
             p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
         )

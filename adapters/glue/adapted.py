@@ -30,9 +30,9 @@ def adapted_layers(
     """Return name, adapter, layer and method of every adapter of this kind, in the model's order.
 
     Args:
-        model: Any module.
-        variant: The kind of method.
-        adapter_name: One adapter, active or not; None for the active ones.
+        model: any module.
+        variant: the kind of method.
+        adapter_name: one adapter, active or not; None for the active ones.
     """
     for name, module in model.named_modules():
         if isinstance(module, BiLevelLinear):
@@ -48,7 +48,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, str, LoraLayer]]:
     Names are those of the model that was adapted.
 
     Raises:
-        TypeError: An adapted module has no factors A and B that are matrices.
+        TypeError: if an adapted module has no factors A and B that are matrices.
     """
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
@@ -79,14 +79,14 @@ def at_least_one(
     """Return what was found in a model as a list.
 
     Args:
-        found: From `adapted_layers`, `lora_layers` or `adapted_linears`.
-        model: Where it was looked for.
-        what: What is looked for, such as "active LoRA adapter".
-        config: The name of a config that brings it.
-        otherwise: What else does, after "get_peft_model(model, config(...))".
+        found: from `adapted_layers`, `lora_layers` or `adapted_linears`.
+        model: where it was looked for.
+        what: what is looked for, such as "active LoRA adapter".
+        config: the name of a config that brings it.
+        otherwise: what else does, after "get_peft_model(model, config(...))".
 
     Raises:
-        ValueError: There is nothing.
+        ValueError: if there is nothing.
     """
     items = list(found)
     if not items:

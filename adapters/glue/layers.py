@@ -78,7 +78,7 @@ class BiLevelLinear(Linear):
         """Add adapters to the base weight.
 
         Raises:
-            ValueError: Masks are on, so that the layer computes something else every time.
+            ValueError: if masks are on, so that the layer computes something else every time.
         """
         for adapter in self.active_adapters if adapter_names is None else adapter_names:
             masks = masks_of(self, adapter)

@@ -30,10 +30,10 @@ class Masks:
 
     Args:
         rate: p, in [0, 1); where the rate is learned, what it starts at.
-        inverted: Divide each mask by 1 - p, so that ``B' A'`` has the mean ``B A``.
-        learned: Draw relaxed masks, differentiable in the logit of p.
-        temperature: Of the relaxed masks, above 0; they are binary in the limit 0.
-        switch: On, off, or None for on while the layer is in training mode.
+        inverted: divide each mask by 1 - p, so that ``B' A'`` has the mean ``B A``.
+        learned: draw relaxed masks, differentiable in the logit of p.
+        temperature: of the relaxed masks, above 0; they are binary in the limit 0.
+        switch: on, off, or None for on while the layer is in training mode.
     """
 
     rate: float
@@ -43,11 +43,11 @@ class Masks:
     switch: bool | None = None
 
     def on(self, *, training: bool) -> bool:
-        """Whether the forward pass draws masks."""
+        """Return whether the forward pass draws masks."""
         return training if self.switch is None else self.switch
 
     def apply(self, A: Tensor, B: Tensor, logit: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``A diag(m_A)`` and ``diag(m_B) B`` for new masks.
+        """Return ``A diag(m_A)`` and ``diag(m_B) B`` for new masks.
 
         Args:
             A: ``(rank, in)``.
@@ -57,7 +57,7 @@ class Masks:
         return A * self.draw(A[0], logit), B * self.draw(B[:, 0], logit)[:, None]
 
     def draw(self, like: Tensor, logit: Tensor | None) -> Tensor:
-        """One mask of the shape, device and type of `like`.
+        """Return one mask of the shape, device and type of `like`.
 
         Binary with a fixed rate. With a learned one, the binary concrete variable
         ``sigmoid((log u - log(1 - u) - logit) / temperature)``, u uniform, which exceeds 1/2 with
@@ -78,11 +78,11 @@ class Masks:
         return mask.to(like.dtype)
 
     def kept(self, logit: Tensor | None) -> float | Tensor:
-        """``1 - p``."""
+        """Return ``1 - p``."""
         return 1 - self.rate if logit is None else torch.sigmoid(-logit)
 
     def expected(self, logit: Tensor | None) -> float | Tensor:
-        """What ``B A`` is multiplied by while the masks are off: the mean of ``m_B m_A``.
+        """Return what ``B A`` is multiplied by while the masks are off: the mean of ``m_B m_A``.
 
         ``(1 - p)^2``, or 1 with inverted masks. Relaxed masks have that mean up to their
         temperature.

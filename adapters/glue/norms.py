@@ -7,12 +7,12 @@ __all__ = ["frobenius", "from_orthonormal", "row_norms", "widen"]
 
 
 def widen(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for the rest: the precision of sums of squares."""
+    """Return float64 for float64, float32 for the rest: the precision of sums of squares."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def frobenius(matrix: Tensor, *, squared: bool) -> Tensor:
-    """The Frobenius norm of a matrix, or its square.
+    """Return the Frobenius norm of a matrix, or its square.
 
     The norm has no second derivative at the zero matrix (automatic differentiation returns NaN).
     Where its square is below eps^2 it is taken as the constant 0, with derivatives of zero.
@@ -26,7 +26,7 @@ def frobenius(matrix: Tensor, *, squared: bool) -> Tensor:
 
 
 def from_orthonormal(rows: Tensor, *, squared: bool) -> Tensor:
-    """How far the rows of X are from orthonormal, ``|X X^T - I|_F`` or its square.
+    """Return how far the rows of X are from orthonormal, ``|X X^T - I|_F`` or its square.
 
     Taken in float32 or wider, outside autocast.
     """
@@ -37,7 +37,7 @@ def from_orthonormal(rows: Tensor, *, squared: bool) -> Tensor:
 
 
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """The norm of every row of ``W + s B A``, shape ``(out,)``, without forming the matrix.
+    """Return the norm of every row of ``W + s B A``, shape ``(out,)``, without forming the matrix.
 
         n^2 = |W|^2 + s <2 W A^T + s B (A A^T), B>,    |.| and <., .> taken row by row
 

@@ -24,10 +24,15 @@ __all__ = [
 class BiLevelVariant(LoraVariant):
     """What one method adds to a LoRA layer: its parameters, its forward pass, its merge."""
 
-    container: ClassVar[str]
+    container: ClassVar[str] = ""
     """Name of the layer's dictionary (adapter -> parameters) that holds what the method adds."""
     level: Literal["upper", "lower"] = "upper"
     """The level that owns it; "lower" for a method that trains everything on one level."""
+
+    two_levels: ClassVar[str] = ""
+    """The config that gives an adapter of one level a second."""
+    unexportable: ClassVar[str] = ""
+    """Why no checkpoint of PEFT's own computes the same, where none does; follows the adapter."""
 
     masks: Masks | None = None
     """LoRA Dropout's masks on the factors."""
@@ -35,13 +40,20 @@ class BiLevelVariant(LoraVariant):
     @property
     def upper_containers(self) -> tuple[str, ...]:
         """The names of the layer's dictionaries that the upper level owns."""
-        own = (self.container,) if self.level == "upper" else ()
+        own = (self.container,) if self.container and self.level == "upper" else ()
         return (*own, MASK_LOGIT) if self.masks is not None and self.masks.learned else own
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor | None:
         """Return the change of the weight, ``(out, in)``, or None for LoRA's own ``scale * B A``.
 
         Without masks; the layer's ``get_delta_weight`` multiplies it by their mean.
+        """
+        return None
+
+    def folded_scale(self, layer: LoraLayer, adapter: str) -> Tensor | None:
+        """Return what plain LoRA multiplies the columns of B by, ``(rank,)`` or ``(1,)``.
+
+        None where no plain LoRA computes what the method does. Without masks.
         """
         return None
 
@@ -74,6 +86,10 @@ class PlainVariant(AdditiveVariant):
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
         """Add nothing to A and B."""
+
+    def folded_scale(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """Return 1: the factors are LoRA's."""
+        return torch.ones(1)
 
     @staticmethod
     def forward(

@@ -25,11 +25,11 @@ class Allocation(StepHook):
     """Calls AdaLoRA's rank allocator after every step of an optimizer.
 
     Args:
-        optimizer: Trains the adapter; `Engine` or any other loop may call it.
-        model: A PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
+        optimizer: trains the adapter; `Engine` or any other loop may call it.
+        model: a PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
 
     Raises:
-        ValueError: The model has no AdaLoRA adapter.
+        ValueError: if the model has no AdaLoRA adapter.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ class Allocation(StepHook):
         """Go on where `state` was taken.
 
         Raises:
-            KeyError: The state is not of this class.
+            KeyError: if the state is not of this class.
         """
         allocator = self._allocator()
         places = {name: p.device for name, p in self._model.model.named_parameters()}

@@ -35,7 +35,7 @@ class AutoLoraVariant(DiagonalVariant):
         self.threshold = threshold
 
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """Which ranks reach their equal share, 1/r, shape ``(rank,)``; at least one does.
+        """Return which ranks reach their equal share, 1/r, shape ``(rank,)``; at least one does.
 
         Written for ``alpha - max(alpha)``, so that equal shares compare equal.
         """
@@ -55,7 +55,7 @@ class AutoLoraConfig(BiLevelConfig):
     what the search itself has found.
 
     Args:
-        threshold: Which ranks are kept. ``"shares"``, the paper's: ``softmax(alpha)_j >= 1/r``.
+        threshold: which ranks are kept. ``"shares"``, the paper's: ``softmax(alpha)_j >= 1/r``.
             ``"logits"``, the authors' code's: ``alpha_j >= mean(alpha)``, which keeps at least as
             many.
 
@@ -90,7 +90,7 @@ class AutoLoraConfig(BiLevelConfig):
             )
 
     def variant(self) -> AutoLoraVariant:
-        """What the method adds to a layer."""
+        """Return what the method adds to a layer."""
         return AutoLoraVariant(threshold=self.threshold)
 
 

@@ -51,7 +51,7 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
         self.detach_norm = detach_norm
 
     def supports_lora_conversion(self) -> bool:
-        """No: ``W' - W0`` has full rank in general (PEFT says yes for DoRA and drops m)."""
+        """Return False: ``W' - W0`` has full rank (PEFT says yes for DoRA and drops m)."""
         return False
 
     def norms(self, used: Factors) -> Tensor:
@@ -69,7 +69,7 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds m to the layer, the norms as a forward pass without masks computes them."""
+        """Add m to the layer, the norms as a forward pass without masks computes them."""
         if module.merged:
             raise ValueError(
                 f"adapter {adapter_name!r} cannot start from merged weights: call "
@@ -89,7 +89,7 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``bias + (m / n) (W0 + s B A) x``.
+        """Return ``bias + (m / n) (W0 + s B A) x``.
 
         Written as ``result + update + (m / n - 1) y`` with ``y = (W0 + s B A) x``: exactly
         ``result`` at the start, and y is the only activation kept for the backward pass.
@@ -103,6 +103,11 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
 
 class ColumnVariant(BiDoraVariant):
     """One adapter of one layer, ``W' = (W0 + s B A) diag(m / n)``, n the norms of the columns."""
+
+    unexportable = (
+        "has norm_axis='in', one magnitude for each input, which no PEFT checkpoint can hold; save "
+        "model.merge_and_unload()"
+    )
 
     def norms(self, used: Factors) -> Tensor:
         """Return n, the norms of the columns, ``(in,)``."""
@@ -120,7 +125,7 @@ class ColumnVariant(BiDoraVariant):
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``bias + (W0 + s B A) (m / n) x``, with a second product with W0."""
+        """Return ``bias + (W0 + s B A) (m / n) x``, with a second product with W0."""
         used = factors_in_use(module, active_adapter)
         ratio = _ratio(module, active_adapter, used)
         stretch = F.linear(((ratio - 1) * x).to(used.weight.dtype), used.weight)
@@ -129,7 +134,7 @@ class ColumnVariant(BiDoraVariant):
     @staticmethod
     @torch.no_grad()
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter merged into it, in a new tensor."""
+        """Return the base weight with the adapter merged into it, in a new tensor."""
         assert isinstance(module, BiLevelLinear)
         if module.merged_adapters:
             raise ValueError(
@@ -146,13 +151,13 @@ class ColumnVariant(BiDoraVariant):
     @staticmethod
     @torch.no_grad()
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
-        """Merges the adapter into the base weight in place."""
+        """Merge the adapter into the base weight in place."""
         orig_weight.copy_(ColumnVariant.merge_safe(module, active_adapter, orig_weight))
 
     @staticmethod
     @torch.no_grad()
     def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The base weight with the adapter taken out."""
+        """Return the base weight with the adapter taken out."""
         assert isinstance(module, BiLevelLinear)
         ratio = module.kept_for_unmerging(active_adapter)
         ratio = ratio[:, None] if module.fan_in_fan_out else ratio
@@ -186,7 +191,7 @@ class BiDoraConfig(BiLevelConfig):
     type BIDORA, which PEFT loads where this package is imported.
 
     Args:
-        detach_norm: Hold n constant in the backward pass, as PEFT's DoRA does. The hypergradient is
+        detach_norm: hold n constant in the backward pass, as PEFT's DoRA does. The hypergradient is
             then wrong; for comparisons.
         norm_axis: ``"out"``, one magnitude for each output, the norms of the rows. ``"in"``, the
             authors' code's: one for each input, the norms of the columns. No PEFT checkpoint can
@@ -237,12 +242,12 @@ class BiDoraConfig(BiLevelConfig):
         return self.norm_axis == "out" and self.mask_rate == 0
 
     def variant(self) -> BiDoraVariant:
-        """The layer's forward pass."""
+        """Return the layer's forward pass."""
         kind = BiDoraVariant if self.norm_axis == "out" else ColumnVariant
         return kind(detach_norm=self.detach_norm)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as PEFT saves it: that of a plain DoRA adapter if it is one."""
+        """Return the config as PEFT saves it: that of a plain DoRA adapter if it is one."""
         saved: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         own = {option.name for option in fields(self)} if self.is_dora else {"bidora"}
         own -= {option.name for option in fields(LoraConfig)}
@@ -250,7 +255,7 @@ class BiDoraConfig(BiLevelConfig):
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> "BiDoraConfig":
-        """The config read from a DoRA checkpoint, whose type says LORA, or from one of our own."""
+        """Return the config of a DoRA checkpoint, whose type says LORA, or of one of our own."""
         if kwargs.get("peft_type") == BIDORA:
             own: BiDoraConfig = super().from_peft_type(**kwargs)  # type: ignore[no-untyped-call]
             return own
@@ -271,8 +276,8 @@ class DirectionOrthogonality:
     matrices of the size of a weight, and of ``(out, out)``. Masks play no part.
 
     Args:
-        weight: The factor, at least 0; 1e-5 in the authors' scripts.
-        squared: Square the norms.
+        weight: the factor, at least 0; 1e-5 in the authors' scripts.
+        squared: square the norms.
 
     Example:
         >>> from adapters import BiDoraConfig, DirectionOrthogonality
@@ -292,10 +297,10 @@ class DirectionOrthogonality:
         check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiDoRA adapter.
+            ValueError: if the model has no active BiDoRA adapter.
         """
         found = at_least_one(
             adapted_layers(model, BiDoraVariant),

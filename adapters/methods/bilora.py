@@ -52,12 +52,12 @@ class BiLoraConfig(BiLevelConfig):
     receive a gradient (the upper one through the first lower step).
 
     Args:
-        values: What the singular values are. ``"softmax"``, the paper's main form: positive, they
+        values: what the singular values are. ``"softmax"``, the paper's main form: positive, they
             sum to one and start at 1/r. ``"real"``: any sign, they start at 1. ``"binary"``: the
             sigmoid of logits, they start at 1/2; add `Binarisation` to the upper loss.
-        scale_by_rank: Multiply softmax values by r, so that they start at 1 and sum to r, and alpha
+        scale_by_rank: multiply softmax values by r, so that they start at 1 and sum to r, and alpha
             means what it means for LoRA. ``Differs from the paper``, whose values sum to one.
-        tied: With real values: one value for all directions of a layer, the scale of the layer's
+        tied: with real values: one value for all directions of a layer, the scale of the layer's
             update. ``Differs from the paper``: a control, which has a scale to learn and no rank.
 
     Example:
@@ -105,7 +105,7 @@ class BiLoraConfig(BiLevelConfig):
             )
 
     def variant(self) -> DiagonalVariant:
-        """The layer's map from d to the singular values."""
+        """Return the layer's map from d to the singular values."""
         if self.values == "real":
             return DiagonalVariant(_real, start=1.0, tied=self.tied)
         if self.values == "binary":
@@ -124,8 +124,8 @@ class Orthogonality:
     norms instead of their squares, as in AdaLoRA's code. Part of the lower loss.
 
     Args:
-        weight: The factor, at least 0.
-        squared: Square the norms.
+        weight: the factor, at least 0.
+        squared: square the norms.
 
     Example:
         >>> from adapters import BiLoraConfig, Orthogonality
@@ -145,10 +145,10 @@ class Orthogonality:
         check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiLoRA adapter.
+            ValueError: if the model has no active BiLoRA adapter.
         """
         terms: list[Tensor] = []
         for adapter, layer, _ in _diagonal(model, self):
@@ -166,7 +166,7 @@ class Binarisation:
     upper loss.
 
     Args:
-        weight: The factor, at least 0.
+        weight: the factor, at least 0.
 
     Example:
         >>> from adapters import BiLoraConfig, Binarisation
@@ -185,10 +185,10 @@ class Binarisation:
         check_weight(self.weight)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active BiLoRA adapter with ``values="binary"``.
+            ValueError: if the model has no active BiLoRA adapter with ``values="binary"``.
         """
         terms = []
         for adapter, layer, variant in _diagonal(model, self):

@@ -33,7 +33,7 @@ class NullSpace:
         weight: lambda, at least 0.
         num_directions: k, at least 1 and at most the smallest number of inputs or outputs of an
             adapted module.
-        seed: The directions are a function of it, of the name of the module and of their number.
+        seed: the directions are a function of it, of the name of the module and of their number.
 
     Example:
         >>> from adapters import NullSpace
@@ -56,10 +56,10 @@ class NullSpace:
         self._drawn: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapters, a scalar.
+        """Return the penalty of the active adapters, a scalar.
 
         Raises:
-            ValueError: The model has no active LoRA adapter, or a module has fewer inputs or
+            ValueError: if the model has no active LoRA adapter, or a module has fewer inputs or
                 outputs than `num_directions`.
         """
         terms = []
@@ -76,11 +76,11 @@ class NullSpace:
         return self.weight * torch.stack(terms).sum()
 
     def directions(self, name: str, *, like: Tensor) -> Tensor:
-        """The directions for one side of one module: orthonormal columns, ``(features, k)``.
+        """Return the directions for one side of one module: orthonormal columns, ``(features, k)``.
 
         Args:
-            name: The module's name, a colon, and "in" for P_A or "out" for P_B.
-            like: Has the features in its last dimension, and the wanted device and precision.
+            name: the module's name, a colon, and "in" for P_A or "out" for P_B.
+            like: has the features in its last dimension, and the wanted device and precision.
         """
         features = like.shape[-1]
         if self.num_directions > features:

@@ -51,7 +51,7 @@ class DiagonalVariant(AdditiveVariant):
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds d to the layer, next to the adapter's A and B."""
+        """Add d to the layer, next to the adapter's A and B."""
         variant = _variant(module, adapter_name)
         A = factors(module, adapter_name).A
         size = 1 if variant.tied else A.shape[0]
@@ -64,28 +64,32 @@ class DiagonalVariant(AdditiveVariant):
     def forward(
         module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """``result + s B (g(d) * A x)``."""
+        """Return ``result + s B (g(d) * A x)``."""
         values = _variant(module, active_adapter).singular_values(module, active_adapter)
         used = factors_in_use(module, active_adapter)
         hidden = F.linear(module.lora_dropout[active_adapter](x), used.A)
         return result + F.linear(hidden * (used.scale * values), used.B)
 
     def singular_values(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """``g(d)``, shape ``(rank,)``."""
+        """Return ``g(d)``, shape ``(rank,)``."""
         values = self.values(self.parameters(layer, adapter))
         return values.expand(factors(layer, adapter).A.shape[0])
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
+        """Return d, shape ``(rank,)``, or ``(1,)`` where it is tied."""
         d: Tensor = getattr(layer, self.container)[adapter]
         return d
 
+    def folded_scale(self, layer: LoraLayer, adapter: str) -> Tensor:
+        """Return ``g(d)``: ``B diag(g(d))`` is LoRA's B."""
+        return self.singular_values(layer, adapter)
+
     def kept(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """Which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
+        """Return which ranks a pruned adapter keeps, ``(rank,)``: those whose value is not zero."""
         return self.singular_values(layer, adapter).detach() != 0
 
     def delta_weight(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
+        """Return ``s B diag(g(d)) A``, shape ``(out, in)``, in the precision of the factors."""
         pair = factors(layer, adapter)
         dtype = widen(pair.A.dtype)
         values = pair.scale * self.singular_values(layer, adapter).to(dtype)
@@ -99,10 +103,10 @@ def _variant(module: LoraLayer, adapter: str) -> DiagonalVariant:
 
 
 def singular_values(model: nn.Module) -> dict[str, Tensor]:
-    """The singular values ``g(d)`` of every active adapter, by module name, detached.
+    """Return the singular values ``g(d)`` of every active adapter, by module name, detached.
 
     Raises:
-        ValueError: The model has no active adapter of this kind.
+        ValueError: if the model has no active adapter of this kind.
 
     Example:
         >>> import torch

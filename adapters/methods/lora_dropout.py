@@ -42,6 +42,7 @@ class LoraDropoutVariant(PlainVariant):
     """
 
     level: Literal["upper", "lower"] = "lower"
+    two_levels = "LoraDropoutConfig(learn_mask_rate=True)"
 
 
 @dataclass
@@ -56,11 +57,11 @@ class LoraDropoutConfig(BiLevelConfig):
     Args:
         mask_rate: p, the probability that a mask drops an input of A or an output of B. Which p
             the paper's tables use we could not read.
-        mask_inverted: Divide each mask by 1 - p. ``Differs from the paper``, which does not
+        mask_inverted: divide each mask by 1 - p. ``Differs from the paper``, which does not
             rescale; a layer then learns factors that are larger by 1 / (1 - p)^2.
-        learn_mask_rate: Learn one rate a layer at the upper level, from `mask_rate` on, with
+        learn_mask_rate: learn one rate a layer at the upper level, from `mask_rate` on, with
             relaxed masks. ``Differs from the paper``, whose rate is fixed.
-        mask_temperature: Of the relaxed masks.
+        mask_temperature: of the relaxed masks.
 
     Example:
         >>> from adapters import LoraDropoutConfig, levels, mask_rates
@@ -94,7 +95,7 @@ class LoraDropoutConfig(BiLevelConfig):
             )
 
     def variant(self) -> LoraDropoutVariant:
-        """The layer's forward pass."""
+        """Return the layer's forward pass."""
         return LoraDropoutVariant()
 
 
@@ -102,7 +103,8 @@ LORA_DROPOUT = register("LORA_DROPOUT", LoraDropoutConfig)
 
 
 def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
-    """The loss ``batch -> mean of loss(batch) under num_masks masks``, LoRA Dropout's objective.
+    """Return the loss ``batch -> mean of loss(batch) under num_masks masks``, LoRA Dropout's
+    objective.
 
         L = 1/N sum_n l(x; W0 + dW(m_n))
 
@@ -110,12 +112,12 @@ def mean_loss(model: nn.Module, loss: Loss, *, num_masks: int) -> Loss:
     that of the first mask with the mean under "loss". While the masks are off, one evaluation.
 
     Args:
-        model: A model with an active adapter that masks its factors.
+        model: a model with an active adapter that masks its factors.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
         num_masks: N, at least 1. The cost is N times that of the loss.
 
     Raises:
-        ValueError: The model has no masks, or `num_masks` is below 1.
+        ValueError: if the model has no masks, or `num_masks` is below 1.
 
     Example:
         >>> from adapters import LoraDropoutConfig, mean_loss
@@ -151,12 +153,12 @@ def ensemble(
     num_masks: int,
     average: Literal["probabilities", "logits"] = "probabilities",
 ) -> Tensor:
-    """The mean prediction under `num_masks` masks, which are on for it whatever the mode.
+    """Return the mean prediction under `num_masks` masks, which are on for it whatever the mode.
 
     Args:
-        model: A model with an active adapter that masks its factors; in evaluation mode, unless
+        model: a model with an active adapter that masks its factors; in evaluation mode, unless
             other dropout is wanted too.
-        logits: The prediction of the model, a closure over it; classes in the last dimension.
+        logits: the prediction of the model, a closure over it; classes in the last dimension.
         num_masks: N, at least 1.
         average: ``"probabilities"``, the mean of ``softmax(logits)``; ``"logits"``, the mean of
             what `logits` returns, for regression too.
@@ -165,7 +167,7 @@ def ensemble(
         A tensor of the shape of the logits.
 
     Raises:
-        ValueError: The model has no masks, `num_masks` is below 1, or `average` is neither.
+        ValueError: if the model has no masks, `num_masks` is below 1, or `average` is neither.
 
     Example:
         >>> from adapters import LoraDropoutConfig, ensemble
@@ -191,10 +193,10 @@ def ensemble(
 
 @contextmanager
 def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
-    """Turns the masks of the active adapter on or off for a block, whatever the model's mode.
+    """Turn the masks of the active adapter on or off for a block, whatever the model's mode.
 
     Raises:
-        ValueError: The model has no masks.
+        ValueError: if the model has no masks.
 
     Example:
         >>> from adapters import LoraDropoutConfig, masking
@@ -216,10 +218,10 @@ def masking(model: nn.Module, *, on: bool) -> Iterator[None]:
 
 
 def mask_rates(model: nn.Module) -> dict[str, float]:
-    """The mask rate p of every layer of the active adapter, by module name.
+    """Return the mask rate p of every layer of the active adapter, by module name.
 
     Raises:
-        ValueError: The model has no masks.
+        ValueError: if the model has no masks.
 
     Example:
         >>> import torch

@@ -42,13 +42,13 @@ class _Side(NamedTuple):
 
 
 def lora_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The factors (A, B) of every active LoRA adapter, as `LoraRite` takes them.
+    """Return the factors (A, B) of every active LoRA adapter, as `LoraRite` takes them.
 
     Args:
-        model: A model with PEFT's own LoRA, or with an adapter of this package.
+        model: a model with PEFT's own LoRA, or with an adapter of this package.
 
     Raises:
-        ValueError: The model has no active LoRA adapter.
+        ValueError: if the model has no active LoRA adapter.
 
     Example:
         >>> from adapters import lora_pairs
@@ -72,19 +72,19 @@ class LoraRite(torch.optim.Optimizer):
     depends on the factorisation; use `max_norm`. Not differentiable: not for unrolling.
 
     Args:
-        pairs: The factors, A ``(rank, in)`` and B ``(out, rank)``, of each module.
-        lr: The learning rate.
-        betas: Decays of the first and the second moment, in [0, 1).
-        eps: Added to the root of the second moment.
-        escape: Add rho; the authors' code leaves it out by default.
-        max_norm: The largest norm of the gradients g of all pairs together, which are scaled down
+        pairs: the factors, A ``(rank, in)`` and B ``(out, rank)``, of each module.
+        lr: the learning rate.
+        betas: decays of the first and the second moment, in [0, 1).
+        eps: added to the root of the second moment.
+        escape: add rho; the authors' code leaves it out by default.
+        max_norm: the largest norm of the gradients g of all pairs together, which are scaled down
             to it; 1 in the authors' code. None does not.
-        weight_decay: Decoupled, multiplied by the learning rate.
-        others: Parameters that are no factors, such as heads and biases: updated by AdamW with the
+        weight_decay: decoupled, multiplied by the learning rate.
+        others: parameters that are no factors, such as heads and biases: updated by AdamW with the
             same settings.
 
     Raises:
-        ValueError: A setting is out of its range, or the shapes of a pair do not fit.
+        ValueError: if a setting is out of its range, or the shapes of a pair do not fit.
 
     Example:
         >>> from adapters import LoraRite, lora_pairs
@@ -148,7 +148,7 @@ class LoraRite(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every pair whose factors both have a gradient, and of the others."""
+        """Update every pair whose factors both have a gradient, and the others."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -214,7 +214,7 @@ class LoraRite(torch.optim.Optimizer):
 
 
 def _sides(A: Tensor, B: Tensor) -> list[_Side]:
-    """Both factors of a pair, each in the basis of the other."""
+    """Return both factors of a pair, each in the basis of the other."""
     assert A.grad is not None
     assert B.grad is not None
     dtype = widen(A.dtype)
@@ -233,7 +233,7 @@ def _apply(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
 
 
 def _inverse_root(V: Tensor, rho: Tensor, eps: float) -> Tensor:
-    """``(V + rho I)^(-1/2)`` with eps added to the roots, for V positive semi-definite."""
+    """Return ``(V + rho I)^(-1/2)`` with eps added to the roots, for V positive semi-definite."""
     values, vectors = torch.linalg.eigh(_symmetric(V))
     roots = (values.clamp(min=0) + rho).sqrt() + eps
     root: Tensor = (vectors / roots) @ vectors.T
@@ -245,6 +245,6 @@ def _symmetric(V: Tensor) -> Tensor:
 
 
 def _corrected(beta: float, step: int) -> float:
-    """The decay with which a moving average that starts at zero needs no further correction."""
+    """Return the decay with which an average that starts at zero needs no further correction."""
     decay: float = beta * (1 - beta ** (step - 1)) / (1 - beta**step)
     return decay

@@ -52,7 +52,7 @@ def chain(
     trained: Literal["A", "B"] = "B",
     generator: torch.Generator | None = None,
 ) -> Iterator[Link]:
-    """The links of a chain: train what each holds, with an optimizer of its own.
+    """Return the links of a chain: train what each holds, with an optimizer of its own.
 
     At the start of a link the trained factor is zero, so that the model computes what it did at the
     end of the last, and the other is drawn from N(0, 1/n) with n its inputs (A) or outputs (B): its
@@ -61,13 +61,13 @@ def chain(
     ``model.merge_and_unload()`` returns the model; there is no small checkpoint of it.
 
     Args:
-        model: A model with one active adapter of PEFT's own LoRA, on torch.nn.Linear or Conv1D.
-        num_links: How often to draw, train and merge.
-        trained: The factor that is trained.
-        generator: Where the random factors are drawn, a generator of the CPU; None for torch's own.
+        model: a model with one active adapter of PEFT's own LoRA, on torch.nn.Linear or Conv1D.
+        num_links: how often to draw, train and merge.
+        trained: the factor that is trained.
+        generator: where the random factors are drawn, a generator of the CPU; None for torch's own.
 
     Raises:
-        ValueError: The model has no plain LoRA adapter, more than one, or it is merged.
+        ValueError: if the model has no plain LoRA adapter, more than one, or it is merged.
 
     Example:
         >>> import torch

@@ -31,13 +31,13 @@ class Alternation(StepHook):
     touched. All other parameters are trained in every round.
 
     Args:
-        optimizer: The optimizer that holds both factors of every layer.
-        model: A model with an active LoRA adapter: PEFT's own, or one of this package.
-        steps: Steps of the optimizer in one round.
-        first: The factor that is trained in round 0.
+        optimizer: the optimizer that holds both factors of every layer.
+        model: a model with an active LoRA adapter: PEFT's own, or one of this package.
+        steps: steps of the optimizer in one round.
+        first: the factor that is trained in round 0.
 
     Raises:
-        ValueError: The model has no active LoRA adapter, or a factor is not in `optimizer`.
+        ValueError: if the model has no active LoRA adapter, or a factor is not in `optimizer`.
 
     Example:
         >>> from adapters import Alternation
@@ -107,20 +107,20 @@ class Alternation(StepHook):
 def average(
     adapters: Sequence[Mapping[str, Tensor]], *, weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The adapter whose update is exactly the mean of the clients' updates.
+    """Return the adapter whose update is exactly the mean of the clients' updates.
 
     ``sum_i w_i B_i A = (sum_i w_i B_i) A``, and the same with the factors swapped; heads and biases
     are averaged too.
 
     Args:
-        adapters: What the clients have trained, as ``peft.get_peft_model_state_dict`` returns it or
+        adapters: what the clients have trained, as ``peft.get_peft_model_state_dict`` returns it or
             as a checkpoint holds it.
-        weights: One for each client, for example its number of samples; they are divided by their
+        weights: one for each client, for example its number of samples; they are divided by their
             sum. None for equal weights.
 
     Raises:
-        ValueError: No adapters, other weights than adapters, weights that are negative or all zero,
-            adapters of different modules, or both factors of a module differ between clients.
+        ValueError: if there are no adapters, or weights of another number, negative or all zero; if
+            adapters are of different modules, or differ in both factors of one.
 
     Example:
         >>> from adapters import average

@@ -34,6 +34,8 @@ def _gate(g: Tensor) -> Tensor:
 class SoraVariant(DiagonalVariant):
     """One adapter of one layer, ``dW = s B diag(g) A``, g standard normal at the start."""
 
+    two_levels = "SoraConfig(gate_level='upper')"
+
     def __init__(self, *, level: Literal["lower", "upper"]) -> None:
         super().__init__(_gate, start=0.0, noise=1.0, level=level)
 
@@ -47,7 +49,7 @@ class SoraConfig(BiLevelConfig):
     drops the rest, exactly.
 
     Args:
-        gate_level: The level of the gates. ``"lower"``, the paper's: one level, trained with A and
+        gate_level: the level of the gates. ``"lower"``, the paper's: one level, trained with A and
             B on the same data; `levels` refuses the model. ``"upper"``: held-out data fit the
             gates (``Differs from the paper``).
 
@@ -75,7 +77,7 @@ class SoraConfig(BiLevelConfig):
             raise ValueError(f"gate_level must be one of {LEVELS}, got {self.gate_level!r}")
 
     def variant(self) -> SoraVariant:
-        """What the method adds to a layer."""
+        """Return what the method adds to a layer."""
         return SoraVariant(level=self.gate_level)
 
 
@@ -90,14 +92,14 @@ class Shrinkage(StepHook):
     the paper. Only the gates are touched; gates that receive no gradient shrink too.
 
     Args:
-        optimizer: The optimizer that holds the gates, all of them. The step is attached to it.
-        model: A model with an active SoRA adapter.
+        optimizer: the optimizer that holds the gates, all of them. The step is attached to it.
+        model: a model with an active SoRA adapter.
         weight: lambda, at least 0; or a schedule, from the number of steps taken before to lambda.
-        times_lr: Shrink by ``eta lambda``, the paper's step; if False by lambda, as the authors'
+        times_lr: shrink by ``eta lambda``, the paper's step; if False by lambda, as the authors'
             code does by default.
 
     Raises:
-        ValueError: The model has no active SoRA adapter, or a gate is not in `optimizer`.
+        ValueError: if the model has no active SoRA adapter, or a gate is not in `optimizer`.
 
     Example:
         >>> from adapters import Shrinkage, SoraConfig, ranks

@@ -39,7 +39,7 @@ class WeightDecayVariant(PlainVariant):
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Adds w to the layer, next to the adapter's A and B."""
+        """Add w to the layer, next to the adapter's A and B."""
         variant = module.lora_variant[adapter_name]
         assert isinstance(variant, WeightDecayVariant)
         A = factors(module, adapter_name).A
@@ -47,7 +47,7 @@ class WeightDecayVariant(PlainVariant):
         add_parameter(module, variant.container, adapter_name, w)
 
     def parameters(self, layer: LoraLayer, adapter: str) -> Tensor:
-        """w, shape ``(1,)``."""
+        """Return w, shape ``(1,)``."""
         w: Tensor = getattr(layer, self.container)[adapter]
         return w
 
@@ -61,7 +61,7 @@ class LoraWeightDecayConfig(BiLevelConfig):
     optimizers' own weight decay at zero.
 
     Args:
-        initial_weight_decay: The coefficient that every layer starts with, above 0.
+        initial_weight_decay: the coefficient that every layer starts with, above 0.
 
     Example:
         >>> from adapters import LoraWeightDecayConfig, levels, weight_decays
@@ -94,7 +94,7 @@ class LoraWeightDecayConfig(BiLevelConfig):
             raise ValueError(f"initial_weight_decay must be above 0 and finite, got {start!r}")
 
     def variant(self) -> WeightDecayVariant:
-        """LoRA's forward pass, and w."""
+        """Return LoRA's forward pass, with w."""
         return WeightDecayVariant(self.initial_weight_decay)
 
 
@@ -118,10 +118,10 @@ class WeightDecay:
     """
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the active adapter, a scalar.
+        """Return the penalty of the active adapter, a scalar.
 
         Raises:
-            ValueError: The model has no active adapter with learned weight decay.
+            ValueError: if the model has no active adapter with learned weight decay.
         """
         terms = []
         for _, adapter, layer, variant in _decayed(model):
@@ -133,10 +133,10 @@ class WeightDecay:
 
 
 def weight_decays(model: nn.Module) -> dict[str, float]:
-    """The weight decay ``exp(w)`` of every layer of the active adapter, by module name.
+    """Return the weight decay ``exp(w)`` of every layer of the active adapter, by module name.
 
     Raises:
-        ValueError: The model has no active adapter with learned weight decay.
+        ValueError: if the model has no active adapter with learned weight decay.
 
     Example:
         >>> from adapters import LoraWeightDecayConfig, weight_decays

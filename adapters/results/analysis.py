@@ -94,14 +94,14 @@ class LayerAnalysis:
     """The same for the columns of B."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data, for JSON."""
+        """Return the fields as plain data, for JSON."""
         return asdict(self)
 
 
 def change(
     before: Tensor, after: Tensor, *, layer: str = "", checkpoint: str = "", axis: Axis = "out"
 ) -> Change:
-    """The change of one weight, DoRA's definition.
+    """Return the change of one weight, DoRA's definition.
 
         dM = mean_i | |W'_i| - |W_i| |,    dD = mean_i (1 - cos(W'_i, W_i))
 
@@ -113,12 +113,12 @@ def change(
     Args:
         before: W, ``(out, in)``.
         after: W', ``(out, in)``.
-        layer: Copied into the result.
-        checkpoint: Copied into the result.
+        layer: copied into the result.
+        checkpoint: copied into the result.
         axis: ``"out"`` or ``"in"``.
 
     Raises:
-        ValueError: The shapes differ, or `axis` is unknown.
+        ValueError: if the shapes differ, or `axis` is unknown.
 
     Example:
         >>> import torch
@@ -148,14 +148,14 @@ def change(
 
 
 def changes(model: nn.Module, *, checkpoint: str = "", axis: Axis = "out") -> list[Change]:
-    """The change of every adapted weight by the active adapters, with dropout and masks off.
+    """Return the change of every adapted weight by the active adapters, with dropout and masks off.
 
     Call it at several points of a run, with another `checkpoint` each, and collect the lists for
     `slope` and `adapters.results.figures.plot_changes`. The weights are taken from each layer in
     turn, in float64: a copy of one layer and a matrix ``(in, in)`` are in memory.
 
     Raises:
-        ValueError: The model has no adapted linear layer, or an adapter is merged.
+        ValueError: if the model has no adapted linear layer, or an adapter is merged.
 
     Example:
         >>> import torch
@@ -181,22 +181,22 @@ def slope(
     level: float = 0.95,
     seed: int = 0,
 ) -> Slope:
-    """The slope of dM against dD over layers and checkpoints, with its spread.
+    """Return the slope of dM against dD over layers and checkpoints, with its spread.
 
     The papers give the slope alone; over few points with nearly one dD it says little, so here it
     comes with a percentile bootstrap interval.
 
     Args:
-        points: At least three, not all with one dD.
-        by: What is resampled: whole layers, since checkpoints of one layer are not independent, or
+        points: at least three, not all with one dD.
+        by: what is resampled: whole layers, since checkpoints of one layer are not independent, or
             single points.
-        num_samples: Resamples.
-        level: Of the interval, between 0 and 1.
-        seed: Of the resampling.
+        num_samples: how often it is resampled.
+        level: of the interval, between 0 and 1.
+        seed: of the resampling.
 
     Raises:
-        ValueError: There are fewer than three points or two groups, all have one dD, or an option
-            is out of range.
+        ValueError: if there are fewer than three points or two groups, all have one dD, or an
+            option is out of range.
 
     Example:
         >>> from adapters.results.analysis import Change, slope
@@ -245,7 +245,7 @@ def slope(
 
 
 def _line(pairs: list[tuple[float, float]]) -> tuple[float, float, float] | None:
-    """Slope, intercept and correlation, or None where all abscissae are one."""
+    """Return slope, intercept and correlation, or None where all abscissae are one."""
     x, y = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     x_mean, y_mean = x.mean(), y.mean()
     dx, dy = x - x_mean, y - y_mean
@@ -260,12 +260,12 @@ def _line(pairs: list[tuple[float, float]]) -> tuple[float, float, float] | None
 def analyse(
     model: nn.Module, *, checkpoint: str = "", axis: Axis = "out"
 ) -> dict[str, LayerAnalysis]:
-    """What the active adapters have learned, by module name.
+    """Return what the active adapters have learned, by module name.
 
     Takes a singular value decomposition of every change ``W' - W``, in float64.
 
     Raises:
-        ValueError: As `changes`.
+        ValueError: as `changes`.
 
     Example:
         >>> import torch
@@ -311,7 +311,8 @@ def _analysis(
 
 
 def _weights(model: nn.Module) -> Iterable[tuple[str, Tensor, Tensor, nn.Module]]:
-    """Name, frozen weight, weight in use and layer of every adapted linear layer, in float64.
+    """Return name, frozen weight, weight in use and layer of every adapted linear layer, in
+    float64.
 
     The weight in use is read off a copy of the layer by its outputs for the unit vectors.
     """

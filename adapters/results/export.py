@@ -16,15 +16,10 @@ from adapters.glue.masks import MASK_LOGIT, mask_logit
 from adapters.glue.norms import widen
 from adapters.glue.registry import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from adapters.glue.variants import BiLevelVariant
-from adapters.methods.bidora import BiDoraConfig
 from adapters.methods.diagonal import DiagonalVariant
-from adapters.methods.weight_decay import WeightDecayVariant
 from adapters.training.rank_selection import alpha_pattern, rank_pattern
 
 __all__ = ["export_lora"]
-
-FOLDED = (DiagonalVariant, WeightDecayVariant)
-"""Whose upper parameters a plain LoRA checkpoint does without."""
 
 
 def export_lora(
@@ -34,7 +29,7 @@ def export_lora(
     *,
     prune: bool = False,
 ) -> Path:
-    """The folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
+    """Return the folder of a plain PEFT LoRA checkpoint that computes what the adapter computes.
 
     The singular values are folded into B, ``B <- B diag(g(d))``: same rank, same scale, no
     approximation. So is the mean of LoRA Dropout's masks, ``B <- (1 - p)^2 B``: the checkpoint is
@@ -43,17 +38,17 @@ def export_lora(
     nothing, is not. The files appear complete or not at all; files of the same name are replaced.
 
     Args:
-        model: A PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, with one of LoRA
+        model: a PEFT model with a BiLoRA, AutoLoRA, SoRA or LoRA Dropout adapter, with one of LoRA
             with learned weight decay, or of BiDoRA with masks.
-        path: The folder to write.
-        adapter_name: The adapter; the active one if None.
-        prune: Keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
+        path: the folder to write.
+        adapter_name: the adapter; the active one if None.
+        prune: keep only the ranks that `ranks` counts. Exact where the others are zero, as SoRA's
             are; truncates AutoLoRA to what it has selected. The checkpoint then has a
             ``rank_pattern`` and an ``alpha_pattern``, which not every program but PEFT reads.
 
     Raises:
-        TypeError: `model` is not a ``PeftModel``.
-        ValueError: The adapter is not one that folds into LoRA.
+        TypeError: if `model` is not a ``PeftModel``.
+        ValueError: if the adapter is not one that folds into LoRA.
 
     Example:
         >>> import tempfile, torch
@@ -96,16 +91,12 @@ def _check_foldable(model: PeftModel, adapter: str) -> None:
         raise ValueError(
             f"adapter_name must be one of {sorted(model.peft_config)}, got {adapter!r}"
         )
-    config = model.peft_config[adapter]
-    if isinstance(config, BiDoraConfig) and config.norm_axis == "in":
-        raise ValueError(
-            f"adapter {adapter!r} has norm_axis='in', one magnitude for each input, which no PEFT "
-            "checkpoint can hold; save model.merge_and_unload()"
-        )
-    for _, _, _, variant in adapted_layers(model, BiLevelVariant, adapter):
-        if isinstance(variant, FOLDED) or variant.masks is not None:
+    for _, _, layer, variant in adapted_layers(model, BiLevelVariant, adapter):
+        if variant.unexportable:
+            raise ValueError(f"adapter {adapter!r} {variant.unexportable}")
+        if variant.folded_scale(layer, adapter) is not None or variant.masks is not None:
             return
-    if getattr(config, "use_dora", False):
+    if getattr(model.peft_config[adapter], "use_dora", False):
         raise ValueError(
             f"adapter {adapter!r} cannot become LoRA: its change of the weights, "
             "diag(m / n) (W0 + s B A) - W0, has full rank. It needs no export: "
@@ -131,10 +122,11 @@ def _folded(
         B = saved[key]
         dtype = widen(B.dtype)
         values = torch.ones(1, dtype=dtype, device=B.device)
-        if isinstance(variant, FOLDED):
-            del folded[f"{name}.{variant.container}"]
-        if isinstance(variant, DiagonalVariant):
-            values = variant.singular_values(layer, adapter).detach().to(B.device, dtype)
+        scale = variant.folded_scale(layer, adapter)
+        if scale is not None:
+            values = scale.detach().to(B.device, dtype)
+            if variant.container:
+                del folded[f"{name}.{variant.container}"]
         if variant.masks is not None:
             logit = mask_logit(layer, adapter)
             if logit is not None:

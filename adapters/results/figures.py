@@ -19,15 +19,15 @@ MARKERS = "osD^v<>pPX*hH8d"
 
 
 def plot_changes(points: Sequence[Change], *, line: Slope | None = None) -> "Figure":
-    """A figure of dM against dD, a colour a checkpoint, a marker a layer.
+    """Return a figure of dM against dD, a colour a checkpoint, a marker a layer.
 
     Args:
-        points: From `changes`, at one or several checkpoints.
-        line: From `slope`: drawn with its interval.
+        points: from `changes`, at one or several checkpoints.
+        line: from `slope`: drawn with its interval.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: There are no points.
+        ImportError: if matplotlib is not installed.
+        ValueError: if there are no points.
     """
     if not points:
         raise ValueError("points must hold at least one change, got none")
@@ -63,15 +63,15 @@ def plot_changes(points: Sequence[Change], *, line: Slope | None = None) -> "Fig
 
 
 def plot_spectra(found: Mapping[str, LayerAnalysis]) -> "Figure":
-    """A figure of the singular values of every layer's change, with the effective ranks; and, where
-    an adapter has learned singular values, of those.
+    """Return a figure of the singular values of every layer's change, with the effective ranks;
+    and, where an adapter has learned singular values, of those.
 
     Args:
-        found: From `analyse`.
+        found: from `analyse`.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: There are no layers.
+        ImportError: if matplotlib is not installed.
+        ValueError: if there are no layers.
     """
     if not found:
         raise ValueError("found must hold at least one layer, got none")
@@ -114,7 +114,7 @@ def _figure(columns: int, *, width: float = 4.8) -> "Figure":
 
 
 def _short(names: list[str]) -> list[str]:
-    """The names without the parts that all of them begin with."""
+    """Return the names without the parts that all of them begin with."""
     parts = [name.split(".") for name in names]
     common = 0
     while (

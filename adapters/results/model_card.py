@@ -31,7 +31,8 @@ def write_model_card(
     metrics: Sequence[str] = ("accuracy",),
     notes: str = "",
 ) -> Path:
-    """The model card in a folder that ``model.save_pretrained`` wrote, with a bi-level section.
+    """Return the model card in a folder that ``model.save_pretrained`` wrote, with a bi-level
+    section.
 
     The section tells how the training data were split between the levels, what each level trained,
     by which hypergradient and with which scale, from which seeds, and what came of it: loss,
@@ -39,22 +40,22 @@ def write_model_card(
     between them. It is appended to PEFT's text, or replaces the section of an earlier call.
 
     Args:
-        path: The folder.
-        model: The model that was saved, with its bi-level adapter active and trainable.
-        lower_examples: Training examples of the lower level.
-        upper_examples: Held-out training examples of the upper level.
-        scores: By split, "train" and "test" and, where there is one, "validation": the numbers by
+        path: the folder.
+        model: the model that was saved, with its bi-level adapter active and trainable.
+        lower_examples: training examples of the lower level.
+        upper_examples: held-out training examples of the upper level.
+        scores: by split, "train" and "test" and, where there is one, "validation": the numbers by
             name, "loss" among them and "ece" where it was measured. None for what is not defined.
-        response: How the lower solution responded: ``record.responses["upper <- lower"]`` of the
+        response: how the lower solution responded: ``record.responses["upper <- lower"]`` of the
             last round, or words.
-        seeds: By name, such as ``{"split": 0, "model": 1}``.
-        steps: Lower updates for each upper one.
-        metrics: The names among the scores that are reported, higher being better.
-        notes: A paragraph of your own.
+        seeds: by name, such as ``{"split": 0, "model": 1}``.
+        steps: lower updates for each upper one.
+        metrics: the names among the scores that are reported, higher being better.
+        notes: a paragraph of your own.
 
     Raises:
-        FileNotFoundError: The folder has no model card yet.
-        ValueError: A split or one of its numbers is missing or unknown, or a count is below 1.
+        FileNotFoundError: if the folder has no model card yet.
+        ValueError: if a split or one of its numbers is missing or unknown, or a count is below 1.
 
     Example:
         >>> import tempfile, torch
@@ -127,7 +128,7 @@ def _split(model: PeftModel, lower_examples: int, upper_examples: int) -> str:
 
 
 def _kind(name: str) -> str:
-    """What a parameter is, out of its name: the part that PEFT begins with ``lora_``."""
+    """Return what a parameter is, out of its name: the part that PEFT begins with ``lora_``."""
     for part in name.split("."):
         if part.startswith("lora_") or part == "modules_to_save":
             return part

@@ -42,14 +42,14 @@ class Levels:
 
 
 def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
-    """The two levels of the active adapter, a partition of its trainable parameters.
+    """Return the two levels of the active adapter, a partition of its trainable parameters.
 
     Args:
-        model: A PEFT model, or any module with injected adapters.
-        adapter_name: The adapter, which must be active; needed where several are.
+        model: a PEFT model, or any module with injected adapters.
+        adapter_name: the adapter, which must be active; needed where several are.
 
     Raises:
-        ValueError: No bi-level adapter is active, several are, or the one named is frozen.
+        ValueError: if no bi-level adapter is active, several are, or the one named is frozen.
 
     Example:
         >>> import torch
@@ -61,17 +61,17 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
         [(2,)]
     """
     adapter = _active(model, adapter_name)
+    found = [each for each in adapted_layers(model, BiLevelVariant) if each[1] == adapter]
     upper = {
         f"{name}.{container}.{adapter}".removeprefix(".")
-        for name, active, _, variant in adapted_layers(model, BiLevelVariant)
-        if active == adapter
+        for name, _, _, variant in found
         for container in variant.upper_containers
     }
     if not upper:
+        remedies = sorted({variant.two_levels for *_, variant in found if variant.two_levels})
         raise ValueError(
-            f"adapter {adapter!r} trains all its parameters on one level; for a SoRA adapter with "
-            "its gates in the upper one, use SoraConfig(gate_level='upper'); for a LoRA Dropout "
-            "adapter with its rates there, LoraDropoutConfig(learn_mask_rate=True)"
+            f"adapter {adapter!r} trains all its parameters on one level; with "
+            f"{' or '.join(remedies)} it has two"
         )
     others = _adapters(model) - {adapter}
     named = [
@@ -119,7 +119,7 @@ def _parent(name: str) -> str:
 
 
 def _owner(name: str) -> str | None:
-    """The adapter a parameter belongs to: what follows the container PEFT keeps adapters in."""
+    """Return the adapter of a parameter: what follows the container that PEFT keeps adapters in."""
     parts = name.split(".")
     for container, adapter in pairwise(parts):
         if container.startswith("lora_") or container in CONTAINERS:

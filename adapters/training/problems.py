@@ -31,32 +31,32 @@ def two_level(
     lower_scheduler: Any = None,
     clip: Clip | None = None,
 ) -> ProblemGraph:
-    """The graph that trains an adapter on two levels.
+    """Return the graph that trains an adapter on two levels.
 
     min over the upper parameters x of ``loss(upper batch) + upper_penalty`` at y*(x), where y*(x)
     minimises ``loss(lower batch) + penalty`` over the lower parameters. The problems are called
     "upper" and "lower".
 
     Args:
-        model: A model with one active bi-level adapter.
+        model: a model with one active bi-level adapter.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
-        upper_batches: Held-out data, another part of the training set than `lower_batches`.
-        lower_batches: Training data. None, for either: a loop of your own hands them in
+        upper_batches: held-out data, another part of the training set than `lower_batches`.
+        lower_batches: training data. None, for either: a loop of your own hands them in
             (`blo.Engine.backward`, `blo.Engine.step`).
-        upper_optimizer: Holds exactly ``levels(model).upper``.
-        lower_optimizer: Holds exactly ``levels(model).lower``.
-        method: How the lower solution responds to the upper parameters; None for ``darts()``.
-        penalty: Added to the lower loss: a function of the model, or several.
-        upper_penalty: Added to the upper loss.
-        upper_loss: The loss of the upper level where it is another than `loss`.
-        steps: Lower updates for each upper one.
-        accumulate: Batches averaged for one update, at both levels.
-        upper_scheduler: A learning-rate scheduler of `upper_optimizer`.
-        lower_scheduler: A learning-rate scheduler of `lower_optimizer`.
-        clip: What the gradients of each level are clipped to before its optimizer gets them.
+        upper_optimizer: holds exactly ``levels(model).upper``.
+        lower_optimizer: holds exactly ``levels(model).lower``.
+        method: how the lower solution responds to the upper parameters; None for ``darts()``.
+        penalty: added to the lower loss: a function of the model, or several.
+        upper_penalty: added to the upper loss.
+        upper_loss: the loss of the upper level where it is another than `loss`.
+        steps: lower updates for each upper one.
+        accumulate: batches averaged for one update, at both levels.
+        upper_scheduler: a learning-rate scheduler of `upper_optimizer`.
+        lower_scheduler: a learning-rate scheduler of `lower_optimizer`.
+        clip: what the gradients of each level are clipped to before its optimizer gets them.
 
     Raises:
-        ValueError: The model has no such adapter, or an optimizer holds a parameter of the other
+        ValueError: if the model has no such adapter, or an optimizer holds a parameter of the other
             level, a frozen one, or not all of its own.
 
     Example:
@@ -114,12 +114,12 @@ def two_level(
 
 
 def penalised(model: nn.Module, loss: Loss, penalty: Penalty | Sequence[Penalty]) -> Loss:
-    """The loss ``batch -> loss(batch) + penalty(model)``; the loss itself without a penalty.
+    """Return the loss ``batch -> loss(batch) + penalty(model)``; the loss itself without a penalty.
 
     Args:
-        model: What the penalties are computed from.
+        model: what the penalties are computed from.
         loss: ``loss(batch)``, a closure over `model`; a scalar or a dict with one under "loss".
-        penalty: A function of the model, or several, such as `Orthogonality`.
+        penalty: a function of the model, or several, such as `Orthogonality`.
 
     Example:
         >>> from adapters import BiLoraConfig, Orthogonality, penalised

@@ -18,17 +18,17 @@ WRAPPER = "base_model.model."
 
 
 def ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
-    """The selected rank of every adapted module, by its name in the model that was adapted.
+    """Return the selected rank of every adapted module, by its name in the model that was adapted.
 
     AutoLoRA selects the ranks whose share is at least 1/r, at least one; the others those whose
     value is not zero, possibly none.
 
     Args:
-        model: A model with an AutoLoRA, SoRA or BiLoRA adapter.
-        adapter_name: The adapter; the active ones if None.
+        model: a model with an AutoLoRA, SoRA or BiLoRA adapter.
+        adapter_name: the adapter; the active ones if None.
 
     Raises:
-        ValueError: The model has no such adapter.
+        ValueError: if the model has no such adapter.
 
     Example:
         >>> import torch
@@ -45,17 +45,17 @@ def ranks(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
 
 
 def rank_pattern(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
-    """The selected ranks as ``LoraConfig(rank_pattern=...)`` takes them.
+    """Return the selected ranks as ``LoraConfig(rank_pattern=...)`` takes them.
 
     The keys are regular expressions that match one module each; a rank of 0 becomes 1, the lowest
     that PEFT has.
 
     Args:
-        model: As in `ranks`.
-        adapter_name: As in `ranks`.
+        model: as in `ranks`.
+        adapter_name: as in `ranks`.
 
     Raises:
-        ValueError: The model has no such adapter.
+        ValueError: if the model has no such adapter.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ def rank_pattern(model: nn.Module, adapter_name: str | None = None) -> dict[str,
 
 
 def alpha_pattern(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:
-    """The alphas with which LoRA of the selected ranks keeps every module's scale."""
+    """Return the alphas with which LoRA of the selected ranks keeps every module's scale."""
     found = {}
     for name, adapter, selected, layer in _selected(model, adapter_name):
         root = math.sqrt if layer.use_rslora[adapter] else float
@@ -79,17 +79,17 @@ def alpha_pattern(model: nn.Module, adapter_name: str | None = None) -> dict[str
 
 
 def retrain_config(model: nn.Module, adapter_name: str | None = None) -> LoraConfig:
-    """A plain ``LoraConfig`` of the selected ranks, to retrain from the frozen model.
+    """Return a plain ``LoraConfig`` of the selected ranks, to retrain from the frozen model.
 
     Everything else is as it was in the search. Each module keeps its scale s: ``alpha_pattern``
     makes up for the rank that it is divided by.
 
     Args:
-        model: As in `ranks`.
-        adapter_name: As in `ranks`, but only one.
+        model: as in `ranks`.
+        adapter_name: as in `ranks`, but only one.
 
     Raises:
-        ValueError: The model has no such adapter, or several are active.
+        ValueError: if the model has no such adapter, or several are active.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ def retrain_config(model: nn.Module, adapter_name: str | None = None) -> LoraCon
 
 
 def pattern(name: str) -> str:
-    """The key of ``rank_pattern`` for one module; PEFT matches keys from any dot to the end."""
+    """Return the key of ``rank_pattern`` for a module; PEFT matches from any dot to the end."""
     return f"^{re.escape(name)}"
 
 

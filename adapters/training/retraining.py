@@ -16,23 +16,23 @@ __all__ = ["retrain"]
 def retrain(
     model: PeftModel, *, restart: bool = True, adapter_name: str | None = None
 ) -> list[nn.Parameter]:
-    """Freezes the upper parameters that the search has found, and returns what is left to train.
+    """Freeze the upper parameters that the search has found; return what is left to train.
 
     The second phase of BiDoRA: ``min L(A, B, m)`` over A, B and the heads on all the data, the
     magnitudes m fixed; a graph of one `Problem`, or any training loop. For BiLoRA, whose paper has
     no such phase, the singular values are fixed in the same way.
 
     Args:
-        model: A model with an active bi-level adapter, after the search.
-        restart: Start A, B and the heads in ``modules_to_save`` as a new adapter does, as the
+        model: a model with an active bi-level adapter, after the search.
+        restart: start A, B and the heads in ``modules_to_save`` as a new adapter does, as the
             authors' code does (with new random values for A); if False, go on from where they are.
-        adapter_name: The adapter; needed where several are active.
+        adapter_name: the adapter; needed where several are active.
 
     Returns:
         The lower parameters, for the optimizer of the second phase.
 
     Raises:
-        ValueError: No bi-level adapter is active; or its values cannot start anew, because
+        ValueError: if no bi-level adapter is active; or its values cannot start anew, because
             ``init_lora_weights=False``, or because biases or tokens of the base model were trained.
 
     Example:

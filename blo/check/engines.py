@@ -284,7 +284,7 @@ class EngineSubject:
                 loss=p.loss,
                 batch=batch,
                 random_state=state,
-                precision=None if wide else self.precision,
+                autocast=None if wide else self.precision,
                 name=p.name,
                 held=tuple(t for t, _ in others),
                 values=tuple(v for _, v in others),

@@ -63,7 +63,7 @@ class AttachedObjective:
 
     @property
     def precision(self) -> torch.dtype | None:
-        """The autocast type of the loss."""
+        """The coarsest type that the loss is computed in."""
         return self.base.precision
 
     @contextmanager

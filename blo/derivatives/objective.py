@@ -29,7 +29,7 @@ class Objective(Protocol):
 
     @property
     def precision(self) -> torch.dtype | None:
-        """The autocast type that the loss is computed in, or None without autocast."""
+        """The coarsest type that the loss is computed in; None where it is that of its tensors."""
 
     def scope(self, upper: Tensors, lower: Tensors) -> AbstractContextManager[Callable[[], Tensor]]:
         """Return a context that yields ``evaluate() -> g(upper, lower)``.

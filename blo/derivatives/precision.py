@@ -6,11 +6,33 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def coarsest(types: Iterable[torch.dtype | None]) -> torch.dtype:
     """Return the type with the largest rounding error; None, no autocast, is passed over."""
     return max((t for t in types if t is not None), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def computed_in(loss: Tensor) -> torch.dtype | None:
+    """Return the type with the largest rounding error in the graph of `loss`: what a frozen model
+    in half precision or an autocast context within the loss computes in. None without a graph.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> computed_in(weight.sum()), computed_in(weight.bfloat16().square().float().sum())
+        (torch.float32, torch.bfloat16)
+    """
+    waiting = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen, types = set(waiting), {loss.dtype}
+    while waiting:
+        node = waiting.pop()
+        types |= {m.dtype for m in node._input_metadata}
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return coarsest(t for t in types if t.is_floating_point) if seen else None
 
 
 def fresh_autocast(

@@ -1,21 +1,19 @@
 """Two levels in ``transformers.Trainer``: equal to the engine, and to a loop written by hand."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from adapters import Orthogonality, WeightDecay, levels, two_level
 from adapters.trainer import TwoLevelTrainer
 from blo import Engine, Method, cg, darts, soba, t1t2, unrolled
-from tests.adapters.models import adapted, base_model
+from tests.adapters.models import adapted
 
 # transformers' own: its progress callback and its saved random state.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -73,7 +71,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(
-    ("base", "adapter", "method", "optimizer", "steps", "accumulate"),
+    "base, adapter, method, optimizer, steps, accumulate",
     CELLS,
     ids=[f"{cell[1]}-{cell[3]}-{cell[4]}-{cell[5]}" for cell in CELLS],
 )
@@ -141,3 +139,142 @@ def test_the_trainer_is_the_engine_bit_for_bit(
         assert torch.equal(value, values(trained)[name]), name
     start = values(adapted(base, adapter, moved=0.3))
     assert all(not torch.equal(start[n], v) for n, v in values(trained).items())
+
+
+def pad(rows: list[Any]) -> dict[str, Tensor]:
+    """The collator of sentences of several lengths."""
+    padded = nn.utils.rnn.pad_sequence
+    ids = padded([row["input_ids"] for row in rows], batch_first=True)
+    labels = padded([row["input_ids"] for row in rows], batch_first=True, padding_value=-100)
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
+
+
+def uneven(number: int, seed: int) -> list[Any]:
+    """Sentences of three to eight tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(3, 9, (number,), generator=generator)
+    return [{"input_ids": torch.randint(1, 40, (n,), generator=generator)} for n in sizes]
+
+
+def test_the_trainer_is_a_loop_written_by_hand_that_normalises_as_trainer_does(
+    tmp_path: Path,
+) -> None:
+    """Unequal numbers of tokens, accumulation, clipping, a schedule with warm-up; T1-T2."""
+    trained, twin = (adapted("gpt2", "real", moved=0.3) for _ in range(2))
+    lower, upper = uneven(24, 1), uneven(12, 2)
+    args = arguments(
+        tmp_path,
+        max_steps=6,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        max_grad_norm=0.5,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+    )
+    trainer = TwoLevelTrainer(
+        trained,
+        args,
+        data_collator=pad,
+        train_dataset=lower,
+        upper_dataset=upper,
+        method=t1t2(),
+        steps=2,
+    )
+    trainer.train()
+
+    split = levels(twin.train())
+    below = torch.optim.AdamW(split.lower, 2e-2, weight_decay=0.0)
+    above = torch.optim.AdamW(split.upper, 2e-2, weight_decay=0.0)
+    # Over 6 lower and 3 upper updates, warm-up of 2 each.
+    rates = [2e-2 * r for r in (0.0, 0.5, 1.0, 0.75, 0.5, 0.25)]
+    upper_rates = [2e-2 * r for r in (0.0, 0.5, 1.0)]
+
+    def loss(data: list[Any], i: int) -> Tensor:
+        pairs = [pad(data[4 * i + j : 4 * i + j + 2]) for j in (0, 2)]
+        number = sum(int(b["labels"].ne(-100).sum()) for b in pairs)
+        whole = torch.zeros(())
+        for batch in pairs:
+            logits = twin(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            whole = whole + nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+            )
+        return whole / number
+
+    for i in range(6):
+        below.param_groups[0]["lr"] = rates[i]
+        below.zero_grad()
+        value = loss(lower, i)
+        grads = torch.autograd.grad(value, split.lower, create_graph=True)
+        for p, g in zip(split.lower, grads, strict=True):
+            p.grad = g.detach().clone()
+        before = [p.detach().clone() for p in split.lower]
+        nn.utils.clip_grad_norm_(split.lower, 0.5)
+        below.step()
+        if i % 2 == 0:
+            continue
+        after = [p.detach().clone() for p in split.lower]
+        held_out = torch.autograd.grad(loss(upper, i // 2), [*split.upper, *split.lower])
+        direct, cotangent = held_out[: len(split.upper)], held_out[len(split.upper) :]
+        with torch.no_grad():
+            for p, v in zip(split.lower, before, strict=True):
+                p.copy_(v)
+        grads = torch.autograd.grad(loss(lower, i), split.lower, create_graph=True)
+        inner = sum((g * c).sum() for g, c in zip(grads, cotangent, strict=True))
+        mixed = torch.autograd.grad(rates[i] * inner, split.upper)
+        with torch.no_grad():
+            for p, v in zip(split.lower, after, strict=True):
+                p.copy_(v)
+        above.param_groups[0]["lr"] = upper_rates[i // 2]
+        for p, d, m in zip(split.upper, direct, mixed, strict=True):
+            p.grad = d - m
+        nn.utils.clip_grad_norm_(split.upper, 0.5)
+        above.step()
+    for name, expected in values(twin).items():
+        torch.testing.assert_close(values(trained)[name], expected, rtol=1e-5, atol=1e-6)
+
+
+RESUMED = {
+    "darts": (darts(), 1, {"save_steps": 3}),
+    "within a round": (darts(), 2, {"save_steps": 3}),
+    "soba": (soba(0.1), 1, {"save_strategy": "epoch"}),
+    "unrolled": (unrolled(2), 3, {"save_steps": 3}),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_ends_where_the_whole_run_does(name: str, tmp_path: Path) -> None:
+    """Dropout, shuffled data, a schedule; the upper data go round in between."""
+    method, steps, saving = RESUMED[name]
+    adapter = "bidora" if name == "darts" else "real"
+
+    def run(folder: Path, resume: str | bool = False) -> TwoLevelTrainer:
+        dropped = {} if adapter == "bidora" else {"lora_dropout": 0.1}
+        model = adapted("bert", adapter, moved=0.7 if resume else 0.3, **dropped)
+        args = arguments(
+            folder,
+            max_steps=7,
+            max_grad_norm=1.0,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="random",
+            **{"save_strategy": "steps", **saving},
+        )
+        trainer = TwoLevelTrainer(
+            model,
+            args,
+            train_dataset=examples("bert", 12, 1),
+            upper_dataset=examples("bert", 8, 2),
+            method=method,
+            steps=steps,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    kept = tmp_path / "part" / "checkpoint-3"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", kept)
+    resumed = run(tmp_path / "part", str(kept))
+    assert resumed._engine is not None
+    assert whole._engine is not None
+    assert resumed._engine.round == whole._engine.round == 7 // steps
+    for key, value in values(whole.model).items():
+        assert torch.equal(value, values(resumed.model)[key]), key
