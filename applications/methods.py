@@ -186,14 +186,21 @@ ROWS = (
         export=export_lora,
     ),
 )
-METHODS: Mapping[str, Row] = {row.name: row for row in ROWS}
+METHODS: dict[str, Row] = {row.name: row for row in ROWS}
 DEFAULT_METHOD = "bilora"
+USUAL = (None, 0.0, "none")
 
 
 def named(rows: Mapping[str, Row], *, bi_level: bool) -> str:
     """The methods of one or of two levels in words, with what is to be said of them."""
     chosen = [row for row in rows.values() if row.bi_level is bi_level]
     return ", ".join(f"{row.name} ({row.note})" if row.note else row.name for row in chosen)
+
+
+def defaults(attribute: str) -> str:
+    """What the methods have as a default that not all have, in words: ``values for bidora``."""
+    found = {row.name: getattr(row, attribute) for row in METHODS.values()}
+    return ", ".join(f"{value} for {name}" for name, value in found.items() if value not in USUAL)
 
 
 def those_with(attribute: str) -> list[str]:

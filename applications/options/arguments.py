@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -16,8 +16,10 @@ from applications.methods import (
     Control,
     Retraining,
     Row,
+    defaults,
     named,
     taking,
+    those_with,
 )
 
 T = TypeVar("T")
@@ -25,13 +27,13 @@ T = TypeVar("T")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
-def option(default: T, description: str, *aliases: str, choices: Iterable[T] = ()) -> T:
+def option(default: T, description: str, *aliases: str, choices: Collection[T] = ()) -> T:
     """A dataclass field with the text that ``--help`` shows and other spellings of its flag.
 
     ``choices``, where there are any, are all the values it can have.
     """
     metadata: dict[str, Any] = {"help": description, "aliases": list(aliases)}
-    if choices := list(choices):
+    if choices:
         metadata["choices"] = choices
     value: T = field(default=default, metadata=metadata)
     return value
@@ -145,7 +147,7 @@ class AdapterOptions:
         None,
         f"{named(METHODS, bi_level=False)} train on one level; {named(METHODS, bi_level=True)} are "
         f"bi-level. Default: {DEFAULT_METHOD}, and for the demo lora then bilora",
-        choices=METHODS,
+        choices=METHODS.keys(),
     )
     lora_r: int = option(8, "rank")
     lora_alpha: float = option(16.0, "the update is scaled by lora_alpha / lora_r")
@@ -155,8 +157,8 @@ class AdapterOptions:
     )
     mask_rate: float | None = option(
         None,
-        "LoRA Dropout: probability that a mask drops an input of A or an output of B; default: 0.5 "
-        "for lora_dropout, none for bilora and bidora, which it works with too",
+        f"LoRA Dropout: probability that a mask drops an input of A or an output of B; works with "
+        f"{', '.join(those_with('mask_rate'))}; default: {defaults('mask_rate')}, else none",
     )
     num_masks: int = option(
         4, "LoRA Dropout: masks whose losses are averaged in training, and predictions in testing"
@@ -199,8 +201,8 @@ class AdapterOptions:
     )
     export_lora: bool = option(
         False,
-        "bilora, lora_weight_decay: also write the folded adapter as a plain PEFT LoRA in the "
-        "folder lora/",
+        f"{', '.join(those_with('export'))}: also write the folded adapter as a plain PEFT LoRA in "
+        f"the folder lora/",
     )
 
     def __post_init__(self) -> None:
@@ -264,8 +266,8 @@ class LevelOptions:
     retraining: Retraining | None = option(
         None,
         "train anew on all training examples after the search: with the upper parameters fixed, "
-        "or stock LoRA of the ranks they select (autolora); default: values for bidora, ranks for "
-        "autolora, as in the papers, else none",
+        f"or stock LoRA of the ranks they select; default: {defaults('retraining')}, as in the "
+        f"papers, else none",
     )
     retraining_learning_rate: float | None = option(
         None, "learning rate of the retraining; default: --learning_rate"
@@ -296,7 +298,7 @@ class LevelOptions:
         "darts",
         "how the lower level's response to the upper one is computed; unrolled goes through all "
         "--lower_steps, alternating leaves the response out (a control)",
-        choices=HYPERGRADIENTS,
+        choices=HYPERGRADIENTS.keys(),
     )
     hypergradient_scale: float | None = option(
         None,
