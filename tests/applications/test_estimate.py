@@ -82,8 +82,8 @@ def test_an_estimate_is_what_a_round_takes(flags: tuple[str, ...], tiny: Run) ->
     assert found.memory["optimizer states"] == sum(t.nbytes for t in tensors)
     assert sum(found.problems.values()) == sum(p.numel() for p in trained)
     assert found.frozen == sum(t.numel() for t in every) - sum(p.numel() for p in trained)
-    # Estimated: what autograd holds at most, within a factor of two.
-    assert 0.5 < found.memory["activations"] / saved.peak < 2
+    # Estimated: what autograd holds at most, within a factor of one and a half.
+    assert 2 / 3 < found.memory["activations"] / saved.peak < 3 / 2
     # The cost of a round: the second one, as the first compares two radii.
     before = (engine.num_gradients, engine.num_products)
     engine.run(1)
