@@ -91,16 +91,21 @@ def total_gradient(
             num_products=info.num_products + sight.spent.num_products,
             batches=tuple(moments[q.name].draw.numbers),
         )
-        for a in sources:
-            mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
-            present = adjoints.get(a.name)
-            adjoints[a.name] = mine if present is None else add(present, mine)
+        _accumulate(adjoints, sources, value)
     if problem.name not in adjoints:
         raise RuntimeError(
             f"no gradient reached problem {problem.name!r}: its loss depends neither on its own "
             "parameters nor, on these batches, on a lower solution that responds to them"
         )
     return adjoints[problem.name], infos
+
+
+def _accumulate(adjoints: dict[str, Tensors], sources: tuple[Problem, ...], value: Tensors) -> None:
+    """Add a response to the adjoints of the problems that it is for."""
+    for a in sources:
+        mine, value = value[: len(a.parameters)], value[len(a.parameters) :]
+        present = adjoints.get(a.name)
+        adjoints[a.name] = mine if present is None else add(present, mine)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 from blo import checkpoint
 from blo.adjoints import total_gradient
 from blo.batches import to_device
+from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
-from blo.methods.alternating import Alternating
 from blo.methods.context import Info
 from blo.passes import Evaluation, evaluate
 from blo.problem import Problem
@@ -27,8 +27,9 @@ from blo.turns import Turns
 
 logger = logging.getLogger("blo")
 
-# Two differences, at a radius and at half of it, that are further apart are warned of.
-MOST_DISAGREEMENT = 0.1
+# By what a difference errs: where it was compared, and what mends it.
+ROUNDING = "twice", "rounding is the reason: give a larger radius, or compute in float32"
+CURVATURE = "half", "curvature or a kink is the reason: give a smaller radius or a smoother loss"
 
 
 class Total(NamedTuple):
@@ -200,8 +201,8 @@ class Engine:
             >>> for name, optimizer in (("lower", below), ("upper", above)):
             ...     total = engine.backward(name)
             ...     optimizer.step()
-            >>> total.value, x[0].item()  # 3 (y - 1) at y = 3 x, and the step
-            ((tensor(6.),), 0.4...)
+            >>> round(total.value[0].item(), 3), round(x[0].item(), 3)  # 3 (3 x - 1), and the step
+            (6.0, 0.4)
         """
         problem = self._next(name, batches)
         total = self.gradient(problem, self._turns.begin())
@@ -271,8 +272,8 @@ class Engine:
         """Return what compares the step of `problem` with the plain update of its optimizer, where
         a method takes the plain update for what the optimizer did.
         """
-        answers = self.graph.role(problem).answers and not isinstance(problem.method, Alternating)
-        if answers and problem.method.requirements.history == 0:
+        needs = problem.method.requirements
+        if self.graph.role(problem).answers and needs.responds and needs.history == 0:
             return self._watch.before(problem, gradient)
         return nothing
 
@@ -379,14 +380,16 @@ class Engine:
                 logger.info("%s%s", settings, kernels if info.num_products else "")
             logger.debug("round %d, %s: %s", self.round, key, info)
             apart = info.disagreement
-            if apart is not None and not apart <= MOST_DISAGREEMENT:
+            if apart is not None and not apart.distance <= MOST_DISAGREEMENT:
+                other, remedy = ROUNDING if apart.rounding else CURVATURE
                 logger.warning(
-                    "%s: the difference of gradients is %.0f%% away from the one at half the "
-                    "radius, so that the response may be that wrong; give a smaller radius (a "
-                    "larger one under bfloat16) such as darts(radius=1e-3), use t1t2() for exact "
-                    "products, or a smoother loss",
+                    "%s: the difference of gradients is %.0f%% away from the one at %s the "
+                    "radius, so that the response may be that wrong; %s, or use t1t2() or another "
+                    "method for exact products",
                     key,
-                    100 * apart,
+                    100 * apart.distance,
+                    other,
+                    remedy,
                 )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from blo.batches import BatchStream, edited, fresh, to_device, versions
-from blo.derivatives.objective import scalar
-from blo.derivatives.pullback import pulled_back
-from blo.derivatives.random_state import RandomState
+from blo import soundness
+from blo.batches import BatchStream
 from blo.evaluation import ParameterSpace
-from blo.linear.tensors import Tensors, leaves
-from blo.methods.alternating import Alternating
+from blo.probe import probe
 from blo.problem import Problem
 
 
@@ -93,22 +86,13 @@ class ProblemGraph:
 
     def __init__(self, problems: Sequence[Problem | Sequence[Problem]]) -> None:
         levels = [(p,) if isinstance(p, Problem) else tuple(p) for p in problems]
+        soundness.check_levels(levels)
         self.problems: tuple[Problem, ...] = tuple(p for level in levels for p in level)
-        if not self.problems:
-            raise ValueError("problems must hold at least one Problem, got none")
-        for p in self.problems:
-            if not isinstance(p, Problem):
-                raise TypeError(f"problems must hold Problem objects, got {p!r}")
-        if len(levels[0]) > 1 or self.top.steps != 1:
-            raise ValueError(
-                "the first level must be one problem with steps=1, since its update ends a round; "
-                "got " + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
-            )
         self._by_name = {p.name: p for p in self.problems}
         self._level = {p.name: i for i, level in enumerate(levels) for p in level}
         self.space = ParameterSpace(dict.fromkeys(m for p in self.problems for m in p.modules))
-        self._check_names()
-        self._check_parameters()
+        soundness.check_names(self.problems)
+        soundness.check_parameters(self.problems, self.space)
         self._entries: dict[str, Problem] = {}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
         self._unprobed = {p.name for p in self.problems if p.batches is None}
@@ -116,14 +100,15 @@ class ProblemGraph:
             p.name: (p.name,) if p.batches is None else self._probe(p, self.streams[p.name].peek())
             for p in self.problems
         }
-        self._check_reads()
+        soundness.check_declared(self)
         for p in self.problems:
             names = {*self.reads[p.name], *(p.reads or ())}
             self.reads[p.name] = tuple(q.name for q in self.problems if q.name in names)
-        self._check_order()
-        self._check_entries()
-        self._check_reach()
-        self._check_taken()
+        soundness.check_order(self)
+        soundness.check_entries(self)
+        soundness.check_reach(self)
+        soundness.warn_of_constant_responses(self)
+        soundness.warn_of_constant_steps(self)
         self._derive()
 
     def __getitem__(self, name: str) -> Problem:
@@ -147,9 +132,10 @@ class ProblemGraph:
         """
         names = {*self.reads[problem.name], *(q.name for q in others)}
         self.reads[problem.name] = tuple(p.name for p in self.problems if p.name in names)
-        self._check_reads()
-        self._check_order()
-        self._check_reach()
+        soundness.check_declared(self)
+        soundness.check_order(self)
+        soundness.check_reach(self)
+        soundness.warn_of_constant_responses(self)
         self._derive()
 
     def probe(self, problem: Problem, batch: Any) -> None:
@@ -302,90 +288,20 @@ class ProblemGraph:
         """Return all problems on the levels below `problem`, top to bottom."""
         return tuple(q for q in self.problems if self._is_above(problem, q))
 
+    def level(self, problem: Problem) -> int:
+        """Return the number of the level of `problem`; the top's is 0."""
+        return self._level[problem.name]
+
     def _is_above(self, p: Problem, q: Problem) -> bool:
         return self._level[p.name] < self._level[q.name]
 
-    def _check_names(self) -> None:
-        if len(self._by_name) < len(self.problems):
-            names = [p.name for p in self.problems]
-            twice = next(n for n in names if names.count(n) > 1)
-            raise ValueError(f"problem names must be unique, got {twice!r} twice")
-        for p in self.problems:
-            for name in p.reads or ():
-                if name not in self._by_name:
-                    raise ValueError(
-                        f"reads of problem {p.name!r} names {name!r}, which is not in the graph; "
-                        f"it has {list(self._by_name)}"
-                    )
-                if name == p.name:
-                    raise ValueError(
-                        f"reads of problem {name!r} names itself; list other problems only"
-                    )
-
-    def _check_parameters(self) -> None:
-        owner: dict[int, str] = {}
-        for p in self.problems:
-            for parameter in p.parameters:
-                if parameter not in self.space:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} in the optimizer of "
-                        f"problem {p.name!r} is in none of the "
-                        "graph's modules; parameters live in modules: put it in an nn.Module that "
-                        "the loss uses and pass that as module"
-                    )
-                if id(parameter) in owner:
-                    raise ValueError(
-                        f"parameter {self.space.names[id(parameter)]!r} is in the optimizers of "
-                        f"problems {owner[id(parameter)]!r} "
-                        f"and {p.name!r}; each parameter belongs to one problem"
-                    )
-                owner[id(parameter)] = p.name
-
     def _probe(self, problem: Problem, batch: Any) -> tuple[str, ...]:
-        """Return the names of the problems whose parameters the loss reaches on `batch`, its first.
-
-        The random state and the buffers are as before, and the batch stays in the stream as it was.
-        Whether the loss changes its batch in place, and which buffers it changes, is seen on the
-        way.
-
-        Raises:
-            ValueError: if the loss reaches a parameter that was taken out of its module before:
-                products and differences put other values in the modules, which it would not see.
+        """Return the names of the problems that the loss reads on `batch`, its first, and note what
+        it changes and draws from.
         """
-        batch = to_device(batch, problem.device)
-        owned = tuple(t for p in self.problems for t in p.parameters)
-        devices = dict.fromkeys(t.device for t in owned)
-        state = RandomState.capture(devices, problem.generators)
-        placed, given = leaves(owned), fresh(batch)
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            state.replay(),
-            self.space.substituted(owned, placed),
-        ):
-            before, seen = versions(given, arrays=True), self.space.versions()
-            loss = scalar(problem.loss(given), f"loss of problem {problem.name!r}")
-            problem.edits_batch = bool(edited(before))
-            problem.changes = self.space.changed(seen)
-            if not loss.requires_grad:
-                return self._declared(problem)
-            ends = (loss, *_ends_of(problem))
-            both = pulled_back(ends, placed + owned, tuple(torch.ones_like(t) for t in ends))
-        grads, captured = both[: len(owned)], both[len(owned) :]
-        for parameter, grad in zip(owned, captured, strict=True):
-            if grad is not None:
-                raise ValueError(
-                    f"the loss of problem {problem.name!r} uses the parameter "
-                    f"{self.space.names[id(parameter)]!r} as a tensor taken out of its module "
-                    "before, where no other value can be put in its place; take it from the module "
-                    "inside the loss (module.weight, or module.parameters() called there)"
-                )
-        found = []
-        for p in self.problems:
-            mine, grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
-            if any(g is not None for g in mine):
-                found.append(p.name)
-        return tuple(found)
+        seen = probe(problem, self.problems, self.space, batch)
+        problem.edits_batch, problem.changes, problem.draws = seen[1:]
+        return self._declared(problem) if seen.reads is None else seen.reads
 
     def _declared(self, problem: Problem) -> tuple[str, ...]:
         """Return the reads of a problem whose loss has no gradient, and keep the problem that it is
@@ -401,51 +317,6 @@ class ProblemGraph:
             )
         self._entries[problem.name] = declared[-1]
         return tuple(p.name for p in self.problems if p.name in (problem.reads or ()))
-
-    def _check_entries(self) -> None:
-        for name, q in self._entries.items():
-            p = self[name]
-            if self.inputs(p):
-                raise ValueError(
-                    f"the loss of problem {name!r} has no gradient, so its solution cannot respond "
-                    f"to {[a.name for a in self.inputs(p)]}; only the top of a chain of reads may "
-                    "have such a loss"
-                )
-            responding = self.responding(p)
-            if q not in responding:
-                raise ValueError(
-                    f"the loss of problem {name!r} has no gradient, and problem {q.name!r}, by "
-                    f"which it would be differentiated, does not depend on {name!r}; let the loss "
-                    f"of {q.name!r} use the parameters of {name!r}"
-                )
-            seen = (q, *self.inputs(q))
-            apart = [r.name for r in self.below(p) if r in responding and r not in seen]
-            if apart:
-                raise ValueError(
-                    f"the loss of problem {name!r} has no gradient and reads {apart}, on which "
-                    f"problem {q.name!r} does not depend; it can be differentiated through one "
-                    f"chain of problems only: leave them out of its loss, or let {q.name!r} read "
-                    "them"
-                )
-
-    def _check_reads(self) -> None:
-        for p in self.problems:
-            others = tuple(n for n in self.reads[p.name] if n != p.name)
-            if p.reads is not None and not set(others) <= set(p.reads):
-                raise ValueError(
-                    f"reads of problem {p.name!r} is {sorted(p.reads)}, but its loss depends on "
-                    f"{sorted(others)}; add what is missing to reads, or leave it out"
-                )
-
-    def _check_order(self) -> None:
-        for p in self.problems:
-            for name in self.reads[p.name]:
-                if name != p.name and self._level[name] == self._level[p.name]:
-                    raise ValueError(
-                        f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} "
-                        f"reads {name!r}: without an order that "
-                        "is a Nash game, which is not supported; list them one above the other"
-                    )
 
     def _depths(self) -> dict[str, int]:
         """Return the length of the longest chain of problems down to each, of which one reads the
@@ -466,73 +337,3 @@ class ProblemGraph:
             ]
             depth[q.name] = 1 + max(linked) if linked else (0 if q is self.top else 1)
         return depth
-
-    def _check_taken(self) -> None:
-        """Warn where a start or an option is a function of problems above, and the method of the
-        problem does not differentiate it, or only a part of the steps.
-        """
-        for p in self.problems:
-            needs = p.method.requirements
-            if not self.inputs(p):
-                continue
-            if p.option_functions and "options" not in needs.differentiates:
-                warnings.warn(
-                    f"options {sorted(p.option_functions)} of problem {p.name!r} are functions, "
-                    f"and {p.method!r} leaves out what the solution owes to them; unrolled(), "
-                    "forward_mode() and sama() differentiate them",
-                    stacklevel=3,
-                )
-            if p.start is not None and needs.history and needs.history < p.steps:
-                warnings.warn(
-                    f"problem {p.name!r} has a start, and {p.method!r} differentiates "
-                    f"{needs.history} of its {p.steps} steps: what the solution owes to the start "
-                    "is left out; take all steps, such as unrolled()",
-                    stacklevel=3,
-                )
-
-    def _check_reach(self) -> None:
-        for p in self.problems:
-            below, responding = self.below(p), self.responding(p)
-            if p.name not in self.reads[p.name] and not responding:
-                raise ValueError(
-                    f"no gradient reaches problem {p.name!r}: its loss depends neither on its own "
-                    "parameters nor on a problem below "
-                    f"that responds to them (it reads {list(self.reads[p.name])}); let a lower "
-                    f"loss use the parameters of {p.name!r}"
-                )
-            deaf = [
-                q for q in below if not self.inputs(q) and not isinstance(q.method, Alternating)
-            ]
-            if deaf and not responding:
-                raise ValueError(
-                    f"problem {p.name!r} reads {[q.name for q in deaf]} below it, but no problem "
-                    f"below depends on {p.name!r}, so there "
-                    "is no hypergradient: check for detach() or no_grad() on the parameters of "
-                    f"{p.name!r} in the lower loss, or set "
-                    "method=alternating() on the lower problem to train them in turns on purpose"
-                )
-            if p is self.top:
-                continue
-            if not any(p.name in self.reads[q.name] for q in self.problems if q is not p):
-                raise ValueError(
-                    f"no other problem reads problem {p.name!r}; remove it from the graph or let a "
-                    "loss use its parameters"
-                )
-            if responding and not p.through_response:
-                warnings.warn(
-                    f"problem {p.name!r} reads {[q.name for q in below]} below it with "
-                    "through_response=False: their response is "
-                    "left out of its Hessian, and the hypergradients above it are biased",
-                    stacklevel=3,
-                )
-
-
-def _ends_of(problem: Problem) -> Tensors:
-    """Return what the lower steps are functions of beside the loss: their start and the options of
-    the optimizer.
-    """
-    ends = [] if problem.start is None else list(problem.start())
-    for function in problem.option_functions.values():
-        value = function()
-        ends += value if isinstance(value, (tuple, list)) else [value]
-    return tuple(t for t in ends if isinstance(t, Tensor))

@@ -14,9 +14,9 @@ from blo.batches import edited, fresh, own_copy, versions
 from blo.derivatives.objective import scalar
 from blo.derivatives.precision import computed_in, fresh_autocast
 from blo.derivatives.pullback import Gradient, mean
-from blo.derivatives.random_state import RandomState
+from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
 from blo.graph import ProblemGraph
-from blo.linear.tensors import norm
+from blo.linear.tensors import Tensors, norm
 from blo.problem import Problem
 
 logger = logging.getLogger("blo")
@@ -71,53 +71,74 @@ def evaluate(
         ValueError: if the loss changes a tensor of its batch, or a buffer, that it was not known to
             change.
     """
-    role, space = graph.role(problem), graph.space
     parameters = tuple(t for p in wanted for t in p.parameters)
-    devices = dict.fromkeys(t.device for t in parameters)
-    losses: list[Tensor] = []
-    pieces: list[Gradient] = []
-    states: list[RandomState] = []
-    buffers: list[Mapping[int, Tensor]] = []
-    metrics: dict[str, float] = {}
-    found: dict[str, Problem] = {}
-    for batch in batches:
-        if keep:
-            states.append(RandomState.capture(devices, problem.generators))
-            buffers.append(space.copies_of(problem.changes))
-        given = fresh(batch) if problem.edits_batch else own_copy(batch)
-        before, seen = versions(given), space.versions()
-        with fresh_autocast(problem.device, precision), _gradients_on(role.differentiable):
-            output = problem.loss(given)
-        loss = scalar(output, f"loss of problem {problem.name!r}")
-        if not problem.edits_batch:
-            _refuse_edits(problem, edited(before))
-        _note_buffers(problem, space.changed(seen), keep)
-        losses.append(loss.detach())
-        if problem.computed_in is None:
-            problem.computed_in = computed_in(loss)
-        metrics = _scalars(output)
-        if not role.differentiable:
-            pieces.append((None,) * len(parameters))
-            continue
-        if role.unread:
-            met = _leaves_of(loss)
-            found |= {q.name: q for q in role.unread if any(id(t) in met for t in q.parameters)}
-        pieces.append(torch.autograd.grad(loss, parameters, allow_unused=True))
-    grads = mean(pieces)
-    *values, size = _numbers((*losses, _size(grads)))
+    pieces = [_piece(graph, problem, parameters, batch, precision, keep) for batch in batches]
+    grads = mean([piece.grads for piece in pieces])
+    *values, size = _numbers((*(piece.loss for piece in pieces), _size(grads)))
     split: dict[str, Gradient] = {}
     for p in wanted:
         split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
+    met = {name for piece in pieces for name in piece.found}
     return Evaluation(
         sum(values) / len(values),
         size,
-        metrics,
+        pieces[-1].metrics,
         split,
-        tuple(states),
-        tuple(buffers),
-        space.copies_of(problem.changes) if keep else {},
-        tuple(found.values()),
+        tuple(piece.random_state for piece in pieces if piece.random_state is not None),
+        tuple(piece.buffers for piece in pieces if keep),
+        graph.space.copies_of(problem.changes) if keep else {},
+        tuple(p for p in graph.problems if p.name in met),
     )
+
+
+class _Piece(NamedTuple):
+    """What `Evaluation` holds, of one batch."""
+
+    loss: Tensor
+    grads: Gradient
+    metrics: dict[str, float]
+    random_state: RandomState | None
+    buffers: Mapping[int, Tensor]
+    found: tuple[str, ...]
+
+
+def _piece(
+    graph: ProblemGraph,
+    problem: Problem,
+    parameters: Tensors,
+    batch: Any,
+    precision: torch.dtype | None,
+    keep: bool,
+) -> _Piece:
+    role, space = graph.role(problem), graph.space
+    state, buffers, marks = None, {}, None
+    if keep:
+        devices = dict.fromkeys(t.device for t in parameters)
+        state = RandomState.capture(devices, problem.generators, foreign=problem.draws)
+        buffers = space.copies_of(problem.changes)
+        marks = None if problem.draws else foreign_marks()
+    given = fresh(batch) if problem.edits_batch else own_copy(batch)
+    before, seen = versions(given), space.versions()
+    with fresh_autocast(problem.device, precision), _gradients_on(role.differentiable):
+        output = problem.loss(given)
+    loss = scalar(output, f"loss of problem {problem.name!r}")
+    if not problem.edits_batch:
+        _refuse_edits(problem, edited(before))
+    _note_buffers(problem, space.changed(seen), keep)
+    if marks is not None and drawn_from(marks):
+        # It begins to draw from Python's or numpy's generators: once more, from a known state.
+        problem.draws = True
+        return _piece(graph, problem, parameters, batch, precision, keep)
+    if problem.computed_in is None:
+        problem.computed_in = computed_in(loss)
+    found: tuple[str, ...] = ()
+    if role.differentiable and role.unread:
+        met = _leaves_of(loss)
+        found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
+    grads: Gradient = (None,) * len(parameters)
+    if role.differentiable:
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return _Piece(loss.detach(), grads, _scalars(output), state, buffers, found)
 
 
 def _gradients_on(wanted: bool) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blo import arguments
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import generators_of
 from blo.evaluation import Loss
@@ -93,53 +94,11 @@ class Problem:
         options: Mapping[str, Callable[[], Any]] | None = None,
         clip: Clip | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"name must be a non-empty string, got {name!r}")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable, got {loss!r} for problem {name!r}")
         modules = (module,) if isinstance(module, nn.Module) else tuple(module)
-        if not modules or not all(isinstance(m, nn.Module) for m in modules):
-            raise TypeError(
-                f"module must be a torch.nn.Module or a sequence of them, got {module!r} for "
-                f"problem {name!r}"
-            )
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {optimizer!r} for problem {name!r}"
-            )
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(
-                f"optimizer of problem {name!r} must take step() without a closure, got LBFGS; use "
-                "a first-order optimizer"
-            )
-        if batches is not None and not isinstance(batches, Iterable):
-            raise TypeError(
-                f"batches must be iterable, got {type(batches).__name__} for problem {name!r}; "
-                "a problem without data takes batches=[None]"
-            )
-        if batches is None and reads is None:
-            raise ValueError(
-                f"batches is None for problem {name!r}, so that its loss cannot be probed: declare "
-                "reads=[...], the problems whose parameters the loss uses; a problem without data "
-                "takes batches=[None]"
-            )
-        if batches is None and accumulate != 1:
-            raise ValueError(
-                f"accumulate must be 1 where batches are handed in, got {accumulate!r} for problem "
-                f"{name!r}; as many are averaged as are handed in at a time"
-            )
-        for argument, value in (("steps", steps), ("accumulate", accumulate)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{argument} must be an integer of at least 1, got {value!r} for problem "
-                    f"{name!r}"
-                )
         method = darts() if method is None else method
-        if not callable(getattr(method, "response", None)):
-            raise TypeError(
-                f"method must be a hypergradient method such as darts() or cg(10), got {method!r} "
-                f"for problem {name!r}"
-            )
+        arguments.check_parts(name, loss, modules, optimizer, method)
+        arguments.check_pace(name, batches, reads, steps, accumulate)
+        arguments.check_step(name, optimizer, scheduler, start, dict(options or {}), clip)
         self.name = name
         self.loss = loss
         self.modules = modules
@@ -157,18 +116,11 @@ class Problem:
         self.clip = clip
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
+        self.draws = False
         self.changes: tuple[int, ...] = ()
         self.computed_in: torch.dtype | None = None
-        self.parameters: tuple[Tensor, ...] = tuple(
-            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
-        )
-        self._check_start_and_options()
-        if not self.parameters:
-            raise ValueError(
-                f"optimizer of problem {name!r} must hold at least one parameter with "
-                "requires_grad=True, got none"
-            )
-        _refuse_unfit(name, self.parameters)
+        self.parameters = self._held()
+        arguments.check_parameters(name, self.parameters)
 
     @property
     def optimizer_class(self) -> type:
@@ -199,14 +151,30 @@ class Problem:
                 self.optimizer.state.pop(parameter, None)
 
     def set_options(self) -> None:
-        """Hand the optimizer the present values of the options that are functions."""
+        """Hand the optimizer the present values of the options that are functions.
+
+        Raises:
+            ValueError: for a momentum of exactly 0 that is differentiated: torch keeps no buffer
+                there, on which the derivative depends.
+        """
         if not self.option_functions:
             return
         with torch.no_grad():
             for name, function in self.option_functions.items():
                 value = _plain(function())
+                if name == "momentum" and value == 0 and self._differentiates_options:
+                    raise ValueError(
+                        f"options['momentum'] of problem {self.name!r} is exactly 0, where "
+                        f"{self.optimizer_class.__name__} keeps no buffer and {self.method!r} "
+                        "cannot differentiate the steps in it; keep it above 0, by a sigmoid or an "
+                        "exponential"
+                    )
                 for group in self.optimizer.param_groups:
                     group[name] = value
+
+    @property
+    def _differentiates_options(self) -> bool:
+        return "options" in self.method.requirements.differentiates
 
     def learning_rate(self) -> float:
         """Return the learning rate of the optimizer's first group; NaN where it has none."""
@@ -219,19 +187,7 @@ class Problem:
         Raises:
             RuntimeError: naming the parameter that was added, frozen or set free.
         """
-        now = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
-        known = {id(p) for p in self.parameters}
-        if len(now) == len(known) and all(id(p) in known for p in now):
-            return
-        added = [tuple(p.shape) for p in now if id(p) not in known]
-        lost = [tuple(p.shape) for p in self.parameters if not any(p is q for q in now)]
-        what = [f"new parameters of shapes {added}"] if added else []
-        what += [f"no more of the parameters of shapes {lost} (frozen?)"] if lost else []
-        raise RuntimeError(
-            f"the optimizer of problem {self.name!r} holds {' and '.join(what)} since the problem "
-            "was made; build the Problem, the ProblemGraph and the Engine again after freezing, "
-            "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
-        )
+        arguments.refuse_changed(self.name, self.parameters, self._held())
 
     def hand(self, gradient: Gradient) -> None:
         """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters.
@@ -310,34 +266,10 @@ class Problem:
         signs = tuple(sign(o) for o in options)
         return signs if -1.0 in signs else None
 
-    def _check_start_and_options(self) -> None:
-        if self.start is not None and not callable(self.start):
-            raise TypeError(
-                f"start must be a function without arguments, got {self.start!r} for problem "
-                f"{self.name!r}"
-            )
-        for name, function in self.option_functions.items():
-            if not callable(function):
-                raise TypeError(
-                    f"options[{name!r}] must be a function without arguments, got {function!r} for "
-                    f"problem {self.name!r}; a fixed value belongs in the optimizer"
-                )
-            if any(name not in group for group in self.optimizer.param_groups):
-                known = sorted(set(self.optimizer.param_groups[0]) - {"params"})
-                raise ValueError(
-                    f"options[{name!r}] is not an option of {type(self.optimizer).__name__}, the "
-                    f"optimizer of problem {self.name!r}; it has {known}"
-                )
-            if name == "lr" and self.scheduler is not None:
-                raise ValueError(
-                    f"problem {self.name!r} has a scheduler and options['lr'], which both set the "
-                    "learning rate; multiply them in the function, or leave one out"
-                )
-        if self.clip is not None and not isinstance(self.clip, Clip):
-            raise TypeError(
-                f"clip must be a Clip such as Clip(norm=1.0), got {self.clip!r} for problem "
-                f"{self.name!r}"
-            )
+    def _held(self) -> tuple[Tensor, ...]:
+        """Return the parameters that the optimizer holds and that are trained."""
+        groups = self.optimizer.param_groups
+        return tuple(p for group in groups for p in group["params"] if p.requires_grad)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the parameter group of each parameter, in the order of `parameters`."""
@@ -374,29 +306,6 @@ def owned(gradient: Gradient) -> list[Tensor | None]:
         found.append(g if alone else g.detach().clone(memory_format=torch.contiguous_format))
         seen.add(storage.data_ptr())
     return found
-
-
-def _refuse_unfit(name: str, parameters: Iterable[Tensor]) -> None:
-    """Raise unless all parameters are real, dense and have values."""
-    for i, p in enumerate(parameters):
-        if nn.parameter.is_lazy(p):
-            found, remedy = "one without a shape", "call the lazy module once before"
-        elif p.is_meta:
-            found, remedy = "one on the meta device", "load the weights onto a device before"
-        elif p.is_complex():
-            found = f"{p.dtype}"
-            remedy = (
-                "keep the real and imaginary parts as real parameters (torch.view_as_real), and "
-                "build the complex tensor in the loss"
-            )
-        elif p.layout != torch.strided:
-            found, remedy = f"{p.layout}", "use a dense parameter (to_dense())"
-        else:
-            continue
-        raise TypeError(
-            f"parameters of problem {name!r} must be real and dense tensors with values, got "
-            f"{found} for number {i} of its optimizer; {remedy}"
-        )
 
 
 def _name(problem: str | Problem) -> str:

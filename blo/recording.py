@@ -65,8 +65,6 @@ class Recorder:
         again = place is not None and self._is_kept(problem, place)
         own = update.last and needs.before
         received = tuple(g is not None for g in gradient)
-        underneath = (q.name for q in self._graph.underneath(problem))
-        below = {name: self.moments[name] for name in underneath if name in self.moments}
         moment = Moment(
             draw=draw,
             options=problem.options(),
@@ -74,7 +72,7 @@ class Recorder:
             lower=copies(problem.parameters) if again or own else None,
             states=problem.optimizer_states() if again else None,
             values={a.name: copies(a.parameters) for a in role.moving},
-            below=below if needs.before or place is not None else {},
+            below=self._below(problem) if needs.before or place is not None else {},
             buffers_after=buffers_after,
             upper_gradient=upper_gradient,
             # A copy: hooks of the optimizer may change the gradient in place.
@@ -87,6 +85,11 @@ class Recorder:
         if update.last:
             history = tuple(self._past.pop(problem.name, ()))
             self.moments[problem.name] = replace(moment, history=history)
+
+    def _below(self, problem: Problem) -> dict[str, Moment]:
+        """Return the last updates of the problems below, by name."""
+        names = {q.name for q in self._graph.underneath(problem)}
+        return {name: moment for name, moment in self.moments.items() if name in names}
 
     def _place(self, problem: Problem, update: Update) -> int | None:
         """Return the position of an update among those that the method takes again."""

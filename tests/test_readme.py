@@ -1,4 +1,4 @@
-"""The code in the README runs as it stands there."""
+"""The code in the README and in docs/recipes.md runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, RECIPES = ROOT / "README.md", ROOT / "docs" / "recipes.md"
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def blocks(path=README):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
 def test_the_custom_problem_lowers_its_upper_loss(capsys):
@@ -21,6 +22,17 @@ def test_the_custom_problem_lowers_its_upper_loss(capsys):
     losses = [float(v) for v in re.findall(r"'penalty': ([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 50
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_recipes_find_the_common_start_and_a_longer_step():
+    torch.manual_seed(0)
+    maml, imaml, rates = blocks(RECIPES)
+    names = {}
+    for source in (maml, imaml):
+        exec(compile(source, "recipes.md", "exec"), names)
+        assert float((names["start"][0].detach() - names["common"]).abs().max()) < 0.2
+    exec(compile(rates, "recipes.md", "exec"), names)
+    assert names["rates"]["lr"].item() > -2.5
 
 
 def test_bilora_trains_and_exports(tmp_path, monkeypatch):

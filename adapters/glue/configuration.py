@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from adapters.glue.joint import JointWatch
 from adapters.glue.layers import LayerConfig
 from adapters.glue.masks import Masks
 
@@ -36,6 +37,10 @@ class BiLevelConfig(LayerConfig):
     mask_temperature: float = field(
         default=0.1, metadata={"help": "LoRA Dropout: temperature of masks with learned rates."}
     )
+    joint: bool = field(
+        default=False,
+        metadata={"help": "Both levels are trained by one backward pass on purpose: no warning."},
+    )
     own_variants: ClassVar[frozenset[str]] = frozenset()
     """The LoRA variants, as PEFT calls them, that the method itself turns on; "mask_rate" where the
     factors may be masked."""
@@ -50,6 +55,13 @@ class BiLevelConfig(LayerConfig):
             learned=self.learn_mask_rate,
             temperature=self.mask_temperature,
         )
+
+    def joint_watch(self) -> JointWatch | None:
+        """Return what notices joint training of both levels, or None where that is meant."""
+        if self.joint:
+            return None
+        watch: JointWatch = self.__dict__.setdefault("_watch", JointWatch(type(self).__name__))
+        return watch
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]

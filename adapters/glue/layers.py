@@ -13,6 +13,7 @@ from peft.tuners.lora.layer import (  # type: ignore[attr-defined]
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from adapters.glue.joint import JointWatch
 from adapters.glue.masks import MASK_LOGIT, Masks, mask_logit, masks_of
 from adapters.glue.variants import BiLevelVariant, add_parameter
 
@@ -29,6 +30,10 @@ class LayerConfig(LoraConfig):
     def masks(self) -> Masks | None:
         """Return the masks on a layer's factors, or None without LoRA Dropout."""
         raise NotImplementedError(f"{type(self).__name__} defines no masks")
+
+    def joint_watch(self) -> JointWatch | None:
+        """Return what notices joint training of both levels, or None where that is meant."""
+        return None
 
     def adapt_modules(self) -> None:
         """Let PEFT put `BiLevelLinear` around what it can hold, and refuse all else."""
@@ -52,6 +57,27 @@ class BiLevelLinear(Linear):
         if masks is not None and masks.learned:
             add_parameter(self, MASK_LOGIT, adapter_name, torch.logit(torch.tensor([masks.rate])))
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+        if isinstance(config, LayerConfig):
+            self._watch(adapter_name, config.joint_watch())
+
+    def _watch(self, adapter_name: str, watch: JointWatch | None) -> None:
+        """Have a backward pass through both levels of an adapter noticed."""
+        variant = self.lora_variant.get(adapter_name)
+        if watch is None or not isinstance(variant, BiLevelVariant):
+            return
+        above = [
+            p
+            for name in variant.upper_containers
+            for p in _parameters(getattr(self, name)[adapter_name])
+        ]
+        below = [
+            p
+            for name in ("lora_A", "lora_B")
+            for p in getattr(self, name)[adapter_name].parameters()
+        ]
+        for level, parameters in (("upper", above), ("lower", below)):
+            for parameter in parameters if above else ():
+                watch.over(parameter, level)
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """Return the method of one adapter: a layer may hold BiDoRA, DoRA and LoRA at once."""
@@ -97,6 +123,10 @@ class BiLevelLinear(Linear):
         """Return what the merge has kept, and forget it."""
         kept: Tensor = self._cache_pop(f"{adapter}-merged")
         return kept
+
+
+def _parameters(held: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [held] if isinstance(held, nn.Parameter) else list(held.parameters())
 
 
 class _Unsupported(nn.Module):

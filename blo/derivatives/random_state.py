@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import random
 import sys
@@ -14,11 +15,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from blo.derivatives.numpy_state import numpy_state, set_numpy_state
+
 # A torch.Generator, random.Random, numpy.random.Generator or numpy.random.RandomState.
 Generator: TypeAlias = Any
 
 LIBRARIES = {"torch", "numpy", "builtins"} | (sys.stdlib_module_names - {"__main__"})
 DEPTH = 4  # the helper of a loss, its object, that object's list, the list's generator
+MERSENNE = 625 * 4  # bytes of a Mersenne twister's state: 624 words and a position
 MOST = 64  # items of a container that are looked at
 
 
@@ -49,8 +53,7 @@ class RandomState:
         """Return the present state of the CPU's generator, of the generators of `devices`, of
         `generators`, and of Python's and numpy's if `foreign`.
 
-        numpy's is captured if numpy is loaded. Python's and numpy's take ten times as long as
-        torch's.
+        numpy's is captured if numpy is loaded. Python's takes ten times as long as torch's.
         """
         states = [(torch.device("cpu"), torch.get_rng_state())]
         states += [
@@ -62,7 +65,7 @@ class RandomState:
         return RandomState(
             tuple(states),
             random.getstate() if foreign else None,
-            None if numpy is None else numpy.random.get_state(legacy=False),
+            None if numpy is None else numpy_state(numpy),
             tuple((g, _state(g)) for g in generators),
         )
 
@@ -98,7 +101,7 @@ class RandomState:
             random.setstate(self.python)
         numpy = None if self.numpy is None else _numpy()
         if numpy is not None:
-            numpy.random.set_state(self.numpy)
+            set_numpy_state(self.numpy, numpy)
         for generator, state in self.own:
             _set_state(generator, state)
 
@@ -108,7 +111,7 @@ class RandomState:
         before = RandomState(
             RandomState.capture((device for device, _ in self.states), foreign=False).states,
             None if self.python is None else random.getstate(),
-            None if self.numpy is None else _numpy().random.get_state(legacy=False),
+            None if self.numpy is None else numpy_state(_numpy()),
             tuple((g, _state(g)) for g, _ in self.own),
         )
         self.restore()
@@ -116,6 +119,32 @@ class RandomState:
             yield
         finally:
             before.restore()
+
+
+def foreign_marks() -> tuple[object, object]:
+    """Return where the global generators of Python and numpy stand, for `drawn_from`."""
+    return random.getstate(), _numpy_mark()
+
+
+def drawn_from(marks: tuple[object, object]) -> bool:
+    """Return whether Python's or numpy's global generator was drawn from since `marks`.
+
+    A normal number that numpy had left over from the draw before is not noticed.
+    """
+    return foreign_marks() != marks
+
+
+def _numpy_mark() -> object:
+    """Return the numbers that numpy's global generator stands at, a thirtieth of the cost of its
+    state; None where numpy is not loaded.
+    """
+    numpy = _numpy()
+    if numpy is None:
+        return None
+    bits = numpy.random.rand.__self__._bit_generator
+    if not isinstance(bits, numpy.random.MT19937):
+        return str(bits.state)
+    return ctypes.string_at(bits.ctypes.state_address, MERSENNE)
 
 
 def devices_of(tensors: Iterable[Tensor]) -> tuple[torch.device, ...]:

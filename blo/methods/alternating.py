@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blo.linear.system import Status
 from blo.linear.tensors import Tensors, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
 
@@ -29,12 +28,12 @@ class Alternating:
 
     @property
     def requirements(self) -> Requirements:
-        """Nothing is recorded."""
-        return Requirements()
+        """Nothing is recorded, and nothing responds."""
+        return Requirements(responds=False)
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return zeros."""
-        info = Info(method=repr(self), point="after", scale=0.0, status=Status.TRUNCATED)
+        info = Info(method=repr(self), point="after", scale=0.0)
         return Response(zeros_like(context.after.upper), None, info)
 
 

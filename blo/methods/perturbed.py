@@ -16,6 +16,7 @@ from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
+from blo.linear.settings import check_count, check_not_negative, check_positive
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors, add, axpy, dot, length, norm, scale, subtract, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
@@ -52,17 +53,11 @@ class Perturbed:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        n = self.num_steps
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"num_steps must be an integer of at least 1, got {n!r}")
-        for name, given in (("delta", self.delta), ("lr", self.lr)):
-            if given is not None and not (math.isfinite(given) and given > 0):
-                raise ValueError(
-                    f"{name} must be positive and finite, or None to choose it, got {given}"
-                )
-        for name, value in (("damping", self.damping), ("rtol", self.rtol)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        check_count("num_steps", self.num_steps, at_least=1)
+        check_positive("delta", self.delta, "to choose it")
+        check_positive("lr", self.lr, "to choose it")
+        check_not_negative("damping", self.damping)
+        check_not_negative("rtol", self.rtol)
 
     @property
     def requirements(self) -> Requirements:
@@ -88,15 +83,7 @@ class Perturbed:
             return Response(zeros_like(context.after.upper), state, info)
         problem = _Perturbation(self, context, cotangent)
         warm = state if self.warm_start and state is not None and float(norm(state)) > 0 else None
-        lr, definite = self.lr, True
-        if lr is None and warm is None:
-            lr, definite = problem.first_step()
-        delta = self.delta
-        if delta is None and warm is not None:
-            delta = problem.reach(warm)
-        elif delta is None:
-            assert lr is not None
-            delta = problem.reach(cotangent) / lr
+        lr, delta, definite = problem.sizes(warm)
         sides = [
             problem.solve(sign * delta, lr, warm, definite)
             for sign in ((1.0, -1.0) if self.symmetric else (1.0,))
@@ -188,6 +175,20 @@ class _Perturbation:
         """Return how many times `v` to move for the quotient."""
         lower, y = self._context.lower, self._context.after.lower
         return REACH * difference_step(lower, y, v, one_sided=not self._method.symmetric)
+
+    def sizes(self, warm: Tensors | None) -> tuple[float | None, float, bool]:
+        """Return the first step size (None where the solution that it starts from tells it),
+        `delta`, and whether the lower loss curves upwards along the cotangent, as far as is known.
+        """
+        lr, delta, definite = self._method.lr, self._method.delta, True
+        if lr is None and warm is None:
+            lr, definite = self.first_step()
+        if delta is not None:
+            return lr, delta, definite
+        if warm is not None:
+            return lr, self.reach(warm), definite
+        assert lr is not None
+        return lr, self.reach(self._cotangent) / lr, definite
 
     def first_step(self) -> tuple[float, bool]:
         """Return the step size that the lower loss has along the cotangent, and whether it curves

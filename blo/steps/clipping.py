@@ -135,8 +135,7 @@ def _norm(gradient: Tensors) -> Tensor:
         return value
     # The norm once more, as one root of a sum of squares near 1, for its derivative alone.
     size = torch.where(value > 0, value, 1.0)
-    reals = [torch.view_as_real(g) if g.is_complex() else g for g in gradient]
-    squares = [(g / size.to(g.device)).square().sum().to(first) for g in reals]
+    squares = [(g / size.to(g.device)).square().sum().to(first) for g in gradient]
     total = torch.stack([s.to(value.dtype) for s in squares]).sum()
     away = total > 0
     smooth = size * torch.where(away, torch.where(away, total, 1.0).sqrt(), 0.0)

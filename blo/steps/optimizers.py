@@ -123,7 +123,7 @@ class UpdateMap:
         """
         rule = self._rule
         columns = zip(*iterate, gradient, options, strict=True)
-        taken = [(y, s) if g is None else rule.step_of(y, s, g, o) for y, s, g, o in columns]
+        taken = [(y, s) if g is None else rule.step(y, s, g, o) for y, s, g, o in columns]
         return Iterate(tuple(y for y, _ in taken), tuple(s for _, s in taken))
 
     def plain_step(
@@ -253,7 +253,7 @@ def options_in_graph(options: Sequence[Options]) -> Tensors:
 def _filled(y: Tensor, value: Initial) -> Tensor | None:
     if value is None or isinstance(value, Tensor):
         return value
-    return torch.full_like(y, complex(value, value) if y.is_complex() else value)
+    return torch.full_like(y, value)
 
 
 def _num_steps(states: Sequence[Mapping[str, Any]]) -> list[int]:

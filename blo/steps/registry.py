@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo.linear.tensors import Tensors
 from blo.steps import rules
-from blo.steps.rules import Initial, Options, Scalar, Slots, State, Step, number
+from blo.steps.rules import Initial, Options, Scalar, Slots, Step, number
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,6 @@ class Rule:
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
 
-    def step_of(self, y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
-        """Return the step of one tensor; a complex one is stepped as pairs of numbers, as torch's
-        optimizers do.
-        """
-        if not y.is_complex():
-            return self.step(y, state, g, options)
-        pairs = tuple(torch.view_as_real(t) if t.is_complex() else t for t in state.slots)
-        y, end = self.step(
-            torch.view_as_real(y), State(state.num_steps, pairs), torch.view_as_real(g), options
-        )
-        slots = tuple(torch.view_as_complex(t) if t.shape == y.shape else t for t in end.slots)
-        return torch.view_as_complex(y), State(end.num_steps, slots)
-
 
 def register_update(
     optimizer: type[torch.optim.Optimizer],
@@ -65,8 +52,7 @@ def register_update(
         optimizer: the class.
         rule: ``rule(y, state, g, options) -> (y, state)``, out of place and differentiable:
             from a parameter, a `State`, its gradient and the options of its group, to the parameter
-            after the step and ``State(state.num_steps + 1, new slots)``. A complex parameter comes
-            as pairs of numbers, ``torch.view_as_real(y)``. `State.num_steps` counts
+            after the step and ``State(state.num_steps + 1, new slots)``. `State.num_steps` counts
             from the entry "step" of the optimizer's state, and is 0 at the start of a record where
             there is none.
         slots: names of the entries of the optimizer's state of a parameter that the rule reads, in

@@ -39,7 +39,7 @@ ALL = [*METHODS, "dropout"]
 
 def config(method: str, **options: Any) -> LoraConfig:
     """The configuration of one method; rank 3 and alpha 6, so that the scale is 2."""
-    options = {"r": 3, "lora_alpha": 6, **options}
+    options = {"r": 3, "lora_alpha": 6, "joint": True, **options}
     if method == "bidora":
         return BiDoraConfig(**options)
     if method == "decay":

@@ -1,5 +1,6 @@
 """Runs of seconds: what several test files do with them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,36 +64,33 @@ def reloaded(
     return found.metrics[task.metric], found.loss
 
 
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
-
-
 def cut_and_resumed(
     make: Callable[..., Options], place: tuple[str | None, int], family: Family = FAMILY
 ) -> tuple[Path, Path]:
     """The folders of a run cut right after a log line and resumed, and of the same run uncut.
 
-    Their summaries and their logs are found to be the same.
+    What a power cut would leave is a copy of the folder as it is after that line. Their summaries
+    and their logs are found to be the same.
 
     Args:
         make: from further flags and ``folder`` to the options of the run.
         place: the phase (None for any) and the round of the line.
         family: the kind of fine-tuning.
     """
-    straight, straight_folder = run(make(folder="straight"), family)
-    log = RunFolder.log
+    log, copies = RunFolder.log, []
 
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
+    def keep(folder: RunFolder, line: dict[str, Any]) -> None:
         log(folder, line)
         phase, number = place
-        if line["round"] == number and phase in (None, line["phase"]):
-            raise PowerCutError
+        if not copies and line["round"] == number and phase in (None, line["phase"]):
+            copies.append(shutil.copytree(folder.path, folder.path.with_name("kept")))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(make(folder="cut"), family)
-    resumed, folder = run(make("--resume", folder="cut"), family)
+        patch.setattr(RunFolder, "log", keep)
+        straight, folder = run(make(folder="run"), family)
+    straight_folder = folder.rename(folder.with_name("straight"))
+    copies[0].rename(folder)
+    resumed, folder = run(make("--resume", folder="run"), family)
     assert untimed(resumed) == untimed(straight)
     assert logged(folder) == logged(straight_folder)
     return folder, straight_folder

@@ -1,11 +1,13 @@
 """Graphs of problems: reads, order, refusals."""
 
+import math
+
 import pytest
 import torch
 from oracles import NestedQuadratics, Vector
 from torch import nn
 
-from blo import Problem, ProblemGraph, alternating, dense
+from blo import Engine, Problem, ProblemGraph, alternating, dense
 
 
 def problem(name, loss, module, **settings):
@@ -34,6 +36,25 @@ def pair(lower_loss, upper_loss=None, **settings):
 def test_reads_are_found_by_probing():
     graph = ProblemGraph(quadratic_problems(NestedQuadratics({"x": ["z"], "y": ["x"], "z": ["y"]})))
     assert graph.reads == {"x": ("x", "z"), "y": ("x", "y"), "z": ("y", "z")}
+
+
+def test_a_loss_that_needs_autocast_is_probed_under_it():
+    base, head = nn.Linear(2, 2).bfloat16(), nn.Linear(2, 1)
+    x = Vector(torch.ones(()))
+    inputs = torch.randn(3, 2)
+    loss = lambda _: (x.value * head(base(inputs))).float().square().mean()
+    graph = ProblemGraph(
+        [problem("upper", loss, x), problem("lower", loss, nn.ModuleList([base, head]))]
+    )
+    assert graph.reads == {"upper": ("upper", "lower"), "lower": ("upper", "lower")}
+    assert math.isfinite(Engine(graph, precision=torch.bfloat16).run(1).losses["upper"])
+
+
+def test_a_loss_that_fails_in_every_precision_says_what_it_says_without_autocast():
+    x = Vector(torch.ones(2))
+    wrong = lambda _: x.value @ torch.ones(3)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        ProblemGraph([problem("upper", wrong, x)])
 
 
 def test_probing_leaves_random_state_buffers_and_batches_alone():

@@ -268,6 +268,28 @@ def test_every_source_of_noise_is_replayed(source, method):
     assert all(torch.equal(d, drawn[0]) for d in drawn)
 
 
+@pytest.mark.parametrize("draw", [lambda: np.random.rand(), lambda: random.random()])
+def test_a_loss_that_begins_to_draw_late_meets_the_same_draws_again(draw):
+    x, y = parameters(2.0), parameters(1.0)
+
+    def lower(noisy):
+        return 0.5 * (y[0] - x[0] * (1.0 + draw() if noisy else 1.0)) ** 2
+
+    top, lr = sgd(x, 0.0), 0.1
+    seen = received(top)
+    upper = Problem("u", lambda _: y[0], [x, y], top, [None])
+    below = Problem("l", lower, [x, y], sgd(y, lr), [False, True], method=t1t2())
+    engine = Engine(ProblemGraph([upper, below]))
+    engine.run(1)
+    state = engine.recorder.moments["l"].draw.random_states[0]
+    assert state.python is state.numpy is None
+    before = y[0].item()
+    engine.run(1)
+    factor = ((y[0].item() - before) / lr + before) / x[0].item()  # of x, in the step that it took
+    assert factor > 1.0
+    assert seen[-1].item() == pytest.approx(lr * factor, rel=1e-12)
+
+
 @pytest.mark.parametrize("method", [darts(), t1t2(), sama(), unrolled(1)], ids=repr)
 def test_the_sign_is_that_of_each_parameter_one_step(method):
     got, x, y = mixed_signs(method)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blo import hypergradient, t1t2
-from blo.derivatives.random_state import RandomState, generators_of
+from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks, generators_of
 
 SOURCES = {
     "torch": lambda own: torch.randn(3),
@@ -95,14 +95,24 @@ def test_a_global_numpy_generator_of_another_kind_is_replayed():
     before = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(3))
     try:
-        captured, drawn = RandomState.capture(), RandomState.draw()
+        captured, drawn, marks = RandomState.capture(), RandomState.draw(), foreign_marks()
+        assert not drawn_from(marks)
         first = np.random.randn(3)
+        assert drawn_from(marks)
         with captured.replay():
             assert (np.random.randn(3) == first).all()
         with drawn.replay():
             assert (np.random.randn(3) != first).all()
     finally:
         np.random.set_bit_generator(before)
+
+
+@pytest.mark.parametrize("source", ["numpy", "numpy's integers", "python", "torch"])
+def test_draws_from_python_and_numpy_are_noticed(source):
+    marks = foreign_marks()
+    assert not drawn_from(marks)
+    SOURCES[source]({})
+    assert drawn_from(marks) == (source != "torch")
 
 
 def test_other_objects_are_refused_as_generators():

@@ -183,3 +183,14 @@ def test_implicit_meta_learning_needs_no_derivative_of_the_start():
     Engine(ProblemGraph([upper, lower])).run(2)
     solved = (TARGET + PULL * 1.0) / (1 + PULL)
     assert seen[-1] == pytest.approx(2 * (solved - 3) * PULL / (1 + PULL), rel=1e-9)
+
+
+def test_a_momentum_of_exactly_zero_is_refused_where_it_is_differentiated():
+    x, w = doubles(m=0.0), doubles(w=7.0)
+    sgd = torch.optim.SGD(w.parameters(), LR, momentum=0.5)
+    loss, options = lambda _: (w["w"] - TARGET) ** 2, {"momentum": lambda: x["m"] * 1}
+    lower = Problem("l", loss, [x, w], sgd, [None], steps=2, method=unrolled(), options=options)
+    top = torch.optim.SGD(x.parameters(), LR)
+    upper = Problem("u", lambda _: (w["w"] - 3) ** 2, [x, w], top, [None])
+    with pytest.raises(ValueError, match=r"options\['momentum'\] of problem 'l' is exactly 0"):
+        Engine(ProblemGraph([upper, lower])).run(1)

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from blo import Engine, FiniteDifference, Problem, ProblemGraph, cg, dense, hypergradient, minres
 from blo.derivatives import composed
-from blo.derivatives.composed import OPERATIONS, WRONG, composing, refuse_wrong, wrong_orders
+from blo.derivatives.composed import WRONG, composing, refuse_wrong, wrong_orders
+from blo.derivatives.compositions import OPERATIONS
 from blo.derivatives.graphs import refuse_cut_graph
 
 NORMS = {

@@ -276,18 +276,6 @@ def test_tensors_passed_over_pass_their_tangents_on():
     assert not torch.equal(pushed.lower[1], tangent.lower[1])
 
 
-def test_complex_parameters_are_stepped_as_pairs_of_numbers():
-    for kind, settings in CASES:
-        parameter = torch.nn.Parameter(torch.randn(3, dtype=torch.complex128))
-        optimizer = kind([parameter], foreach=False, **settings)
-        update, iterate, options = start_of(optimizer, [parameter])
-        for _ in range(3):
-            g = torch.randn(3, dtype=torch.complex128)
-            stepped(optimizer, [parameter], (g,))
-            iterate = update.step(iterate, (g,), options)
-            torch.testing.assert_close(iterate.lower[0], parameter.detach(), rtol=1e-14, atol=1e-14)
-
-
 def test_tensors_that_the_optimizer_passed_over_pass_their_cotangents_on():
     optimizer, parameters = prepared(torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5}, num_steps=1)
     update, iterate, options = start_of(optimizer, parameters)

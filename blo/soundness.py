@@ -1,0 +1,219 @@
+"""Problems that cannot be solved together, refused with the remedy; parts of a response that are
+left out, warned of.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+from blo.evaluation import ParameterSpace
+from blo.problem import Problem
+
+
+class Related(Protocol):
+    """Problems from top to bottom, and who reads whom; see `ProblemGraph`."""
+
+    problems: tuple[Problem, ...]
+    reads: dict[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> Problem:
+        """Return the problem called `name`."""
+
+    def level(self, problem: Problem) -> int:
+        """Return the number of the level of `problem`."""
+
+    def below(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems below that the loss of `problem` reads."""
+
+    def inputs(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems above that the solution of `problem` depends on."""
+
+    def responding(self, problem: Problem) -> tuple[Problem, ...]:
+        """Return the problems below that carry the hypergradient of `problem`."""
+
+    def entry(self, problem: Problem) -> Problem | None:
+        """Return the problem by which a loss without gradient is differentiated."""
+
+
+def check_levels(levels: Sequence[Sequence[Problem]]) -> None:
+    """Raise unless there are problems, and one that takes a single step on the first level."""
+    problems = [p for level in levels for p in level]
+    if not problems:
+        raise ValueError("problems must hold at least one Problem, got none")
+    for p in problems:
+        if not isinstance(p, Problem):
+            raise TypeError(f"problems must hold Problem objects, got {p!r}")
+    if len(levels[0]) > 1 or problems[0].steps != 1:
+        raise ValueError(
+            "the first level must be one problem with steps=1, since its update ends a round; "
+            "got " + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
+        )
+
+
+def check_names(problems: Sequence[Problem]) -> None:
+    """Raise unless names are unique, and declared reads are names of other problems."""
+    names = [p.name for p in problems]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"problem names must be unique, got {twice!r} twice")
+    for p in problems:
+        for name in p.reads or ():
+            if name not in names:
+                raise ValueError(
+                    f"reads of problem {p.name!r} names {name!r}, which is not in the graph; "
+                    f"it has {names}"
+                )
+            if name == p.name:
+                raise ValueError(
+                    f"reads of problem {name!r} names itself; list other problems only"
+                )
+
+
+def check_parameters(problems: Sequence[Problem], space: ParameterSpace) -> None:
+    """Raise unless every parameter is in a module, and in the optimizer of one problem."""
+    owner: dict[int, str] = {}
+    for p in problems:
+        for parameter in p.parameters:
+            if parameter not in space:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} in the optimizer of problem "
+                    f"{p.name!r} is in none of the graph's modules; parameters live in modules: "
+                    "put it in an nn.Module that the loss uses and pass that as module"
+                )
+            if id(parameter) in owner:
+                raise ValueError(
+                    f"parameter {space.names[id(parameter)]!r} is in the optimizers of problems "
+                    f"{owner[id(parameter)]!r} and {p.name!r}; each parameter belongs to one "
+                    "problem"
+                )
+            owner[id(parameter)] = p.name
+
+
+def check_declared(graph: Related) -> None:
+    """Raise where a loss depends on a problem that its declared `reads` leave out."""
+    for p in graph.problems:
+        others = tuple(n for n in graph.reads[p.name] if n != p.name)
+        if p.reads is not None and not set(others) <= set(p.reads):
+            raise ValueError(
+                f"reads of problem {p.name!r} is {sorted(p.reads)}, but its loss depends on "
+                f"{sorted(others)}; add what is missing to reads, or leave it out"
+            )
+
+
+def check_order(graph: Related) -> None:
+    """Raise where a problem reads one beside it."""
+    for p in graph.problems:
+        for name in graph.reads[p.name]:
+            if name != p.name and graph.level(graph[name]) == graph.level(p):
+                raise ValueError(
+                    f"problems {p.name!r} and {name!r} stand side by side, but {p.name!r} reads "
+                    f"{name!r}: without an order that is a Nash game, which is not supported; list "
+                    "them one above the other"
+                )
+
+
+def check_entries(graph: Related) -> None:
+    """Raise where a loss without gradient cannot be differentiated through one chain of
+    problems.
+    """
+    for p in graph.problems:
+        q = graph.entry(p)
+        if q is None:
+            continue
+        if graph.inputs(p):
+            raise ValueError(
+                f"the loss of problem {p.name!r} has no gradient, so its solution cannot respond "
+                f"to {[a.name for a in graph.inputs(p)]}; only the top of a chain of reads may "
+                "have such a loss"
+            )
+        responding = graph.responding(p)
+        if q not in responding:
+            raise ValueError(
+                f"the loss of problem {p.name!r} has no gradient, and problem {q.name!r}, by "
+                f"which it would be differentiated, does not depend on {p.name!r}; let the loss "
+                f"of {q.name!r} use the parameters of {p.name!r}"
+            )
+        seen = (q, *graph.inputs(q))
+        apart = [r.name for r in graph.below(p) if r in responding and r not in seen]
+        if apart:
+            raise ValueError(
+                f"the loss of problem {p.name!r} has no gradient and reads {apart}, on which "
+                f"problem {q.name!r} does not depend; it can be differentiated through one "
+                f"chain of problems only: leave them out of its loss, or let {q.name!r} read "
+                "them"
+            )
+
+
+def check_reach(graph: Related) -> None:
+    """Raise where no gradient, or no hypergradient, reaches a problem, or where none reads it."""
+    for p in graph.problems:
+        responding = graph.responding(p)
+        if not responding:
+            _check_own_gradient(graph, p)
+            _check_hypergradient(graph, p)
+        read = any(p.name in graph.reads[q.name] for q in graph.problems if q is not p)
+        if not read and p is not graph.problems[0]:
+            raise ValueError(
+                f"no other problem reads problem {p.name!r}; remove it from the graph or let a "
+                "loss use its parameters"
+            )
+
+
+def _check_own_gradient(graph: Related, p: Problem) -> None:
+    if p.name not in graph.reads[p.name]:
+        raise ValueError(
+            f"no gradient reaches problem {p.name!r}: its loss depends neither on its own "
+            "parameters nor on a problem below that responds to them (it reads "
+            f"{list(graph.reads[p.name])}); let a lower loss use the parameters of {p.name!r}"
+        )
+
+
+def _check_hypergradient(graph: Related, p: Problem) -> None:
+    deaf = [
+        q.name for q in graph.below(p) if not graph.inputs(q) and q.method.requirements.responds
+    ]
+    if deaf:
+        raise ValueError(
+            f"problem {p.name!r} reads {deaf} below it, but no problem below depends on "
+            f"{p.name!r}, so there is no hypergradient: check for detach() or no_grad() on the "
+            f"parameters of {p.name!r} in the lower loss, or set method=alternating() on the lower "
+            "problem to train them in turns on purpose"
+        )
+
+
+def warn_of_constant_responses(graph: Related) -> None:
+    """Warn where a Hessian leaves out the response of problems below."""
+    for p in graph.problems[1:]:
+        if graph.responding(p) and not p.through_response:
+            warnings.warn(
+                f"problem {p.name!r} reads {[q.name for q in graph.below(p)]} below it with "
+                "through_response=False: their response is left out of its Hessian, and the "
+                "hypergradients above it are biased",
+                stacklevel=3,
+            )
+
+
+def warn_of_constant_steps(graph: Related) -> None:
+    """Warn where a start or an option is a function of problems above, and the method of the
+    problem does not differentiate it, or only a part of the steps.
+    """
+    for p in graph.problems:
+        needs = p.method.requirements
+        if not graph.inputs(p):
+            continue
+        if p.option_functions and "options" not in needs.differentiates:
+            warnings.warn(
+                f"options {sorted(p.option_functions)} of problem {p.name!r} are functions, "
+                f"and {p.method!r} leaves out what the solution owes to them; unrolled(), "
+                "forward_mode() and sama() differentiate them",
+                stacklevel=3,
+            )
+        if p.start is not None and needs.history and needs.history < p.steps:
+            warnings.warn(
+                f"problem {p.name!r} has a start, and {p.method!r} differentiates "
+                f"{needs.history} of its {p.steps} steps: what the solution owes to the start "
+                "is left out; take all steps, such as unrolled()",
+                stacklevel=3,
+            )
