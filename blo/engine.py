@@ -100,7 +100,7 @@ class Engine:
         self.num_products = 0
         self.recorder = Recorder(graph)
         self.method_states: dict[str, Tensors | None] = {}
-        self._watch = StepWatch()
+        self.watch = StepWatch()
         self._logged: set[str] = set()
         self._turns = Turns(graph)
 
@@ -274,7 +274,7 @@ class Engine:
         """
         needs = problem.method.requirements
         if self.graph.role(problem).answers and needs.responds and needs.history == 0:
-            return self._watch.before(problem, gradient)
+            return self.watch.before(problem, gradient)
         return nothing
 
     def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -155,6 +156,20 @@ class ProblemGraph:
             )
         self._unprobed.discard(problem.name)
         self.add_read(problem, (self[name] for name in found))
+
+    def over(self, problems: Sequence[Problem], space: ParameterSpace) -> ProblemGraph:
+        """Return this graph of other problems of the same names, which read each other as is known
+        of these; no loss is probed.
+        """
+        twin = copy.copy(self)
+        twin.problems, twin.space = tuple(problems), space
+        twin._by_name = {p.name: p for p in problems}
+        twin._entries = {name: twin._by_name[q.name] for name, q in self._entries.items()}
+        twin._unprobed = set(self._unprobed)
+        twin.streams = {p.name: BatchStream(p.batches, p.name) for p in problems}
+        twin.reads = dict(self.reads)
+        twin._derive()
+        return twin
 
     def _derive(self) -> None:
         """Work out depths, the order of updates and roles from who reads whom."""
