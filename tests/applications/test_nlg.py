@@ -13,15 +13,15 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from applications import nlg
-from applications.common import phases
-from applications.common.arguments import GenerationOptions, ModelOptions, Options
-from applications.common.command_line import GROUPS, parse_options
-from applications.common.experiment import completed
-from applications.common.family import Setting
-from applications.common.generation import TextGeneration
-from applications.common.phases import prepare
-from applications.common.splits import split_task
-from applications.common.text_metrics import text_scores
+from applications.data.splits import split_task
+from applications.families.family import Setting
+from applications.families.generation import TextGeneration
+from applications.families.text_metrics import text_scores
+from applications.options.arguments import GenerationOptions, ModelOptions, Options
+from applications.options.command_line import GROUPS, parse_options
+from applications.options.completion import completed
+from applications.runs import phases
+from applications.runs.phases import prepare
 from tests.applications.tiny_runs import (
     ALL_METHODS,
     METHODS,

@@ -10,13 +10,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from applications.common.arguments import Options
-from applications.common.classification import TextClassification
-from applications.common.experiment import completed, finetune
-from applications.common.family import Family, Setting
-from applications.common.outputs import RunFolder
-from applications.common.phases import prepare
-from applications.common.splits import split_task
+from applications.data.splits import split_task
+from applications.families.classification import TextClassification
+from applications.families.family import Family, Setting
+from applications.options.arguments import Options
+from applications.options.completion import completed
+from applications.runs.experiment import finetune
+from applications.runs.outputs import RunFolder
+from applications.runs.phases import prepare
 
 METHODS = ("lora", "dora", "bilora", "bidora")
 ALL_METHODS = ("full", *METHODS, "adalora", "lora_dropout", "autolora")

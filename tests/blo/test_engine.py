@@ -147,8 +147,14 @@ def by_hand(kind, steps, rounds, net, weights):
         after_rng = torch.get_rng_state()
         v = [rates[id(p)] * g for p, g in zip(net.parameters(), c, strict=True)]
         sizes = [float(b.norm()) / math.sqrt(b.numel()) for b in before]
-        floor = min(0.1, max(sizes))
-        e = 5e-3 * min(max(s, floor) / float(u.abs().max()) for s, u in zip(sizes, v, strict=True))
+        floor = min(0.1, max(1e-3, *sizes))
+        sides = [(int(u.reshape(len(u), -1).any(1).sum()), u.numel() / len(u)) for u in v]
+        spectral = [math.sqrt(m) + math.sqrt(n) for m, n in sides]
+        e = 2.5e-3 * min(
+            max(size, floor) * norm / float(u.norm())
+            for size, norm, u in zip(sizes, spectral, v, strict=True)
+            if float(u.norm()) > 0
+        )
         grads = []
         for sign in (1, -1):
             moved = {
