@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blo.derivatives.random_state import modules_named_by
 from blo.steps.clipping import Clip
+
+# Wrappers that average gradients in hooks of backward(), which the engine never calls.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def check_parts(name: str, loss: Any, modules: Any, optimizer: Any, method: Any) -> None:
@@ -22,6 +26,7 @@ def check_parts(name: str, loss: Any, modules: Any, optimizer: Any, method: Any)
             f"module must be a torch.nn.Module or a sequence of them, got {modules!r} for "
             f"problem {name!r}"
         )
+    _refuse_wrapped(name, (*modules, *modules_named_by(loss)))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {optimizer!r} for problem {name!r}"
@@ -36,6 +41,40 @@ def check_parts(name: str, loss: Any, modules: Any, optimizer: Any, method: Any)
             f"method must be a hypergradient method such as darts() or cg(10), got {method!r} "
             f"for problem {name!r}"
         )
+
+
+def _refuse_wrapped(name: str, modules: Iterable[nn.Module]) -> None:
+    """Raise if a module is wrapped, or its parameters sharded, for another way to train in several
+    processes.
+
+    Raises:
+        TypeError: naming the wrapper, with the remedy.
+    """
+    for module in modules:
+        for part in module.modules():
+            names = {c.__name__ for c in type(part).__mro__ if c.__module__.startswith("torch.")}
+            for wrapper in names.intersection(WRAPPERS):
+                sharded = wrapper != "DistributedDataParallel"
+                raise TypeError(
+                    f"a module of problem {name!r} is wrapped in {wrapper}, whose gradients are "
+                    "averaged by backward() alone and not here; "
+                    + (
+                        "give the model before it was wrapped"
+                        if sharded
+                        else "give its .module, in the loss too"
+                    )
+                    + ": the Engine averages over the processes itself"
+                )
+        if any(
+            type(p).__name__ == "DTensor" or hasattr(p, "_local_tensor")
+            for p in module.parameters()
+        ):
+            raise TypeError(
+                f"a module of problem {name!r} has sharded parameters (DTensor: fully_shard, or "
+                "tensor parallelism), of which torch.autograd.grad returns gradients that no "
+                "process has reduced; give a model whose parameters are whole on each process: the "
+                "Engine averages over the processes itself"
+            )
 
 
 def check_pace(name: str, batches: Any, reads: Any, steps: Any, accumulate: Any) -> None:

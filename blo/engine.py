@@ -14,6 +14,7 @@ from blo import checkpoint
 from blo.adjoints import total_gradient
 from blo.batches import to_device
 from blo.derivatives.pullback import Gradient, filled, reached
+from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
 from blo.methods.context import Info
@@ -63,6 +64,15 @@ class Engine:
         precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision
             alone.
         callbacks: called with the `Record` of every round.
+        distributed: average over the processes of this `torch.distributed.ProcessGroup`, each with
+            batches of its own; None for the default group where one is initialised, False for none.
+            A process that trains alone beside others needs False.
+
+    Attributes:
+        reduction: the means over processes, with their number and bytes.
+
+    Raises:
+        ValueError: if the processes differ in their graphs or in the values of their parameters.
 
     Example:
         >>> import torch
@@ -84,6 +94,7 @@ class Engine:
         *,
         precision: torch.dtype | None = None,
         callbacks: Sequence[Callable[[Record], None]] = (),
+        distributed: Any = None,
     ) -> None:
         if precision not in (None, torch.bfloat16):
             raise ValueError(
@@ -101,6 +112,9 @@ class Engine:
         self._watch = StepWatch()
         self._logged: set[str] = set()
         self._turns = Turns(graph)
+        self._compared: set[str] = set()
+        self.reduction = reduction_among(distributed)
+        refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
@@ -264,6 +278,7 @@ class Engine:
             {p.name: p.learning_rate() for p in self.graph.problems},
             self.num_gradients,
             self.num_products,
+            self.reduction.num_bytes,
         )
 
     def _watched(self, problem: Problem, gradient: Gradient) -> Callable[[], None]:
@@ -292,12 +307,21 @@ class Engine:
         first = stream.count
         number = problem.accumulate if problem.batches is not None else stream.handed
         batches = tuple(to_device(stream.next(), problem.device) for _ in range(number))
+        if problem.name not in self._compared:
+            self._compared.add(problem.name)
+            warn_of_identical(problem, batches[0], self.reduction)
         self.recorder.begin(problem, update)
         remember = self.recorder.wants(problem, update)
         keep = keep or remember or role.reads_again or bool(role.unread)
         above = role.reused if remember and update.last else ()
         taken = evaluate(
-            self.graph, problem, (problem, *role.responding, *above), batches, self.precision, keep
+            self.graph,
+            problem,
+            (problem, *role.responding, *above),
+            batches,
+            self.precision,
+            keep,
+            self.reduction,
         )
         self.num_gradients += int(role.differentiable)
         if taken.found:
@@ -323,6 +347,7 @@ class Engine:
                 self.recorder.moments,
                 self.method_states,
                 self.precision,
+                reduction=self.reduction,
             )
             self.num_gradients += sum(i.num_gradients for i in infos.values())
             self.num_products += sum(i.num_products for i in infos.values())
@@ -415,3 +440,4 @@ class Engine:
         self.round = state["round"]
         self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
         self.method_states = checkpoint.copied(state["method_states"])
+        refuse_unequal(self.graph, self.reduction)

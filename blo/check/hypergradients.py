@@ -164,6 +164,11 @@ def check_hypergradient(
     meant = tuple(detached)
     settings = Settings(num_directions, radius, rtol, tol, to_solution, warm_up, seed, meant)
     if isinstance(subject, Engine):
+        if not subject.reduction.is_local:
+            raise ValueError(
+                "check_hypergradient works in one process, and the engine averages over "
+                f"{subject.reduction.num_ranks}; give it an Engine(graph, distributed=False)"
+            )
         plain = {"lower_loss": lower_loss, "upper": upper, "lower": lower}
         _refuse({**plain, "method": method, "solve": solve}, "an engine, whose problems have them")
         devices = {t.device for p in subject.graph.problems for t in p.parameters}
