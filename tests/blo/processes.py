@@ -1,8 +1,13 @@
 """Runs of small problem graphs in one process and in several, for test_distributed.py."""
 
+import io
 import os
+import runpy
 import socket
+import time
 import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -96,7 +101,10 @@ def graph_of(name, levels, rank=0, num_ranks=1):
         weighed = (2 * balance["logit"].softmax(0)[batch[1].long()] * each).mean()
         return weighed + (penalty["log"].exp() * weight.square()).sum() + bias.square().sum()
 
-    fit = SplitLoss(lambda batch: (net(batch[0]), net.weight, net.bias), fitted)
+    def outputs(batch):  # so that the mixed product depends on the batch
+        return net(batch[0] * (3 + penalty["log"])), net.weight, net.bias
+
+    fit = SplitLoss(outputs, fitted)
     kind = torch.optim.Adam if name == "sama" else torch.optim.SGD
     given = {"lr": 0.1} if name == "sama" else {"lr": 0.1, "momentum": 0.5}
     modules = [net, penalty, balance]
@@ -213,15 +221,35 @@ def wrapped(rank, num_ranks):
     return said
 
 
+def example(rank, num_ranks):
+    """What examples/distributed.py prints, which makes a group of its own as under torchrun."""
+    port = [free_port()]
+    torch.distributed.broadcast_object_list(port)
+    torch.distributed.destroy_process_group()
+    os.environ.update(MASTER_PORT=str(port[0]), RANK=str(rank), WORLD_SIZE=str(num_ranks))
+    path = Path(__file__).resolve().parents[2] / "examples" / "distributed.py"
+    with redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(str(path))
+    return printed.getvalue()
+
+
 def work(rank, num_ranks, port, tasks, answers):
     """Take part as `rank`, and answer with what each task returned."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_ranks)
     try:
-        answers.put((rank, {task.__name__: task(rank, num_ranks) for task in tasks}))
+        found = {task.__name__: task(rank, num_ranks) for task in tasks}
+        answers.put((rank, {**found, "cpu": time.process_time()}))
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def answered(num_ranks, tasks):
@@ -231,10 +259,7 @@ def answered(num_ranks, tasks):
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["processes"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    answers = context.Queue()
+    answers, port = context.Queue(), free_port()
     running = [
         context.Process(target=work, args=(rank, num_ranks, port, tasks, answers), daemon=True)
         for rank in range(num_ranks)

@@ -1,8 +1,19 @@
 """Several processes, each with its part of every batch, against one process that sees all."""
 
+import re
+
 import pytest
 import torch
-from processes import FEATURES, METHODS, answered, every_run, refusals, trained, wrapped
+from processes import (
+    FEATURES,
+    METHODS,
+    answered,
+    every_run,
+    example,
+    refusals,
+    trained,
+    wrapped,
+)
 
 from blo.derivatives import reduction
 
@@ -43,7 +54,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def two():
-    return answered(2, [every_run, refusals, wrapped])
+    return answered(2, [every_run, refusals, wrapped, example])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +123,13 @@ def test_wrapped_and_sharded_modules_are_refused_by_name(two):
         assert "give its .module" in said["DistributedDataParallel"]
         assert "FullyShardedDataParallel" in said["FullyShardedDataParallel"]
         assert "DTensor: fully_shard" in said["DTensor"]
+
+
+def test_the_example_learns_penalties_and_speaks_once(two):
+    first, second = (answer["example"] for answer in two)
+    used, unused = (float(n) for n in re.findall(r"(\d+\.\d+) of", first))
+    assert used < unused
+    assert second == ""
 
 
 def test_a_bucket_holds_one_type_and_is_closed_when_full(monkeypatch):
