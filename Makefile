@@ -21,7 +21,7 @@ peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu gpu lint types imports docs bench bench-peers package constraints clean
+.PHONY: help demo test tests test-gpu gpu lint types imports docs bench bench-peers package constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,8 +29,13 @@ help: ## this list
 demo: $(VENV)/.demo ## BiLoRA and LoRA on carried weights and text, a table of both at the end
 	@$(bin)/python -m applications.nlu
 
-test: lint types imports ## lint, types, import contracts, tests
-	@$(bin)/python -m pytest -q -n $(WORKERS)
+test: $(VENV)/.test ## lint, types, import contracts, tests; types beside the tests
+	@$(MAKE) --no-print-directory -j2 lint imports types tests
+
+# Work is stolen one test at a time: no process idles at the end, and what a module's tests share is
+# mostly made once.
+tests: $(VENV)/.test ## the tests alone
+	@$(bin)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-gpu: $(VENV)/.test ## the tests marked cuda, in one process
 	@$(bin)/python -m pytest -q -m cuda
@@ -80,6 +85,8 @@ clean: ## remove what builds and checks leave behind; environments stay
 
 # Environments. Each stamp is as old as its installation; it is renewed when the declared or
 # the pinned versions change. PyTorch comes first: a range would let pip choose its newest build.
+# Nothing is compiled ahead: of 16,000 files most are never imported, and compiling them takes longer
+# than all the rest.
 
 $(VENV)/constraints.txt: constraints.txt
 	@echo "Installing $(TORCH) into $(VENV)"
@@ -87,25 +94,26 @@ $(VENV)/constraints.txt: constraints.txt
 	@$(bin)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		&& sed '/^torch==/d' constraints.txt > $@.part \
 		|| echo "# the pinned versions need Python 3.11 or later" > $@.part
-	@$(pip) install --constraint $@.part $(TORCH)
+	@$(pip) install --no-compile --constraint $@.part $(TORCH)
 	@$(bin)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' >> $@.part
 	@mv $@.part $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing what the applications need into $(VENV)"
-	@$(pip) install --constraint $(VENV)/constraints.txt --editable '.[apps]'
-	@$(pip) install --constraint $(VENV)/constraints.txt --no-deps $(carried)
+	@$(pip) install --no-compile --constraint $(VENV)/constraints.txt --editable '.[apps]'
+	@$(pip) install --no-compile --constraint $(VENV)/constraints.txt --no-deps $(carried)
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
-	@echo "Installing the development tools into $(VENV)"
-	@$(pip) install --constraint $(VENV)/constraints.txt --editable '.[apps,dev]'
-	@touch $@
+$(VENV)/.test: pyproject.toml $(VENV)/constraints.txt
+	@echo "Installing what the applications need and the development tools into $(VENV)"
+	@$(pip) install --no-compile --constraint $(VENV)/constraints.txt --editable '.[apps,dev]'
+	@$(pip) install --no-compile --constraint $(VENV)/constraints.txt --no-deps $(carried)
+	@touch $(VENV)/.demo $@
 
 .venv-docs/.docs: pyproject.toml constraints.txt
 	@echo "Installing the documentation tools into .venv-docs"
 	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	@$(docs_pip) install --constraint constraints.txt latex2mathml mkdocs-material 'mkdocstrings[python]' ruff
+	@$(docs_pip) install --no-compile --constraint constraints.txt latex2mathml mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
 # The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on
@@ -114,7 +122,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing the libraries to compare with into .venv-bench"
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@sed '/^torch==/d' constraints.txt > .venv-bench/constraints.txt
-	@$(bench_pip) install --constraint .venv-bench/constraints.txt $(TORCH)
-	@$(bench_pip) install --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz
-	@$(bench_pip) install --no-deps --ignore-requires-python $(peers)
+	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt $(TORCH)
+	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz
+	@$(bench_pip) install --no-compile --no-deps --ignore-requires-python $(peers)
 	@touch $@

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, IterableDataset, random_split
+from torch.utils.data import IterableDataset, random_split
 from transformers import Trainer, TrainerCallback, get_scheduler
 
 from adapters.training.partition import levels
 from adapters.training.problems import Penalty, two_level
 from blo import Clip, Engine, Method, Status
-from blo.batches import BatchStream
 from blo.engine import Total
+from blo.streams import BatchStream
 
 __all__ = ["TwoLevelMixin", "TwoLevelTrainer"]
 
@@ -325,14 +325,14 @@ class TwoLevelMixin(_Base):
             parts = self.train_dataset.train_test_split(test_size=given, seed=seed)
             self.train_dataset = parts["train"]
             return parts["test"]
-        if not isinstance(self.train_dataset, Dataset) or isinstance(
-            self.train_dataset, IterableDataset
+        if isinstance(self.train_dataset, IterableDataset) or not hasattr(
+            self.train_dataset, "__len__"
         ):
             raise ValueError(
                 f"upper_dataset={given} splits a share off train_dataset, which has no length "
                 f"({type(self.train_dataset).__name__}); pass a dataset as upper_dataset"
             )
-        size = len(self.train_dataset)  # type: ignore[arg-type]
+        size = len(self.train_dataset)
         number = round(given * size)
         if not 0 < number < size:
             raise ValueError(

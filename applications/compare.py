@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from applications.common.errors import UsageError
 from applications.comparison.attempt import Ended
 from applications.comparison.backends import Pool, Processes, RayTasks, Work, outcomes
 from applications.comparison.folder import place_of, refuse_changed
@@ -25,6 +24,7 @@ from applications.comparison.page import write_report
 from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
 from applications.comparison.settings import check_command, given
+from applications.errors import UsageError
 
 SUFFIXES = (".json", ".yaml", ".yml")
 PROG = "python -m applications.compare"

@@ -7,16 +7,13 @@ text a line (--train_file, --test_file). Scores: BLEU, NIST, ROUGE-L, chrF and p
 import sys
 from collections.abc import Sequence
 
-from applications.common.arguments import GenerationOptions
-from applications.common.command import run_command
-from applications.common.command_line import GROUPS
-from applications.common.generation import TextGeneration
+from applications.families.generation import TextGeneration
+from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    groups = {**GROUPS, "generation": GenerationOptions}
-    return run_command(TextGeneration(), arguments, description=__doc__, groups=groups)
+    return run_command(TextGeneration(), arguments, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from applications.common.arguments import Options
-from applications.common.classification import TextClassification
-from applications.common.command import run_command
-from applications.common.command_line import parse_options
-from applications.common.demo import PRESETS, is_demo, run_demo
+from applications.families.classification import TextClassification
+from applications.options.arguments import Options
+from applications.options.command_line import parse_options
+from applications.runs.command import run_command
+from applications.runs.demo import PRESETS, is_demo, run_demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

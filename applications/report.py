@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from applications.common.errors import UsageError
 from applications.comparison.page import write_report
+from applications.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,8 +7,8 @@ and its tag a line, or json rows with lists of words and tags (--train_file, --t
 import sys
 from collections.abc import Sequence
 
-from applications.common.command import run_command
-from applications.common.tagging import TokenClassification
+from applications.families.tagging import TokenClassification
+from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

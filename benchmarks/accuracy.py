@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ import torch
 from benchmarks.cases import CASES, TwoLevel
 from benchmarks.families import FAMILIES, SIZES, Family
 from benchmarks.nested import GRAPHS, Vector, nested_gradient, received
+from benchmarks.versions import version_of
 from blo import Engine, Method, Problem, ProblemGraph, hypergradient
 
 BUDGETS = (3, 6, 12, 25, 50, 100, 200)
@@ -38,7 +38,7 @@ class Measurement:
     num_hvps: int
     seconds: float
     library: str = "blo-torch"
-    version: str = version("blo-torch")
+    version: str = version_of("blo-torch")
     seconds_per_gradient_unit: float | None = None
     peak_memory_mb: float | None = None
 

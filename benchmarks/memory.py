@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of itself on stderr
@@ -19,6 +18,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of itself 
 import torch
 
 from benchmarks.rounds import ROUNDS
+from benchmarks.versions import version_of
 from benchmarks.workloads import WORKLOADS
 
 
@@ -67,7 +67,7 @@ def main() -> None:
             if options.json:
                 line = {
                     "library": "blo-torch",
-                    "version": version("blo-torch"),
+                    "version": version_of("blo-torch"),
                     "method": method,
                     "problem": name,
                     "peak_memory_mb": peak,

@@ -1,133 +1,212 @@
-"""The error of finite-difference mixed products against exact ones.
+"""The default radius of difference steps beside the best radius of a scan.
 
-``python -m benchmarks.radius`` prints the table, by radius, type and problem, that
-`blo.derivatives.differences.DEFAULT_RADIUS` was read from. The reference is the exact
-product in float64 at the same weights, batch and masks.
+``python -m benchmarks.radius`` prints a line for each problem of `benchmarks.radius_problems`, each
+type and central and one-sided differences: the relative error of the mixed product at the default
+radius (`blo.derivatives.differences.DEFAULT_RADIUS`), the least error among `FACTORS` times that
+radius, and whether the default is within the criterion: an error of at most 5 %, or of at most 1.5
+times the least. The reference is the exact product in float64 at the same weights and batch; the
+error of the exact product in the same type stands beside it. ``--json FILE`` appends a line a
+measurement and measures only what the file does not hold; ``--markdown FILE`` writes the table
+between the file's radius marks. ``--quick`` leaves the larger problems out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.accuracy import write_between
+from benchmarks.radius_problems import HELD_OUT, SMALL, TUNED, Pair
+from benchmarks.versions import version_of
 from blo import Exact, FiniteDifference, Point
+from blo.derivatives.differences import DEFAULT_RADIUS, default_radius
 from blo.derivatives.lower import LowerObjective
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective, ParameterSpace
-from blo.methods.context import Context
 
-RADII = [3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
-TYPES = {
+PROBLEMS = {**TUNED, **HELD_OUT}
+FACTORS = [10 ** (k / 3) for k in range(-6, 7)]
+TYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "float64": (torch.float64, None),
     "float32": (torch.float32, None),
     "bfloat16 autocast": (torch.float32, torch.bfloat16),
     "float16 autocast": (torch.float32, torch.float16),
 }
+ENOUGH = 0.05
+NEAR_THE_BEST = 1.5
 
 
-class Upper(nn.Module):
-    """A vector of upper variables."""
+@dataclass(frozen=True)
+class Measurement:
+    """The default radius on one problem in one type; the fields that tools read."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.zeros(size))
+    problem: str
+    held_out: bool
+    type: str
+    asked: str
+    taken: str
+    radius: float
+    error: float
+    best_radius: float
+    best_error: float
+    exact_error: float
+    library: str = "blo-torch"
+    version: str = version_of("blo-torch")
 
+    @property
+    def ratio(self) -> float:
+        """The error at the default over the least of the scan."""
+        return self.error / self.best_error if self.best_error else 1.0
 
-def multilayer_perceptron() -> tuple[nn.Module, Upper, object, tuple[Tensor, ...]]:
-    """A 64-128-128-10 network with GELU; one weight an example above."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 10)
-    )
-    upper, x, y = Upper(50), torch.randn(50, 64), torch.randint(10, (50,))
-
-    def loss(_: object) -> Tensor:
-        each = nn.functional.cross_entropy(net(x.to(net[0].weight.dtype)), y, reduction="none")
-        return (upper.value.sigmoid() * each).mean()
-
-    return net, upper, loss, tuple(net.parameters())
-
-
-def adapted_transformer() -> tuple[nn.Module, Upper, object, tuple[Tensor, ...]]:
-    """Four 256-wide transformer layers with dropout; low-rank factors below, their gains above."""
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(
-        256, 4, 512, dropout=0.1, activation="gelu", batch_first=True
-    )
-    net = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).requires_grad_(False)
-    net.factors = nn.ParameterList(
-        [nn.Parameter(torch.randn(8, 256) / 16) for _ in range(4)]
-        + [nn.Parameter(torch.randn(256, 8) / 30) for _ in range(4)]
-    )
-    net.head = nn.Linear(256, 3)
-    upper, x, y = Upper(32), torch.randn(8, 16, 256), torch.randint(3, (8,))
-
-    def loss(_: object) -> Tensor:
-        h = x.to(net.factors[0].dtype)
-        for i, block in enumerate(net.layers):
-            gains = (1 + upper.value[8 * i : 8 * i + 8]).to(h.dtype)
-            h = block(h) + ((h @ net.factors[i].T) * gains) @ net.factors[4 + i].T
-        return nn.functional.cross_entropy(net.head(h.mean(1)), y)
-
-    return net, upper, loss, (*net.factors, *net.head.parameters())
+    @property
+    def within(self) -> bool:
+        """Whether the default is within the criterion."""
+        return self.error <= max(ENOUGH, NEAR_THE_BEST * self.best_error)
 
 
-PROBLEMS = {"MLP": multilayer_perceptron, "transformer": adapted_transformer}
-
-
-def context_of(problem: str, dtype: torch.dtype, precision: torch.dtype | None) -> Context:
-    """Return the lower problem in the given types; the same weights and masks in all of them."""
-    net, upper, loss, lower = PROBLEMS[problem]()
-    for module in (net, upper):
+def lower_of(
+    pair: Pair, dtype: torch.dtype, precision: torch.dtype | None
+) -> tuple[LowerObjective, Point]:
+    """Return the lower problem in the given types; the same weights in all of them."""
+    for module in (pair.net, pair.upper):
         module.to(dtype)
-    torch.manual_seed(1)
+    space, upper = ParameterSpace([pair.net, pair.upper]), (pair.upper.value,)
     objective = ModuleObjective(
-        ParameterSpace([net, upper]),
-        (upper.value,),
-        lower,
-        loss,
-        None,
-        RandomState.capture(),
-        precision,
-        "lower",
+        space, upper, pair.lower, pair.loss, None, RandomState.capture(), precision, "lower"
     )
-    point = Point((upper.value.detach(),), tuple(p.detach() for p in lower))
-    return Context(LowerObjective((objective,)), point, point)
+    return LowerObjective((objective,)), Point(_copies(upper), _copies(pair.lower))
 
 
-def direction(context: Context) -> tuple[Tensor, ...]:
-    """Return a fixed random direction in the shapes of the lower parameters."""
-    generator = torch.Generator().manual_seed(2)
-    return tuple(torch.randn(t.shape, generator=generator).to(t.dtype) for t in context.after.lower)
+def direction_and_product(make: Callable[[], Pair]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the direction of a problem and the exact product with it, in float64."""
+    pair = make()
+    lower, point = lower_of(pair, torch.float64, None)
+    found = torch.autograd.grad(pair.above(None), pair.lower, materialize_grads=True)
+    v = tuple(g * s for g, s in zip(found, pair.factors, strict=True)) if pair.factors else found
+    return v, Exact().at(lower, point).mixed(v)[0]
+
+
+def measurements(problem: str, kinds: list[str]) -> Iterator[Measurement]:
+    """Yield the measurements of one problem in some types, central and one-sided."""
+    if not kinds:
+        return
+    direction, reference = direction_and_product(PROBLEMS[problem])
+
+    def error_of(value: Tensor) -> float:
+        return float((value.double() - reference).norm() / reference.norm())
+
+    for kind in kinds:
+        dtype, precision = TYPES[kind]
+        lower, point = lower_of(PROBLEMS[problem](), dtype, precision)
+        v = tuple(t.to(dtype) for t in direction)
+        own = error_of(Exact().at(lower, point).mixed(v)[0])
+        for one_sided in (False, True):
+
+            def error_at(radius: float | None, one_sided: bool = one_sided) -> float:
+                products = FiniteDifference(radius, one_sided).at(lower, point)  # noqa: B023
+                return error_of(products.mixed(v)[0])  # noqa: B023
+
+            radius, still_one_sided = default_radius(precision or dtype, one_sided=one_sided)
+            scan = {f * radius: error_at(f * radius) for f in FACTORS}
+            best = min(scan, key=lambda r: scan[r])
+            yield Measurement(
+                problem=problem,
+                held_out=problem in HELD_OUT,
+                type=kind,
+                asked="one-sided" if one_sided else "central",
+                taken="one-sided" if still_one_sided else "central",
+                radius=radius,
+                error=error_at(None),
+                best_radius=best,
+                best_error=scan[best],
+                exact_error=own,
+            )
+
+
+def table(found: list[Measurement]) -> str:
+    """Return a Markdown table: a row a problem, a column a type and side."""
+    columns = list(dict.fromkeys((m.type, m.asked) for m in found))
+    radii = {
+        (kind, asked): DEFAULT_RADIUS[TYPES[kind][1] or TYPES[kind][0]][asked == "one-sided"]
+        for kind, asked in columns
+    }
+    heads = [
+        f"{kind}, {asked}: " + ("as central" if r is None else f"{r:g}")
+        for (kind, asked), r in radii.items()
+    ]
+    lines = ["| problem | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    for problem in dict.fromkeys(m.problem for m in found):
+        cells = []
+        for column in columns:
+            mine = [m for m in found if (m.problem, m.type, m.asked) == (problem, *column)]
+            cells += [_cell(m) for m in mine[-1:]] or [""]
+        held = " (held out)" if problem in HELD_OUT else ""
+        lines.append(f"| {problem}{held} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(m: Measurement) -> str:
+    """Return the error at the default and the least of the scan, in per cent, bold outside the
+    criterion.
+    """
+    text = f"{100 * m.error:.2g} / {100 * m.best_error:.2g}"
+    return text if m.within else f"**{text}**"
+
+
+def line(m: Measurement) -> str:
+    """Return a line to print."""
+    verdict = "yes" if m.within else "NO"
+    return (
+        f"{m.problem:>24} {m.type:>17} {m.asked:>9} {m.radius:9.1e} {m.error:9.1e} "
+        f"{m.best_radius:9.1e} {m.best_error:9.1e} {m.ratio:7.1f} {verdict:>6} {m.exact_error:9.1e}"
+    )
 
 
 def main() -> None:
-    """Print the table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small problems only")
+    parser.add_argument("--problems", nargs="*", help=f"among {list(PROBLEMS)}")
+    parser.add_argument("--types", nargs="*", help=f"among {list(TYPES)}")
+    parser.add_argument("--json", type=Path, help="append a line a measurement; go on from there")
+    parser.add_argument("--markdown", type=Path, help="write the table into this file")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    for problem in PROBLEMS:
-        # Dropout draws the same masks in double precision: Bernoulli draws ignore the type.
-        exact = context_of(problem, torch.float64, None)
-        reference = Exact().at(exact, exact.after).mixed(direction(exact))[0]
-        print(f"\n{problem}: relative error of the mixed product")
-        print("radius".rjust(27), *(f"{r:8.0e}" for r in RADII))
-        for name, (dtype, precision) in TYPES.items():
-            context = context_of(problem, dtype, precision)
-            own = Exact().at(context.lower, context.after).mixed(direction(context))[0].double()
-            for one_sided in (False, True):
-                errors = []
-                for radius in RADII:
-                    rule = FiniteDifference(radius, one_sided)
-                    value = (
-                        rule.at(context.lower, context.after).mixed(direction(context))[0].double()
-                    )
-                    errors.append(float((value - reference).norm() / reference.norm()))
-                side = "one-sided" if one_sided else "central"
-                print(f"{name:>17} {side:>9}", *(f"{e:8.1e}" for e in errors))
-            error = float((own - reference).norm() / reference.norm())
-            print(f"{name:>17} {'exact':>9} {error:8.1e}")
+    found = []
+    if options.json and options.json.exists():
+        held = [json.loads(text) for text in options.json.read_text().splitlines()]
+        found = [Measurement(**fields) for fields in held]
+    print(
+        f"{'problem':>24} {'type':>17} {'asked':>9} {'radius':>9} {'error':>9} {'best':>9} "
+        f"{'error':>9} {'ratio':>7} {'within':>6} {'exact':>9}"
+    )
+    for m in found:
+        print(line(m))
+    done = {(m.problem, m.type, m.asked) for m in found}
+    for problem in options.problems or (SMALL if options.quick else PROBLEMS):
+        for kind in options.types or TYPES:
+            if (problem, kind, "one-sided") in done:
+                continue
+            for m in measurements(problem, [kind]):
+                print(line(m), flush=True)
+                found.append(m)
+                if options.json:
+                    with options.json.open("a") as file:
+                        file.write(json.dumps(asdict(m)) + "\n")
+    outside = [m for m in found if not m.within]
+    print(f"\n{len(found) - len(outside)} of {len(found)} within the criterion")
+    if options.markdown:
+        write_between(options.markdown, "radius", table(found))
+
+
+def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.detach().clone() for t in tensors)
 
 
 if __name__ == "__main__":

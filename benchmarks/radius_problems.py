@@ -7,7 +7,7 @@ otherwise, and the gradient of a held-out loss as the direction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Pair:
         loss: of the lower problem.
         above: the loss that the direction is the gradient of.
         lower: the lower parameters.
+        factors: what the gradient is multiplied with, one tensor a parameter; None for 1.
     """
 
     net: nn.Module
@@ -40,6 +41,7 @@ class Pair:
     loss: Loss
     above: Loss
     lower: tuple[nn.Parameter, ...]
+    factors: tuple[Tensor, ...] | None = None
 
 
 def weighted(
@@ -47,10 +49,13 @@ def weighted(
     out: Callable[[Tensor], Tensor],
     train: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor],
+    lower: tuple[nn.Parameter, ...] | None = None,
 ) -> Pair:
-    """Return the problem of weighting the training examples of a classifier."""
+    """Return the problem of weighting the training examples of a classifier; below are all that
+    require gradients, or `lower`.
+    """
     upper = Upper(len(train[0]))
-    lower = tuple(p for p in net.parameters() if p.requires_grad)
+    lower = lower or tuple(p for p in net.parameters() if p.requires_grad)
 
     def typed(x: Tensor) -> Tensor:
         return x.to(lower[0].dtype) if x.is_floating_point() else x
@@ -188,6 +193,40 @@ def bert() -> Pair:
     return weighted(net, lambda t: net(input_ids=t).logits, (x, y), (held, y.repeat(3)))
 
 
+def adapted(*, adam: bool) -> Pair:
+    """BiLoRA on a two-layer RoBERTa of 128 dimensions, its factors off their start, its values
+    fixed; the gradient, or what Adam makes of it: divided by the roots of second moments, so that
+    most of its length is in a few entries.
+    """
+    from peft import get_peft_model
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from adapters import BiLoraConfig, levels
+
+    torch.manual_seed(0)
+    base = RobertaForSequenceClassification(
+        RobertaConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+                      intermediate_size=512, num_labels=2)
+    )  # fmt: skip
+    settings = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    net = get_peft_model(base, BiLoraConfig(r=8, lora_alpha=16, **settings)).eval()
+    split = levels(net)
+    with torch.no_grad():
+        for p in (*split.upper, *split.lower):
+            p.add_(0.02 * torch.randn_like(p))
+    x, y = torch.randint(3, 2000, (8, 32)), torch.randint(2, (8,))
+    held, z = torch.randint(3, 2000, (8, 32)), torch.randint(2, (8,))
+    pair = weighted(
+        net, lambda t: net(input_ids=t).logits, (x, y), (held, z), lower=tuple(split.lower)
+    )
+    if not adam:
+        return pair
+    gradients = torch.autograd.grad(pair.loss(None), pair.lower)
+    noise = [0.3 * g.square().mean().sqrt() * torch.rand_like(g) for g in gradients]
+    factors = tuple(1 / (g.abs() + n + 1e-8) for g, n in zip(gradients, noise, strict=True))
+    return replace(pair, factors=factors)
+
+
 def recurrent() -> Pair:
     """A GRU on a default embedding of 5000 words."""
     torch.manual_seed(0)
@@ -215,6 +254,31 @@ def residual() -> Pair:
     return images(net, 40, classes=5, num=32)
 
 
+def llama() -> Pair:
+    """A two-layer Llama of random weights that classifies sequences."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(4)
+    net = LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=500, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
+                    intermediate_size=192, num_labels=4, pad_token_id=0)
+    ).eval()  # fmt: skip
+    x, y = torch.randint(1, 500, (10, 12)), torch.randint(4, (10,))
+    held, z = torch.randint(1, 500, (20, 12)), torch.randint(4, (20,))
+    return weighted(net, lambda t: net(input_ids=t).logits, (x, y), (held, z))
+
+
+def gated() -> Pair:
+    """Convolutions in one dimension with gated linear units and group norm."""
+    torch.manual_seed(5)
+    net = nn.Sequential(
+        nn.Conv1d(8, 48, 5, padding=2), nn.GLU(1), nn.GroupNorm(4, 24),
+        nn.Conv1d(24, 64, 5, padding=2), nn.GLU(1), nn.AdaptiveAvgPool1d(4),
+        nn.Flatten(), nn.Linear(128, 6),
+    )  # fmt: skip
+    return images(net, 8, 32, classes=6, num=24)
+
+
 SIZES = ((1000, 64), (10000, 128), (30000, 256))
 TUNED: dict[str, Callable[[], Pair]] = {
     **{f"bag linear {v}x{w}": lambda v=v, w=w: classifier(v, w, hidden=False) for v, w in SIZES},
@@ -229,5 +293,13 @@ TUNED: dict[str, Callable[[], Pair]] = {
     "low rank": lambda: low_rank(zero=False),
     "low rank from zero": lambda: low_rank(zero=True),
     "BERT": bert,
+    "GRU": recurrent,
+    "residual": residual,
+    "BiLoRA": lambda: adapted(adam=False),
+    "BiLoRA, Adam's direction": lambda: adapted(adam=True),
 }
-HELD_OUT: dict[str, Callable[[], Pair]] = {"GRU": recurrent, "residual": residual}
+# Nobody looked at these before the rule and the radii were chosen.
+HELD_OUT: dict[str, Callable[[], Pair]] = {"Llama": llama, "gated convolutions": gated}
+SMALL = ("bag linear 1000x64", "bag ReLU 1000x64", "MLP ReLU", "MLP tanh", "MLP GELU",
+         "MLP ReLU trained", "logistic from zero", "convolutions", "residual",
+         "gated convolutions")  # fmt: skip

@@ -14,12 +14,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from benchmarks.rounds import ROUNDS, Count
+from benchmarks.versions import version_of
 from benchmarks.workloads import WORKLOADS, Workload
 from blo import Exact
 
@@ -101,7 +101,7 @@ def main() -> None:
             if options.json:
                 line = {
                     "library": "blo-torch",
-                    "version": version("blo-torch"),
+                    "version": version_of("blo-torch"),
                     "method": method,
                     "problem": name,
                     "error": None,

@@ -46,7 +46,6 @@ def total_gradient(
     precision: torch.dtype | None,
     *,
     reduction: Reduction = LOCAL,
-    values: Mapping[str, Tensors] = MappingProxyType({}),
     methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> tuple[Tensors, dict[str, Info]]:
     """Return the gradient of the loss of `problem` with the response of every problem below, and
@@ -62,7 +61,6 @@ def total_gradient(
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
         reduction: over which processes the losses are means; `direct` is reduced already.
-        values: where problems stand that do not stand where their modules have them, by name.
         methods: in place of the problems' own, by name.
     """
     adjoints = dict(direct)
@@ -70,7 +68,7 @@ def total_gradient(
     movable = {problem.name, *(q.name for q in responding)}
     infos = {}
     entry = graph.entry(problem)
-    now = Standing(values, moments)
+    now = Standing({}, moments)
     for q in reversed(responding):
         cotangent = adjoints.get(q.name)
         sources = tuple(a for a in graph.role(q).inputs if a.name in movable)

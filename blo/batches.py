@@ -1,141 +1,15 @@
-"""A problem's batches: re-iterated for ever, on the right device, and resumable."""
+"""What a batch is: copies that share nothing, edits that are noticed, the right device."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from blo.derivatives.random_state import RandomState
-
-
-class BatchStream:
-    """An endless stream over an iterable of batches; each pass over it is an epoch.
-
-    Args:
-        batches: a DataLoader, a list ... anything that can be iterated again; a one-shot iterator
-            ends with an error. None: only what is handed in.
-        name: of the problem, for messages.
-    """
-
-    def __init__(self, batches: Iterable[Any] | None, name: str) -> None:
-        self._batches = batches
-        self._name = name
-        self._iterator: Iterator[Any] = iter(())
-        self._waiting: list[Any] = []
-        self._start: dict[str, Any] = {}
-        self.epoch = -1
-        self.position = 0
-        self.count = 0
-
-    def peek(self) -> Any:
-        """Return the next batch and leave it in the stream."""
-        if not self._waiting:
-            self._waiting.append(self._draw())
-        return self._waiting[0]
-
-    def next(self) -> Any:
-        """Return the next batch."""
-        batch = self._waiting.pop(0) if self._waiting else self._draw()
-        self.position += 1
-        self.count += 1
-        return batch
-
-    def hand(self, batches: Iterable[Any]) -> None:
-        """Put batches into the stream, to be returned next."""
-        self._waiting.extend(batches)
-
-    @property
-    def handed(self) -> int:
-        """The number of batches that wait in the stream; one that does not is asked for."""
-        return max(1, len(self._waiting))
-
-    def _draw(self) -> Any:
-        if self._batches is None:
-            raise RuntimeError(
-                f"problem {self._name!r} has no batches of its own (batches=None): hand them in, "
-                f"engine.step({self._name!r}, [batch]), or give the Problem batches"
-            )
-        if self.epoch < 0:
-            self._begin()
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            pass
-        if iter(self._batches) is self._batches:
-            raise RuntimeError(
-                f"the batches of problem {self._name!r} ran out after {self.count}; they are a "
-                "one-shot iterator "
-                "(a generator?): pass a list, a DataLoader or another object that can be iterated "
-                "again"
-            )
-        self._begin()
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise ValueError(
-                f"batches of problem {self._name!r} must hold at least one batch, got an empty "
-                f"{type(self._batches).__name__}"
-            ) from None
-
-    def _begin(self) -> None:
-        """Start an epoch, keeping what is needed to start it again: the generators that a sampler
-        may draw from.
-        """
-        self._start = {"random_state": RandomState.capture(), "generators": {}}
-        for key, generator in self.generators().items():
-            self._start["generators"][key] = generator.get_state()
-        self.epoch += 1
-        self.position = 0
-        for part in (self._batches, getattr(self._batches, "sampler", None)):
-            set_epoch = getattr(part, "set_epoch", None)
-            if callable(set_epoch):
-                set_epoch(self.epoch)
-        self._iterator = iter(() if self._batches is None else self._batches)
-
-    def generators(self) -> dict[str, torch.Generator]:
-        """Return the generators of their own that the loader and its sampler draw from."""
-        loader = self._batches
-        found = {
-            "loader": getattr(loader, "generator", None),
-            "sampler": getattr(getattr(loader, "sampler", None), "generator", None),
-        }
-        return {k: g for k, g in found.items() if isinstance(g, torch.Generator)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the stream, with the random state that the epoch started from."""
-        states = self._start.get("random_state")
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "count": self.count,
-            "random_state": None if states is None else states.states[0][1],
-            "generators": dict(self._start.get("generators", {})),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position: the epoch is begun with its random state and the batches before
-        are passed over.
-
-        The global generators are left as they are found.
-        """
-        self._waiting.clear()
-        self.epoch, self.count = state["epoch"] - 1, state["count"]
-        if state["epoch"] < 0:
-            return
-        cpu = RandomState(((torch.device("cpu"), state["random_state"]),))
-        for key, generator in self.generators().items():
-            generator.set_state(state["generators"][key])
-        with cpu.replay():
-            self._begin()
-            for _ in range(state["position"]):
-                next(self._iterator)
-        self.position = state["position"]
 
 
 def own_copy(batch: Any) -> Any:

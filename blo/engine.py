@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from blo import checkpoint
+from blo import checkpoint, state_files
 from blo.adjoints import total_gradient
+from blo.arguments import described
 from blo.batches import to_device
+from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
+from blo.divergence import DivergenceWatch
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
 from blo.methods.context import Info
@@ -27,8 +32,9 @@ from blo.turns import Turns
 
 logger = logging.getLogger("blo")
 
-# Two differences, at a radius and at half of it, that are further apart are warned of.
-MOST_DISAGREEMENT = 0.1
+# By what a difference errs: where it was compared, and what mends it.
+ROUNDING = "twice", "rounding is the reason: give a larger radius, or compute in float32"
+CURVATURE = "half", "curvature or a kink is the reason: give a smaller radius or a smoother loss"
 
 
 class Total(NamedTuple):
@@ -63,7 +69,11 @@ class Engine:
         graph: the problems.
         precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision
             alone.
-        callbacks: called with the `Record` of every round.
+        callbacks: called with the `Record` of every round. Those with ``state_dict`` and
+            ``load_state_dict`` (methods of such objects, too) are saved and loaded with the engine.
+        divergence: a problem whose loss grows beyond this factor of its first size, or of 1 if that
+            is smaller, in several updates on end, stops with a FloatingPointError
+            (`DivergenceWatch`); None for never.
         distributed: average over the processes of this `torch.distributed.ProcessGroup`, each with
             batches of its own; None for the default group where one is initialised, False for none.
             A process that trains alone beside others needs False.
@@ -94,8 +104,10 @@ class Engine:
         *,
         precision: torch.dtype | None = None,
         callbacks: Sequence[Callable[[Record], None]] = (),
+        divergence: float | None = 1e6,
         distributed: Any = None,
     ) -> None:
+        _refuse_unfit(graph, callbacks, divergence)
         if precision not in (None, torch.bfloat16):
             raise ValueError(
                 f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss "
@@ -109,17 +121,21 @@ class Engine:
         self.num_products = 0
         self.recorder = Recorder(graph)
         self.method_states: dict[str, Tensors | None] = {}
-        self._watch = StepWatch()
+        self.watch = StepWatch()
         self._logged: set[str] = set()
         self._turns = Turns(graph)
+        self._divergence = DivergenceWatch(divergence)
+        self._saved: Path | None = None
+        self._by_hand = (
+            False  # by step() and backward(), which go on within a round; run() does not
+        )
         self._compared: set[str] = set()
         self.reduction = reduction_among(distributed)
         refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
-        if num_rounds < 1:
-            raise ValueError(f"num_rounds must be at least 1, got {num_rounds}")
+        _check_count(num_rounds, 1)
         for record in self.rounds(num_rounds):
             last = record
         return last
@@ -130,10 +146,12 @@ class Engine:
 
         Raises:
             FloatingPointError: if a loss or a gradient is not finite, before anything is updated
-                with it.
+                with it, or if a problem diverges.
         """
+        _check_count(num_rounds, 0)
         for _ in range(num_rounds):
             self._turns.restart()
+            self._by_hand = False
             number = self.round
             while self.round == number:
                 self._take(self.graph[self.turn.problem])
@@ -213,11 +231,11 @@ class Engine:
             >>> for name, optimizer in (("lower", below), ("upper", above)):
             ...     total = engine.backward(name)
             ...     optimizer.step()
-            >>> total.value, x[0].item()  # 3 (y - 1) at y = 3 x, and the step
-            ((tensor(6.),), 0.4...)
+            >>> round(total.value[0].item(), 3), round(x[0].item(), 3)  # 3 (3 x - 1), and the step
+            (6.0, 0.4)
         """
         problem = self._next(name, batches)
-        total = self.gradient(problem, self._turns.begin())
+        total = self._next_gradient(problem)
         problem.hand(total.value)
         self._turns.watch(problem)
         self._turns.owe(problem, self._watched(problem, total.value))
@@ -227,6 +245,7 @@ class Engine:
     def _next(self, name: str, batches: Sequence[Any] | None) -> Problem:
         """Return the problem called `name`, whose turn it must be, with its batches handed in."""
         self._turns.settle()
+        self._by_hand = True
         turn = self.turn
         if turn.problem != name:
             raise RuntimeError(
@@ -251,11 +270,21 @@ class Engine:
 
     def _take(self, problem: Problem) -> Total:
         """Take the step of `problem`, whose turn it is, along its total gradient."""
-        total = self.gradient(problem, self._turns.begin())
+        total = self._next_gradient(problem)
         compare = self._watched(problem, total.value)
         problem.step(total.value, total.loss)
         compare()
         self._end(problem, total)
+        return total
+
+    def _next_gradient(self, problem: Problem) -> Total:
+        """Return the total gradient of `problem`, whose turn it is, unless it diverges."""
+        try:
+            total = self.gradient(problem, self._turns.begin())
+            self._divergence.see(problem, total.loss, self.round + 1)
+        except FloatingPointError as error:
+            error.args = (f"{error}. {self._last_good()}",)
+            raise
         return total
 
     def _end(self, problem: Problem, total: Total) -> None:
@@ -287,7 +316,7 @@ class Engine:
         """
         needs = problem.method.requirements
         if self.graph.role(problem).answers and needs.responds and needs.history == 0:
-            return self._watch.before(problem, gradient)
+            return self.watch.before(problem, gradient)
         return nothing
 
     def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
@@ -403,41 +432,190 @@ class Engine:
                 logger.info("%s%s", settings, kernels if info.num_products else "")
             logger.debug("round %d, %s: %s", self.round, key, info)
             apart = info.disagreement
-            if apart is not None and not apart <= MOST_DISAGREEMENT:
+            if apart is not None and not apart.distance <= MOST_DISAGREEMENT:
+                other, remedy = ROUNDING if apart.rounding else CURVATURE
                 logger.warning(
-                    "%s: the difference of gradients is %.0f%% away from the one at half the "
-                    "radius, so that the response may be that wrong; give a smaller radius (a "
-                    "larger one under bfloat16) such as darts(radius=1e-3), use t1t2() for exact "
-                    "products, or a smoother loss",
+                    "%s: the difference of gradients is %.0f%% away from the one at %s the "
+                    "radius, so that the response may be that wrong; %s, or use t1t2() or another "
+                    "method for exact products",
                     key,
-                    100 * apart,
+                    100 * apart.distance,
+                    other,
+                    remedy,
                 )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that the next round depends on: parameters, buffers,
-        optimizers, schedulers, streams, random state.
+        optimizers, schedulers, streams, callbacks, and the random state of torch, Python, numpy and
+        the generators of the losses and loaders.
 
-        Only parameters that the problems own are in it; frozen weights are not.
+        Only parameters that the problems own are in it; frozen weights are not. One taken within a
+        round, after an interruption, says so (``within_round`` is -1), and no engine loads it.
+        Where `step` and `backward` drive the engine, ``within_round`` is the number of updates
+        taken, as long as none of them is remembered for a response.
         """
         return {
             "version": checkpoint.VERSION,
             "round": self.round,
+            "within_round": self._place_in_round(),
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "method_states": checkpoint.copied(self.method_states),
+            "callbacks": [
+                [checkpoint.class_name(c), checkpoint.copied(c.state_dict())]
+                for c in self._stateful_callbacks()
+            ],
+            "divergence": self._divergence.state_dict(),
             **checkpoint.state_of(self.graph),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, bit for bit where the operations are
-        deterministic.
+        deterministic and the number of threads is the same.
 
         Raises:
-            ValueError: if the state belongs to other problems or parameters; nothing is changed
-                then.
+            ValueError: if the state is not whole, or belongs to other problems, parameters or
+                optimizers; nothing is changed then.
         """
-        checkpoint.load(self.graph, state)
+        checkpoint.check(self.graph, state)
+        callbacks, saved = self._stateful_callbacks(), state.get("callbacks", [])
+        names = [checkpoint.class_name(c) for c in callbacks]
+        if "callbacks" in state and [name for name, _ in saved] != names:
+            raise ValueError(
+                f"state holds the callbacks {[name for name, _ in saved]}, and those of the engine "
+                f"that have a state are {names}; give it those it was saved with"
+            )
+        before = [checkpoint.copied(c.state_dict()) for c in callbacks]
+        try:
+            for callback, (_, value) in zip(callbacks, saved, strict="callbacks" in state):
+                callback.load_state_dict(checkpoint.copied(value))
+            checkpoint.load(self.graph, state)
+        except BaseException:
+            for callback, value in zip(callbacks, before, strict=True):
+                callback.load_state_dict(value)
+            raise
         self.round = state["round"]
         self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
-        self.method_states = checkpoint.copied(state["method_states"])
+        self.method_states = checkpoint.method_states(self.graph, state["method_states"])
+        self._divergence.load_state_dict(state.get("divergence", {}))
+        self.recorder = Recorder(self.graph)
+        self._turns.go_to(state.get("within_round", 0))
         refuse_unequal(self.graph, self.reduction)
+
+    def save(self, path: str | Path) -> None:
+        """Save `state_dict` to a file, whole or not at all: the file is written beside `path`,
+        synchronised with the disk and renamed. The file that was at `path` is kept beside it, with
+        ".previous" at the end of its name.
+
+        ``torch.load(path, weights_only=True)`` reads it, too; a checksum is part of it.
+
+        Raises:
+            RuntimeError: within a round, after an interruption.
+            TypeError: if a state holds what is read back only by running code from the file.
+            OSError: if it cannot be written; what was saved before is as it was.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from blo import Engine, Problem, ProblemGraph
+            >>> y = torch.nn.ParameterList([torch.tensor(2.0)])
+            >>> sgd = torch.optim.SGD(y.parameters(), 0.25)
+            >>> problem = Problem("fit", lambda _: (y[0] - 1) ** 2, y, sgd, [None])
+            >>> engine = Engine(ProblemGraph([problem]))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for record in engine.rounds(2):
+            ...         engine.save(f"{folder}/state.pt")
+            ...     _ = engine.run(5)
+            ...     _ = engine.load(f"{folder}/state.pt")
+            >>> engine.round, y[0].item()
+            (2, 1.25)
+        """
+        if self._place_in_round() < 0:
+            raise RuntimeError(
+                f"the engine is within a round, after round {self.round}, and a state that is "
+                "not of the end of a round cannot be gone on from; load the last one, or run the "
+                "round to its end, before save()"
+            )
+        place = _path(path)
+        state_files.write(place, self.state_dict())
+        self._saved = place
+
+    def load(self, path: str | Path) -> Path:
+        """Continue from a file that `save` wrote, and return the file that was read: the one before
+        where that at `path` is damaged or missing, which is logged as a warning.
+
+        Raises:
+            FileNotFoundError: if nothing was saved there.
+            ValueError: if no file is whole, or the state belongs to other problems; nothing is
+                changed then.
+        """
+        given = _path(path)
+        state, place = state_files.read(given)
+        self.load_state_dict(state)
+        self._saved = given
+        return place
+
+    def _place_in_round(self) -> int:
+        """Return the number of updates taken in this round, 0 between two rounds; -1 where the rest
+        of the round depends on more than a state holds: an update was broken off, a step is left to
+        the caller, or one is remembered for the responses to come.
+        """
+        turns, taken = self._turns, self._turns.taken()
+        remembered = any(self.recorder.wants(self.graph[u.problem], u) for u in taken)
+        if not turns.are_settled() or remembered or (taken and not self._by_hand):
+            return -1
+        return len(taken)
+
+    def _last_good(self) -> str:
+        """Return where the last good state is, for messages."""
+        if self._saved is None:
+            return "No state was saved; save(path) after a round keeps one"
+        return f"The last state saved is {self._saved}; load(path) goes on from it"
+
+    def _stateful_callbacks(self) -> list[Any]:
+        """Return the callbacks that have a state, or the objects whose methods they are, each
+        once.
+        """
+        owners = (getattr(c, "__self__", c) for c in self.callbacks)
+        found = {id(o): o for o in owners if o is not self}
+        return [
+            o
+            for o in found.values()
+            if all(callable(getattr(o, n, None)) for n in ("state_dict", "load_state_dict"))
+        ]
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {described(path)}; write 'folder/state.pt'")
+    return Path(path)
+
+
+def _check_count(num_rounds: int, least: int) -> None:
+    if type(num_rounds) is not int or num_rounds < least:
+        raise ValueError(f"num_rounds must be an integer of at least {least}, got {num_rounds!r}")
+
+
+def _refuse_unfit(graph: Any, callbacks: Any, divergence: Any) -> None:
+    """Raise unless the arguments of an engine are of the right kinds."""
+    if not isinstance(graph, ProblemGraph):
+        raise TypeError(
+            f"graph must be a ProblemGraph, got {described(graph)}; write "
+            "Engine(ProblemGraph([upper, lower]))"
+        )
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(
+            f"callbacks must be a list of functions of a Record, got {described(callbacks)}; "
+            "write callbacks=[...]"
+        )
+    for callback in callbacks:
+        if not callable(callback) or isinstance(callback, type):
+            raise TypeError(
+                f"callbacks must be functions of a Record, got {described(callback)}; an object "
+                "of a class needs __call__"
+            )
+    is_factor = type(divergence) in (int, float) and 1 < divergence < math.inf
+    if divergence is not None and not is_factor:
+        raise ValueError(
+            "divergence must be a factor above 1 that a loss may not grow by, or None for never, "
+            f"got {described(divergence)}"
+        )

@@ -7,6 +7,7 @@ scope, and buffers are replaced by copies. No parameter is ever edited.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ class ParameterSpace:
                 if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
                     self._embeddings.append(part)
         self._buffer_places()
+
+    def standing_in(self, others: Mapping[int, Tensor]) -> ParameterSpace:
+        """Return the same places, where `others` are known in place of the parameters with these
+        identities: for a block in which they are put there.
+        """
+        twin = copy.copy(self)
+        known = {key: id(others[key]) if key in others else key for key in self._places}
+        twin._places = {known[key]: places for key, places in self._places.items()}
+        twin.names = {known[key]: name for key, name in self.names.items()}
+        return twin
 
     def __contains__(self, parameter: Tensor) -> bool:
         """Return whether some module holds `parameter`."""

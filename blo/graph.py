@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from blo import soundness
-from blo.batches import BatchStream
 from blo.evaluation import ParameterSpace
 from blo.probe import probe
 from blo.problem import Problem
+from blo.streams import BatchStream
 
 
 class Update(NamedTuple):
@@ -85,8 +86,7 @@ class ProblemGraph:
     """
 
     def __init__(self, problems: Sequence[Problem | Sequence[Problem]]) -> None:
-        levels = [(p,) if isinstance(p, Problem) else tuple(p) for p in problems]
-        soundness.check_levels(levels)
+        levels = soundness.levels_of(problems)
         self.problems: tuple[Problem, ...] = tuple(p for level in levels for p in level)
         self._by_name = {p.name: p for p in self.problems}
         self._level = {p.name: i for i, level in enumerate(levels) for p in level}
@@ -95,6 +95,7 @@ class ProblemGraph:
         soundness.check_parameters(self.problems, self.space)
         self._entries: dict[str, Problem] = {}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
+        soundness.refuse_shared(self.problems, self.streams)
         self._unprobed = {p.name for p in self.problems if p.batches is None}
         self.reads: dict[str, tuple[str, ...]] = {
             p.name: (p.name,) if p.batches is None else self._probe(p, self.streams[p.name].peek())
@@ -155,6 +156,26 @@ class ProblemGraph:
             )
         self._unprobed.discard(problem.name)
         self.add_read(problem, (self[name] for name in found))
+
+    def set_reads(self, reads: Mapping[str, Sequence[str]]) -> None:
+        """Put what `add_read` may have changed: who reads whom, by name."""
+        if self.reads != reads:
+            self.reads = {name: tuple(others) for name, others in reads.items()}
+            self._derive()
+
+    def over(self, problems: Sequence[Problem], space: ParameterSpace) -> ProblemGraph:
+        """Return this graph of other problems of the same names, which read each other as is known
+        of these; no loss is probed.
+        """
+        twin = copy.copy(self)
+        twin.problems, twin.space = tuple(problems), space
+        twin._by_name = {p.name: p for p in problems}
+        twin._entries = {name: twin._by_name[q.name] for name, q in self._entries.items()}
+        twin._unprobed = set(self._unprobed)
+        twin.streams = {p.name: BatchStream(p.batches, p.name) for p in problems}
+        twin.reads = dict(self.reads)
+        twin._derive()
+        return twin
 
     def _derive(self) -> None:
         """Work out depths, the order of updates and roles from who reads whom."""

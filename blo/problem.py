@@ -94,25 +94,36 @@ class Problem:
         options: Mapping[str, Callable[[], Any]] | None = None,
         clip: Clip | None = None,
     ) -> None:
-        modules = (module,) if isinstance(module, nn.Module) else tuple(module)
+        arguments.check_name(name)
+        arguments.check_loss(loss, name)
+        modules = arguments.modules_of(module, name)
+        arguments.refuse_wrapped(name, loss, modules)
+        arguments.check_optimizer(optimizer, name)
+        arguments.check_count("steps", steps, name)
+        arguments.check_count("accumulate", accumulate, name)
+        arguments.check_batches(batches, reads, accumulate, name)
+        arguments.check_flag("through_response", through_response, name)
+        arguments.check_flag("keep_state", keep_state, name)
         method = darts() if method is None else method
-        arguments.check_parts(name, loss, modules, optimizer, method)
-        arguments.check_pace(name, batches, reads, steps, accumulate)
-        arguments.check_step(name, optimizer, scheduler, start, dict(options or {}), clip)
+        arguments.check_method(method, name)
+        arguments.check_scheduler(scheduler, optimizer, name)
+        arguments.check_generators(generators, name)
+        functions = arguments.options_of(options, name)
+        arguments.check_step(name, optimizer, scheduler, start, functions, clip)
         self.name = name
         self.loss = loss
         self.modules = modules
         self.optimizer = optimizer
         self.batches = batches
         self.steps = steps
-        self.reads = None if reads is None else tuple(_name(r) for r in reads)
+        self.reads = arguments.names_of(reads, name)
         self.method = method
         self.scheduler = scheduler
         self.accumulate = accumulate
         self.through_response = through_response
         self.start = start
         self.keep_state = keep_state
-        self.option_functions = dict(options or {})
+        self.option_functions = functions
         self.clip = clip
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
@@ -121,6 +132,7 @@ class Problem:
         self.computed_in: torch.dtype | None = None
         self.parameters = self._held()
         arguments.check_parameters(name, self.parameters)
+        arguments.check_values(self.parameters, name)
 
     @property
     def optimizer_class(self) -> type:
@@ -306,7 +318,3 @@ def owned(gradient: Gradient) -> list[Tensor | None]:
         found.append(g if alone else g.detach().clone(memory_format=torch.contiguous_format))
         seen.add(storage.data_ptr())
     return found
-
-
-def _name(problem: str | Problem) -> str:
-    return problem.name if isinstance(problem, Problem) else problem

@@ -5,11 +5,13 @@ left out, warned of.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from blo.arguments import described
 from blo.evaluation import ParameterSpace
 from blo.problem import Problem
+from blo.streams import BatchStream
 
 
 class Related(Protocol):
@@ -37,19 +39,51 @@ class Related(Protocol):
         """Return the problem by which a loss without gradient is differentiated."""
 
 
-def check_levels(levels: Sequence[Sequence[Problem]]) -> None:
-    """Raise unless there are problems, and one that takes a single step on the first level."""
-    problems = [p for level in levels for p in level]
-    if not problems:
-        raise ValueError("problems must hold at least one Problem, got none")
-    for p in problems:
+def levels_of(problems: object) -> list[tuple[Problem, ...]]:
+    """Return the problems of each level, top to bottom.
+
+    Raises:
+        TypeError: unless they are problems.
+        ValueError: unless there are some on each level, and one that takes a single step on the
+            first.
+    """
+    if isinstance(problems, Problem):
+        raise TypeError(
+            f"problems must be a list of Problem objects, got the Problem {problems.name!r}; write "
+            "ProblemGraph([problem])"
+        )
+    if not isinstance(problems, (list, tuple)):
+        raise TypeError(
+            "problems must be a list of Problem objects from top to bottom, got "
+            f"{described(problems)}; write ProblemGraph([upper, lower])"
+        )
+    levels = [tuple(p) if isinstance(p, (list, tuple)) else (p,) for p in problems]
+    for p in (p for level in levels for p in level):
         if not isinstance(p, Problem):
-            raise TypeError(f"problems must hold Problem objects, got {p!r}")
-    if len(levels[0]) > 1 or problems[0].steps != 1:
+            raise TypeError(f"problems must hold Problem objects, got {described(p)}")
+    if not levels or not all(levels):
+        raise ValueError("problems must hold at least one Problem on each level, got none")
+    if len(levels[0]) > 1 or levels[0][0].steps != 1:
         raise ValueError(
             "the first level must be one problem with steps=1, since its update ends a round; "
-            "got " + ", ".join(f"{p.name!r} with steps={p.steps}" for p in levels[0])
+            f"got {', '.join(f'{p.name!r} with steps={p.steps}' for p in levels[0])} (levels are "
+            "listed from top to bottom: are they in the wrong order?)"
         )
+    return levels
+
+
+def refuse_shared(problems: Sequence[Problem], streams: Mapping[str, BatchStream]) -> None:
+    """Raise ValueError where two problems move one position: batches that keep it themselves."""
+    owners: dict[int, str] = {}
+    for p in problems:
+        if p.batches is None or not streams[p.name].moves_when_read():
+            continue
+        if owners.setdefault(id(p.batches), p.name) != p.name:
+            raise ValueError(
+                f"batches of problems {owners[id(p.batches)]!r} and {p.name!r} are one object that "
+                "keeps its own position, so that each would take batches from the other; give each "
+                "problem a loader of its own"
+            )
 
 
 def check_names(problems: Sequence[Problem]) -> None:
@@ -166,7 +200,8 @@ def _check_own_gradient(graph: Related, p: Problem) -> None:
         raise ValueError(
             f"no gradient reaches problem {p.name!r}: its loss depends neither on its own "
             "parameters nor on a problem below that responds to them (it reads "
-            f"{list(graph.reads[p.name])}); let a lower loss use the parameters of {p.name!r}"
+            f"{list(graph.reads[p.name])}); let a lower loss use the parameters of {p.name!r}, "
+            "or list it above the problems that do (levels are listed from top to bottom)"
         )
 
 

@@ -28,19 +28,28 @@ class StepWatch:
 
     Methods differentiate the plain update. Where something else has a hand in the step (clipping or
     projection by a hook, a wrapper), the hypergradient is that of another step, and this says so.
+
+    Attributes:
+        findings: what was warned of, by problem.
     """
 
     def __init__(self) -> None:
+        self.findings: dict[str, str] = {}
         self._seen: dict[str, tuple[Any, ...]] = {}
+
+    def knows(self, problem: Problem) -> bool:
+        """Return whether a step of the optimizer was taken as it is now, with its hooks."""
+        return self._seen.get(problem.name) == _signature(problem)
 
     def before(self, problem: Problem, gradient: Gradient) -> Callable[[], None]:
         """Return what is to be called once the optimizer of `problem` has taken its step along
         `gradient`.
         """
-        signature = _signature(problem)
-        if self._seen.get(problem.name) == signature:
+        if self.knows(problem):
             return nothing
-        self._seen[problem.name] = signature
+        self._seen[problem.name] = _signature(problem)
+        self.findings.pop(problem.name, None)
+        self._warn(problem, unknown_decay(problem))
         if not _is_known(problem):
             return nothing
         before = tuple(p.detach().clone() for p in problem.parameters)
@@ -54,48 +63,62 @@ class StepWatch:
                 handed if problem.clip is None else clipped(handed, problem.clip),
                 options,
             )
-            _compare(problem, before, plain)
+            self._warn(problem, _difference(problem, before, plain))
 
         return compare
+
+    def _warn(self, problem: Problem, finding: str | None) -> None:
+        if finding is not None:
+            self.findings[problem.name] = finding
+            warnings.warn(finding, stacklevel=3)
 
 
 def nothing() -> None:
     """Compare nothing."""
 
 
-def _compare(problem: Problem, before: Tensors, plain: Tensors) -> None:
+def unknown_decay(problem: Problem) -> str | None:
+    """Return what is wrong where the optimizer of `problem` has a weight decay and nothing is known
+    of it; None elsewhere.
+    """
+    decays = any(group.get("weight_decay") for group in problem.optimizer.param_groups)
+    if _is_known(problem) or not decays or problem.weight_decay(problem.options()) is not None:
+        return None
+    kind = problem.optimizer_class
+    return (
+        f"nothing is known of {kind.__module__}.{kind.__qualname__}, the optimizer of "
+        f"problem {problem.name!r}, and it has a weight decay: if it adds weight_decay * "
+        "parameter to the gradient, the Hessian of implicit methods lacks it. Say so with "
+        "register_update(..., couples_decay=True), or put the decay in the loss"
+    )
+
+
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether anything is called before or after the steps of an optimizer."""
+    return any(_num_hooks(optimizer))
+
+
+def _difference(problem: Problem, before: Tensors, plain: Tensors) -> str | None:
+    """Return how a step differs from the plain one; None where it does not."""
     now = tuple(p.detach() for p in problem.parameters)
     off, way = length(subtract(now, plain)), length(subtract(plain, before))
     eps = torch.finfo(coarsest(t.dtype for t in now)).eps
     if off <= TOLERANCE * way + ROUNDING * eps * length(before):
-        return
-    warnings.warn(
+        return None
+    return (
         f"a step of the optimizer of problem {problem.name!r} ends {off:.2g} away from the plain "
         f"update of {problem.optimizer_class.__name__}, a way of {way:.2g}: a hook or a wrapper "
         "had a hand in it (clipping, projection). darts(), t1t2() and the implicit methods "
         "differentiate the plain update and do not see that; sama(), unrolled() and forward_mode() "
-        "refuse it. Clipping belongs in Problem(clip=Clip(...)), which these differentiate",
-        stacklevel=2,
+        "refuse it. Clipping belongs in Problem(clip=Clip(...)), which these differentiate"
     )
 
 
 def _is_known(problem: Problem) -> bool:
-    """Return whether the optimizer's update is known; warn where its weight decay matters and
-    nothing is known of it.
-    """
-    kind = problem.optimizer_class
+    """Return whether the optimizer's update is known."""
     try:
-        rule_of(kind)
+        rule_of(problem.optimizer_class)
     except TypeError:
-        decays = any(group.get("weight_decay") for group in problem.optimizer.param_groups)
-        if decays and problem.weight_decay(problem.options()) is None:
-            warnings.warn(
-                f"nothing is known of {kind.__module__}.{kind.__qualname__}, the optimizer of "
-                f"problem {problem.name!r}, and it has a weight decay: if it adds weight_decay * "
-                "parameter to the gradient, the Hessian of implicit methods lacks it. Say so with "
-                "register_update(..., couples_decay=True), or put the decay in the loss",
-                stacklevel=2,
-            )
         return False
     return True
 
@@ -103,9 +126,10 @@ def _is_known(problem: Problem) -> bool:
 def _signature(problem: Problem) -> tuple[Any, ...]:
     """Return what a step depends on beside its numbers: class, groups and hooks."""
     optimizer = problem.optimizer
-    hooks = [
-        len(getattr(optimizer, name, ()))
-        for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    ]
     groups = tuple(len(group["params"]) for group in optimizer.param_groups)
-    return (type(optimizer), problem.optimizer_class, groups, *hooks)
+    return (type(optimizer), problem.optimizer_class, groups, *_num_hooks(optimizer))
+
+
+def _num_hooks(optimizer: torch.optim.Optimizer) -> list[int]:
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return [len(getattr(optimizer, name, ())) for name in names]

@@ -23,6 +23,7 @@ class Turns:
 
     Attributes:
         left: the updates left in the round; empty between two rounds.
+        is_open: whether an update was begun and has not ended.
         losses: the last loss of each problem in this round, by name.
         metrics: other numbers that its loss returned.
         infos: how the responses in the round were computed, by "problem <- lower problem".
@@ -30,6 +31,7 @@ class Turns:
 
     def __init__(self, graph: ProblemGraph) -> None:
         self.left: list[Update] = []
+        self.is_open = False
         self.losses: dict[str, float] = {}
         self.metrics: dict[str, dict[str, float]] = {}
         self.infos: dict[str, Info] = {}
@@ -54,6 +56,7 @@ class Turns:
                 problem.check_parameters()
             self.left = list(self._graph.schedule())
             self.losses, self.metrics, self.infos = {}, {}, {}
+        self.is_open = True
         return self.left[0]
 
     def end(
@@ -61,6 +64,7 @@ class Turns:
     ) -> None:
         """Take in that the update of the problem called `name` was taken, and what it was."""
         del self.left[0]
+        self.is_open = False
         self.losses[name], self.metrics[name] = loss, metrics
         self.infos.update(infos)
 
@@ -68,6 +72,24 @@ class Turns:
         """Begin a round anew, wherever the last one was broken off."""
         self.settle()
         self.left.clear()
+        self.is_open = False
+
+    def go_to(self, number: int) -> None:
+        """Be after `number` updates of a round, with no step left to the caller."""
+        self._owed, self.is_open = None, False
+        self.left = list(self._graph.schedule()[number:]) if number else []
+
+    def taken(self) -> tuple[Update, ...]:
+        """Return the updates of the round that were taken; none between two rounds."""
+        schedule = self._graph.schedule()
+        return schedule[: len(schedule) - len(self.left)] if self.left else ()
+
+    def are_settled(self) -> bool:
+        """Return whether no update is being taken, and no step that was left to the caller is
+        missing.
+        """
+        owed = self._owed
+        return not self.is_open and (owed is None or owed.problem.name in self._stepped)
 
     def watch(self, problem: Problem) -> None:
         """Have the optimizer of `problem` tell when it steps."""

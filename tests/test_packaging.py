@@ -55,7 +55,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
     "package,extras",
     [
         ("blo", ()),
-        ("adapters", ("peft", "figures")),
+        ("adapters", ("peft", "figures", "trainer")),
         ("applications", ("peft", "figures", "apps", "ray", "nlg")),
     ],
 )

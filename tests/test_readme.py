@@ -57,6 +57,25 @@ def test_bilora_trains_and_exports(tmp_path, monkeypatch):
     assert any(float((v - v[0]).abs().max()) > 0 for v in values)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory")
+def test_a_trainer_trains_on_two_levels(tmp_path):
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    from adapters import BiLoraConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=50, intermediate_size=16, **sizes)
+    bert = transformers.BertForSequenceClassification(config)
+    names = {
+        "model": peft.get_peft_model(bert, BiLoraConfig(r=2, target_modules=["query", "value"])),
+        "args": transformers.TrainingArguments(
+            tmp_path, max_steps=2, save_strategy="no", report_to="none", use_cpu=True
+        ),
+        "data": [{"input_ids": [i, i + 1], "labels": i % 2} for i in range(10)],
+    }
+    exec(compile(blocks()[2], "README.md", "exec"), names)
+    assert names["trainer"].state.global_step == 2
+
+
 def test_every_method_of_the_table_exists():
     import blo
 

@@ -37,8 +37,9 @@ class JointWatch:
         self._warned = True
         warnings.warn(
             f"a plain backward pass has reached both levels of a {self._kind} adapter: an "
-            "optimizer that holds both trains them jointly, on the same data. Two levels are trained by "
-            "adapters.trainer.TwoLevelTrainer in place of Trainer, or by adapters.two_level and "
-            f"blo.Engine; {self._kind}(joint=True) says that joint training is meant",
+            "optimizer that holds both trains them jointly, on the same data. Two levels are "
+            "trained by adapters.trainer.TwoLevelTrainer in place of Trainer, or by "
+            f"adapters.two_level and blo.Engine; {self._kind}(joint=True) says that joint training "
+            "is meant",
             stacklevel=2,
         )

@@ -1,5 +1,6 @@
 """PEFT's LoRA layer, able to hold adapters whose parameters belong to two levels."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -79,6 +80,15 @@ class BiLevelLinear(Linear):
             for parameter in parameters if above else ():
                 watch.over(parameter, level)
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load the layer's parameters, which PEFT lets be incomplete: it loads all it finds."""
+        for adapter in self.lora_A:
+            if f"{prefix}lora_A.{adapter}.weight" in state_dict:
+                _check_checkpoint(self, adapter, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """Return the method of one adapter: a layer may hold BiDoRA, DoRA and LoRA at once."""
         if isinstance(config, LayerConfig):
@@ -123,6 +133,35 @@ class BiLevelLinear(Linear):
         """Return what the merge has kept, and forget it."""
         kept: Tensor = self._cache_pop(f"{adapter}-merged")
         return kept
+
+
+def _check_checkpoint(
+    layer: BiLevelLinear, adapter: str, state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    """Raise ValueError unless a checkpoint holds what the configuration of an adapter says."""
+    wanted = {
+        f"{prefix}{name}": tuple(value.shape)
+        for name, value in layer.named_parameters()
+        if name.split(".")[1] == adapter and not name.startswith("base_layer.")
+    }
+    found = {
+        key: tuple(value.shape)
+        for key, value in state_dict.items()
+        if key.startswith(f"{prefix}lora_")
+        and key[len(prefix) :].split(".")[1:2] in ([], [adapter])  # PEFT names what it knows
+    }
+    odd = sorted(set(wanted.items()) ^ set(found.items()))
+    if odd:
+        key = odd[0][0]
+        then, now = (
+            f"has the shape {shapes[key]}" if key in shapes else "is not there"
+            for shapes in (found, wanted)
+        )
+        raise ValueError(
+            f"the checkpoint of adapter {adapter!r} contradicts its configuration: {key} {then} in "
+            f"the checkpoint, and by the configuration it {now}; load it with the "
+            "adapter_config.json that was saved with it"
+        )
 
 
 def _parameters(held: nn.Module | nn.Parameter) -> list[nn.Parameter]:

@@ -48,7 +48,8 @@ def export_lora(
 
     Raises:
         TypeError: if `model` is not a ``PeftModel``.
-        ValueError: if the adapter is not one that folds into LoRA.
+        ValueError: if the adapter is not one that folds into LoRA, or holds values that are not
+            finite; nothing is written then.
 
     Example:
         >>> import tempfile, torch
@@ -77,6 +78,7 @@ def export_lora(
         source = folder if adapter == "default" else folder / adapter
         weights, config = source / SAFETENSORS_WEIGHTS_NAME, source / CONFIG_NAME
         folded = _folded(model, adapter, load_file(weights), prune=prune)
+        _refuse_not_finite(folded, adapter)
         save_file(folded, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         (folder / CONFIG_NAME).write_text(_plain(model, adapter, config.read_text(), prune=prune))
         path.mkdir(exist_ok=True)
@@ -142,6 +144,15 @@ def _folded(
             key = f"{name}.lora_A.weight"
             folded[key] = folded[key][kept].contiguous()
     return folded
+
+
+def _refuse_not_finite(folded: dict[str, Tensor], adapter: str) -> None:
+    for name, value in folded.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"adapter {adapter!r} is not exported: {name} holds values that are not finite, "
+                "since the training diverged; export a checkpoint from before"
+            )
 
 
 def _plain(model: PeftModel, adapter: str, saved: str, *, prune: bool) -> str:

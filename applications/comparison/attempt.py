@@ -12,11 +12,11 @@ from enum import Enum
 from pathlib import Path
 from threading import Event
 
-from applications.common.command_line import words
-from applications.common.outputs import write_json
 from applications.comparison.folder import RunPlace, place_of
 from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
+from applications.options.command_line import words
+from applications.pages.writing import write_json
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 POLL_SECONDS = 0.05

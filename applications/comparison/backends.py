@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
-from applications.common.errors import UsageError
 from applications.comparison.attempt import Ended, Outcome, attempt
 from applications.comparison.grid import Run
+from applications.errors import UsageError
 
 HELD_SECONDS = 1.0
 

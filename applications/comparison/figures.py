@@ -3,34 +3,21 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from io import StringIO
 from statistics import fmean, stdev
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from applications.comparison.results import Gathered, Result, address
 from applications.comparison.summary import Cell, cell_of, value
+from applications.pages.drawing import Drawing, drawn
 
 # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart without.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
-NO_DATES: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 Line = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as an SVG element, its title, and what it shows in words."""
-
-    title: str
-    text: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -52,17 +39,6 @@ def styles(variants: Sequence[str]) -> dict[str, Style]:
         )
         for place, name in enumerate(variants)
     }
-
-
-def drawn(figure: Figure, title: str, text: str) -> Drawing:
-    """The finished figure; equal figures give equal text."""
-    stream = StringIO()
-    FigureCanvasSVG(figure)
-    with mpl.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata=NO_DATES)
-    found = stream.getvalue()
-    label = f'<svg role="img" aria-label="{escape(f"{title}. {text}")}" '
-    return Drawing(title, text, found[found.index("<svg") :].replace("<svg ", label, 1))
 
 
 def tidy(axes: Axes) -> None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from applications.common.errors import UsageError
-from applications.common.outputs import write_json
-from applications.common.training import FREE_ON_RESUME
 from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
+from applications.errors import UsageError
+from applications.pages.writing import write_json
+from applications.runs.training import FREE_ON_RESUME
 
 RESULTS = ("checkpoints", "adapter", "lora")
 WHOLE_SUMMARY = ("method", "seed", "test_metric", "test_loss", "num_gradients")

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
-from applications.common.errors import UsageError
-from applications.common.tasks import COMMANDS
 from applications.comparison.settings import check_command, checked, near, resolved
+from applications.data.tasks import COMMANDS
+from applications.errors import UsageError
 
 T = TypeVar("T")
 KEYS = (

@@ -1,23 +1,22 @@
 """The report of a grid: summary.json and one self-contained HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from applications.common.errors import UsageError
-from applications.common.outputs import write_json, write_whole
 from applications.comparison import figures, tables
-from applications.comparison.figures import Drawing
 from applications.comparison.folder import held
 from applications.comparison.results import Gathered, gathered
 from applications.comparison.settings import near
 from applications.comparison.statistics import LEVEL
 from applications.comparison.summary import OUTCOMES, STEPS, Cell, cells_of, summarised
-from applications.comparison.tables import OUTCOME_NAMES, Table
+from applications.comparison.tables import OUTCOME_NAMES
+from applications.errors import UsageError
+from applications.pages import page as pages
+from applications.pages.drawing import Drawing
+from applications.pages.page import Section
+from applications.pages.table import Table
+from applications.pages.writing import write_json, write_whole
 
 STATISTICS = (
     "Differences are paired by task, train size and seed, the first variant's outcome less the "
@@ -29,22 +28,6 @@ STATISTICS = (
     "one table. Seeds of one task share its test data, so that no p-value here speaks about new "
     "tasks. The rank-biserial correlation is 1 where all differences are positive."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    title: str
-    text: str = ""
-    tables: Sequence[Table] = ()
-    drawings: Sequence[Drawing] = ()
-    blocks: Sequence[str] = ()
-
-    @property
-    def anchor(self) -> str:
-        """The name that links lead to."""
-        return self.title.lower().replace(" ", "-")
 
 
 def write_report(out: Path, *, page: Path | None = None, reference: str | None = None) -> Path:
@@ -75,12 +58,10 @@ def write_report(out: Path, *, page: Path | None = None, reference: str | None =
 
 
 def rendered(found: Gathered, summary: Mapping[str, Any]) -> str:
-    """The HTML text of the page; everything is inside it and all texts are escaped."""
-    template = files("applications.comparison").joinpath("comparison.html.j2")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    """The HTML text of the page."""
     cells = cells_of(found.results)
     models = sorted({str(result["model"]) for result in found.results})
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return pages.page(
         title=f"Comparison of {', '.join(found.variants)}",
         lead=f"{len(found.results)} runs of {', '.join(models)} on "
         f"{'; '.join(figures.named(cell) for cell in cells)}; seeds "
@@ -91,7 +72,7 @@ def rendered(found: Gathered, summary: Mapping[str, Any]) -> str:
 
 
 def sections(found: Gathered, summary: Mapping[str, Any], cells: Sequence[Cell]) -> list[Section]:
-    """The parts of the page that there are data for."""
+    """The parts of the page."""
     baseline = summary["reference"] or default_baseline(found.variants)
     parts = [
         Section(
@@ -121,7 +102,7 @@ def sections(found: Gathered, summary: Mapping[str, Any], cells: Sequence[Cell])
             blocks=[commands] if commands else [],
         )
     )
-    return [part for part in parts if part.tables or part.drawings or part.blocks]
+    return parts
 
 
 def default_baseline(variants: Sequence[str]) -> str:

@@ -14,10 +14,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from applications.common.report import shown
 from applications.comparison.attempt import Ended, Outcome
 from applications.comparison.folder import place_of
 from applications.comparison.grid import Run
+from applications.pages.table import shown
 
 
 class Screen:

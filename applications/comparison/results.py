@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from applications.common.outputs import write_whole
 from applications.comparison.folder import held, run_places
 from applications.comparison.grid import ALL
+from applications.pages.writing import write_whole
 
 Result = Mapping[str, Any]
 """A summary.json with "variant", "task_label" and "train_size_label"."""

@@ -6,22 +6,15 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from applications.common.arguments import GenerationOptions
-from applications.common.classification import TextClassification
-from applications.common.command_line import GROUPS, names_of, parse_options, parser, words
-from applications.common.errors import UsageError
-from applications.common.experiment import completed
+from applications.errors import UsageError
+from applications.options.command_line import names_of, parse_options, parser, words
+from applications.options.commands import COMMANDS
+from applications.options.completion import completed
 
-COMMANDS: Mapping[str, Mapping[str, type]] = {
-    "nlu": GROUPS,
-    "nlg": {**GROUPS, "generation": GenerationOptions},
-    "token_classification": GROUPS,
-}
-"""The applications, and the groups of options each has."""
-
-EVERY = {name: group for groups in COMMANDS.values() for name, group in groups.items()}
+EVERY = {name: group for each in COMMANDS.values() for name, group in each.groups.items()}
 PRESET = "preset"
-NAMES = (*names_of(EVERY), PRESET)
+DRY_RUN = "dry_run"
+NAMES = (*names_of(EVERY), PRESET, DRY_RUN)
 
 # What the grid itself decides, with the remedy for those who set it as an option.
 DECIDED = {
@@ -29,6 +22,7 @@ DECIDED = {
     "max_train_samples": "train_sizes",
     "output_dir": "--out",
     "resume": "nothing, runs are always resumed",
+    DRY_RUN: "--dry_run of the grid's own command",
 }
 NOT_GIVEN = object()
 
@@ -125,9 +119,8 @@ def resolved(command: str, options: Mapping[str, Any], place: str) -> dict[str, 
         UsageError: they are refused; ``place`` says which run it is.
     """
     try:
-        parsed = parse_options(words(options), groups=COMMANDS[command])
-        # The family only names the folder of the results, which is not that of a grid's run.
-        whole: dict[str, Any] = completed(parsed, TextClassification()).as_dict()
+        parsed = parse_options(words(options), groups=COMMANDS[command].groups)
+        whole = completed(parsed, COMMANDS[command]).as_dict()
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
     if all(whole[name] is None for name in ("task_name", "data_dir", "train_file")):

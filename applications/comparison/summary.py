@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from applications.common.training import SMALLER_IS_BETTER
 from applications.comparison import statistics
 from applications.comparison.results import Gathered, Result, address, size_order
 from applications.comparison.statistics import Interval
+from applications.runs.selection import SMALLER_IS_BETTER
 
 Step = Literal["final", "selected"]
 STEPS: tuple[Step, ...] = ("final", "selected")

@@ -2,17 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from applications.common.report import shown
 from applications.comparison.figures import named
 from applications.comparison.results import Gathered, address
 from applications.comparison.summary import Cell, Step, cell_of, family, pairs
+from applications.pages.table import DASH, Entry, Mark, Table, entries, shown
 
-DASH = "\u2013"
 MINUS = "\u2212"
-Mark = Literal["", "better", "worse"]
 Spreads = Mapping[str, Mapping[str, float] | None]
 OUTCOME_NAMES = {
     "test_metric": "test metric",
@@ -21,30 +18,6 @@ OUTCOME_NAMES = {
     "brier": "Brier score",
     "generalisation_gap": "generalisation gap",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A table's cell; ``mark`` says what an interval that leaves zero out says of it."""
-
-    text: str
-    mark: Mark = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first entry of a row is its head."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Entry]]
-    text: str = ""
-    folded: bool = False
-
-
-def entries(*texts: str) -> list[Entry]:
-    """Plain cells."""
-    return [Entry(text) for text in texts]
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import torch
 
 from benchmarks.cuda.page import MACHINE, write_page
 from benchmarks.cuda.rows import Row, Setting, not_run, read, run_rows
+from benchmarks.versions import version_of
 
 MODULES = {1: "methods", 2: "behaviour", 3: "training", 4: "speed"}
 # Of the minutes that are left, what a part may take of what is left for it and those behind it.
@@ -156,9 +156,9 @@ def describe(folder: Path, setting: Setting) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "transformers": installed("transformers"),
-        "peft": installed("peft"),
-        "betty-ml": installed("betty-ml"),
+        "transformers": version_of("transformers"),
+        "peft": version_of("peft"),
+        "betty-ml": version_of("betty-ml"),
         "commit": commit(),
         "CPU threads": torch.get_num_threads(),
         "float32 matmul": torch.get_float32_matmul_precision(),
@@ -169,14 +169,6 @@ def describe(folder: Path, setting: Setting) -> None:
         known["compute capability"] = f"{properties.major}.{properties.minor}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MACHINE).write_text(json.dumps(known, indent=1) + "\n")
-
-
-def installed(package: str) -> str:
-    """Return a package's version."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def commit() -> str:

@@ -59,7 +59,7 @@ def pack(folder: Path) -> Path:
     """Write the file into `folder` from the pip packages that carry model and text; return it."""
     from safetensors.torch import load_file
 
-    from applications.common.carried import bbc_headlines, minilm_folder
+    from applications.carried import bbc_headlines, minilm_folder
 
     source = minilm_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.cuda.by_hand import LOWER_LR, UPPER_LR
 from benchmarks.cuda.rows import Absent
 from benchmarks.cuda.shapes import Adapted, Batch
+from benchmarks.versions import version_of
 
 # Betty knows no one-sided difference, no T1-T2 and no control; its CG 0.2.1 takes a wrong direction
 # from the second product on, its differences have a radius of their own and its step is one.
@@ -30,12 +31,7 @@ def betty_version() -> str:
         import betty.engine  # noqa: F401
     except ImportError as error:
         raise Absent(f"betty cannot be imported: {error}") from error
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("betty-ml")
-    except PackageNotFoundError:
-        return "unknown"
+    return version_of("betty-ml")
 
 
 def strategy_of(here: Adapted) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from applications.common.outputs import RunFolder
 from applications.comparison.folder import run_places
 from applications.comparison.results import LABELS, order, read_lines, write_lines
 from applications.comparison.statistics import Spread, spread
 from applications.comparison.summary import Cell, Result, cell_of, cells_of, compared, value
+from applications.runs.outputs import RunFolder
 from benchmarks.accuracy import write_between
 
 ROOT = Path(__file__).resolve().parents[2]

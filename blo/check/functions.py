@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 
 import torch
 
-from blo.check.evidence import coarsest, full_precision, witnessed
-from blo.check.landscape import Partials, Values
-from blo.check.report import LinearSolve
-from blo.check.subject import Claim, Parts, Settings, Stand
+from blo.check.landscape import Landscape, Partials, Values
+from blo.check.subject import (
+    Claim,
+    Parts,
+    Settings,
+    Stand,
+    coarsest,
+    full_precision,
+)
+from blo.check.witnesses import Log
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import FunctionObjective, LossFn
 from blo.derivatives.random_state import devices_of
@@ -24,17 +31,17 @@ UPPER, LOWER = "upper", "lower"
 
 
 class FunctionSubject:
-    """``f(x, y*(x))`` by one method at one `x`; see `Subject`."""
+    """``f(x, y*(x))`` by one method at one `x`; see `Subject` and `Run`."""
 
     name = UPPER
     below: tuple[str, ...] = (LOWER,)
     felt: Mapping[str, tuple[str, ...]] = {UPPER: (LOWER,), LOWER: ()}
     inputs: Mapping[str, tuple[str, ...]] = {UPPER: (), LOWER: (UPPER,)}
+    saddles: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        upper_loss: LossFn,
-        lower_loss: LossFn,
+        losses: tuple[LossFn, LossFn],
         upper: Tensors,
         lower: Tensors,
         method: Method,
@@ -42,17 +49,18 @@ class FunctionSubject:
         settings: Settings,
     ) -> None:
         self.devices = devices_of(upper + lower)
-        device = lower[0].device
-        states = [settings.random_state(10 + i, self.devices) for i in (0, 1)]
         self._objectives = {
-            UPPER: FunctionObjective(upper_loss, states[0], device, "upper_loss"),
-            LOWER: FunctionObjective(lower_loss, states[1], device, "lower_loss"),
+            name: FunctionObjective(
+                loss,
+                settings.random_state(10 + i, self.devices),
+                lower[0].device,
+                f"{name}_loss",
+            )
+            for i, (name, loss) in enumerate(zip((UPPER, LOWER), losses, strict=True))
         }
         self._method, self._solver, self._settings = method, solve, settings
-        one_step = isinstance(method, OneStep)
-        self.claims: Mapping[str, Claim] = {
-            LOWER: Claim.GRADIENT_STEP if one_step else Claim.SOLUTION
-        }
+        claim = Claim.GRADIENT_STEP if isinstance(method, OneStep) else Claim.SOLUTION
+        self.claims: Mapping[str, Claim] = {LOWER: claim}
         self.methods: Mapping[str, Method] = {LOWER: method}
         self.start = {UPPER: detach(upper), LOWER: detach(lower)}
         self.dtype = coarsest(upper + lower)
@@ -95,38 +103,43 @@ class FunctionSubject:
             raise ValueError(f"solve must return tensors of shapes {wanted}, got {shapes}")
         return {**values, LOWER: detach(found)}
 
-    def stand(self, name: str, values: Values, stands: Mapping[str, Stand], *, steps: str) -> Stand:
+    @contextmanager
+    def run(self, stepped: Set[str], landscape: Landscape, log: Log) -> Iterator[FunctionSubject]:
+        """Yield the method at work: this, since nothing is put anywhere."""
+        self._watched = log.watched(self._method, LOWER)
+        yield self
+
+    def take(self, name: str, values: Values, steps: str) -> Stand:
         """Return the given lower tensors, and one gradient step taken again at each `x`, shifted so
         that the step at the present `x` leads to them.
         """
         x, y, method = values[UPPER], values[LOWER], self._method
         length: float | tuple[float, ...] = 0.0
         if isinstance(method, OneStep):
-            point = Point(x, y)
-            length = method.step(Context(LowerObjective(()), point, point))
+            length = method.step(Context(LowerObjective(()), Point(x, y), Point(x, y)))
         known = self.evaluate(LOWER, values, (LOWER,))[1][LOWER]
 
         def again(there: Values) -> Tensors:
-            gradient = self.evaluate(LOWER, {**there, LOWER: y}, (LOWER,))[1][LOWER]
-            return subtract(y, scale(length, subtract(gradient, known)))
+            _, gradient = self.evaluate(LOWER, {**there, LOWER: y}, (LOWER,))
+            return subtract(y, scale(length, subtract(gradient[LOWER], known)))
 
-        return Stand(y, again, None)
+        return Stand(y, again)
 
-    def hypergradient(
-        self, values: Values, stands: Mapping[str, Stand], number: int, log: list[LinearSolve]
-    ) -> Parts:
-        """Return the hypergradient at `values`."""
+    def hypergradient(self, values: Values) -> tuple[Parts, Parts]:
+        """Return the hypergradient at `values`, by two methods that differ in their witnesses."""
+        return self._parts(values, self._method, 0), self._parts(values, self._watched, 1)
+
+    def _parts(self, values: Values, method: Method, number: int) -> Parts:
         state = None
         for last in (*(False,) * self._settings.warm_up, True):
-            watched = number != 0 and last
-            method = witnessed(self._method, LOWER, log) if watched else self._method
-            with self._settings.random_state(number if last else 0, self.devices).replay():
+            random_state = self._settings.random_state(number * last, self.devices)
+            with random_state.replay():
                 result = total_derivative(
                     self._objectives[UPPER],
                     self._objectives[LOWER],
                     values[UPPER],
                     values[LOWER],
-                    method=method,
+                    method=method if last else self._method,
                     state=state,
                 )
             state = result.state

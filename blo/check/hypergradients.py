@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, overload
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from blo.check.comparing import Check
 from blo.check.engines import EngineSubject
-from blo.check.evidence import SOLVED_AGAIN, Evidence, coarsest, worst
 from blo.check.functions import FunctionSubject, Solve
-from blo.check.landscape import Landscape, Values
-from blo.check.report import Comparison, LinearSolve, Report
-from blo.check.subject import Claim, Parts, Settings, Stand, Subject, check_separable
+from blo.check.report import Report
+from blo.check.subject import Settings
 from blo.derivatives.objective import LossFn
 from blo.derivatives.random_state import RandomState
 from blo.engine import Engine
-from blo.linear.tensors import Tensors, norm
 from blo.methods.context import Method
 from blo.methods.named import cg
 from blo.two_level import tensors_of
-
-
-@overload
-def check_hypergradient(
-    engine: Engine,
-    /,
-    *,
-    problem: str | None = None,
-    batches: Mapping[str, Sequence[Any]] | None = None,
-    num_directions: int = 4,
-    radius: float | None = None,
-    rtol: float | None = None,
-    tol: float | None = None,
-    to_solution: bool = True,
-    warm_up: int = 0,
-    seed: int = 0,
-    detached: Sequence[str] = (),
-    raise_on_failure: bool = False,
-    verbose: bool = False,
-) -> Report: ...
-
-
-@overload
-def check_hypergradient(
-    upper_loss: LossFn,
-    lower_loss: LossFn,
-    upper: Sequence[Tensor],
-    lower: Sequence[Tensor],
-    /,
-    *,
-    method: Method = ...,
-    solve: Solve | None = None,
-    num_directions: int = 4,
-    radius: float | None = None,
-    rtol: float | None = None,
-    tol: float | None = None,
-    to_solution: bool = True,
-    warm_up: int = 0,
-    seed: int = 0,
-    detached: Sequence[str] = (),
-    raise_on_failure: bool = False,
-    verbose: bool = False,
-) -> Report: ...
 
 
 def check_hypergradient(
@@ -161,8 +113,16 @@ def check_hypergradient(
         >>> report.passed, round(report.cosine, 6)
         (True, 1.0)
     """
-    meant = tuple(detached)
-    settings = Settings(num_directions, radius, rtol, tol, to_solution, warm_up, seed, meant)
+    settings = Settings(
+        num_directions=num_directions,
+        radius=radius,
+        rtol=rtol,
+        tol=tol,
+        to_solution=to_solution,
+        warm_up=warm_up,
+        seed=seed,
+        detached=tuple(detached),
+    )
     if isinstance(subject, Engine):
         if not subject.reduction.is_local:
             raise ValueError(
@@ -171,19 +131,7 @@ def check_hypergradient(
             )
         plain = {"lower_loss": lower_loss, "upper": upper, "lower": lower}
         _refuse({**plain, "method": method, "solve": solve}, "an engine, whose problems have them")
-        devices = {t.device for p in subject.graph.problems for t in p.parameters}
-        own = [g for p in subject.graph.problems for g in p.generators]
-        with RandomState.capture(devices, own).replay():
-            first = EngineSubject(subject, problem, batches, settings)
-            report = _checked(first, settings)
-            wrong = report.reason is None and not report.claimed.agrees(report.tol)
-            found = []
-            for what, words in first.suspects().items() if wrong else ():
-                second = EngineSubject(subject, problem, batches, settings, still=what)
-                again = _checked(second, replace(settings, to_solution=False))
-                if again.reason is None and again.claimed.agrees(again.tol):
-                    found.append(f"the response is not taken where the lower step stood: {words}")
-            report = replace(report, seen=(*report.seen, *found))
+        report = _of_engine(subject, problem, batches, settings)
     else:
         _refuse({"problem": problem, "batches": batches}, "plain functions, which have none")
         if lower_loss is None or upper is None or lower is None:
@@ -192,8 +140,8 @@ def check_hypergradient(
             )
         x, y = tensors_of(upper, "upper"), tensors_of(lower, "lower")
         method = cg(10) if method is None else method
-        functions = FunctionSubject(subject, lower_loss, x, y, method, solve, settings)
-        report = _checked(functions, settings)
+        losses = subject, lower_loss
+        report = Check(FunctionSubject(losses, x, y, method, solve, settings), settings).report()
     if verbose:
         print(report)  # noqa: T201 - asked for
     if raise_on_failure and not report.passed:
@@ -201,170 +149,33 @@ def check_hypergradient(
     return report
 
 
-def _checked(subject: Subject, settings: Settings) -> Report:
-    """Return the report on a subject, whatever happens on the way."""
-    evidence = Evidence(
-        subject.name,
-        subject.start[subject.name],
-        subject.methods,
-        subject.dtype,
-        subject.precision,
-        settings,
-        notes=subject.notes,
-        symptoms=subject.symptoms,
-    )
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            return _Check(subject, settings, evidence).report()
-    except (ArithmeticError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else "no message"
-        return evidence.without_comparison(f"{type(error).__name__}: {first}")
-
-
-class _Check:
-    """The hypergradient of one subject, at its present values."""
-
-    def __init__(self, subject: Subject, settings: Settings, evidence: Evidence) -> None:
-        self._subject, self._settings, self._evidence = subject, settings, evidence
-        self._type = coarsest(subject.start[subject.name])
-        rtol = settings.solved(self._type)
-        self._landscape = Landscape(subject.evaluate, subject.felt, subject.inputs, rtol)
-
-    def report(self) -> Report:
-        """Return what was found."""
-        subject, claims = self._subject, self._subject.claims
-        for name in (subject.name, *subject.below):
-            self._look(name)
-        stepped = [name for name in subject.below if claims[name] is not Claim.SOLUTION]
-        separable = check_separable(subject)
-        claimed = solved = None
-        if self._settings.to_solution or not (stepped and separable):
-            claimed, first, second = self._against_solution()
-        if stepped and separable:
-            solved = claimed
-            claimed, first, second = self._against_claims()
-        elif stepped:
-            self._evidence.notes.append(
-                f"what {stepped} claim cannot be taken again, since a problem that reads below "
-                "itself is in between; they are held to the solution"
-            )
-        assert claimed is not None
-        return self._evidence.report(claimed, solved, first, second)
-
-    def _look(self, name: str) -> None:
-        """Check the gradient of a loss against its values, and see what the loss does."""
-        subject = self._subject
-        self._require_finite(name, subject.start)
-        wanted = subject.reads(name)
-        if wanted:
-            self._evidence.compare_gradient(name, subject.evaluate, subject.start, wanted)
-        self._evidence.observe(name, partial(subject.look, name), subject.devices)
-
-    def _against_solution(self) -> tuple[Comparison, Parts, Parts]:
-        """Return the comparison with the lower problems solved again, at their solutions."""
-        subject, names = self._subject, self._subject.below
-        given = subject.solve(subject.start)
-        if given is None:
-            solution = self._landscape.settle(names, subject.start)
-        else:
-            solution = given
-            self._landscape.prepare(names[0], solution)
-        stands: dict[str, Stand] = {}
-        for name in reversed(names):
-            steps = "last" if subject.claims[name] is Claim.STEPS else "none"
-            stands[name] = subject.stand(name, solution, stands, steps=steps)
-        first, second = self._hypergradient(
-            {**solution, **{name: stand.end for name, stand in stands.items()}}, stands
-        )
-
-        def differenced(x: Tensors) -> tuple[float, float]:
-            values: Values = {**solution, subject.name: x}
-            found = subject.solve(values)
-            if found is None:
-                for name in names:
-                    values = self._landscape.solve(name, values)
-            return self._pair(values if found is None else found)
-
-        if given is not None:
-            residual = self._landscape.distance(names[0], solution)
-        else:
-            residual = max(self._landscape.residuals[name] for name in names)
-        return (
-            self._evidence.compare(SOLVED_AGAIN, first, differenced, residual, dtype=self._type),
-            first,
-            second,
-        )
-
-    def _against_claims(self) -> tuple[Comparison, Parts, Parts]:
-        """Return the comparison with what the methods claim, each problem from the top where its
-        method wants it: at its solution, or at the end of the steps of a round.
-        """
-        subject, claims = self._subject, self._subject.claims
-        values: dict[str, Tensors] = dict(subject.start)
-        stands: dict[str, Stand] = {}
-        for name in subject.below:
-            if claims[name] is Claim.SOLUTION:
-                values = self._landscape.settle([name], values)
-            else:
-                stands[name] = subject.stand(name, values, {}, steps="all")
-                values[name] = stands[name].end
-        for name in reversed(subject.below):
-            if claims[name] is Claim.SOLUTION:
-                stands[name] = subject.stand(name, values, stands, steps="none")
-        first, second = self._hypergradient(values, stands)
-        base = values
-
-        def differenced(x: Tensors) -> tuple[float, float]:
-            values = {**base, subject.name: x}
-            for name in subject.below:
-                if claims[name] is Claim.SOLUTION:
-                    values = self._landscape.solve(name, values)
-                else:
-                    values[name] = stands[name].again(values)
-            return self._pair(values)
-
-        solved = [name for name in subject.below if claims[name] is Claim.SOLUTION]
-        residual = max((self._landscape.residuals[name] for name in solved), default=0.0)
-        through = "; ".join(f"{name!r} {claim.value}" for name, claim in claims.items())
-        reference = f"differences, {through}"
-        return (
-            self._evidence.compare(reference, first, differenced, residual, dtype=self._type),
-            first,
-            second,
-        )
-
-    def _hypergradient(self, values: Values, stands: Mapping[str, Stand]) -> tuple[Parts, Parts]:
-        """Return the hypergradient, and again with other random numbers, its linear solves taken
-        again.
-        """
-        for name in (self._subject.name, *self._subject.below):
-            self._require_finite(name, values)
-        log: list[LinearSolve] = []
-        first = self._subject.hypergradient(values, stands, 0, log)
-        second = self._subject.hypergradient(values, stands, 1, log)
-        self._evidence.solves = worst(log)
-        if not math.isfinite(float(norm(first.direct)) + float(norm(first.response))):
-            raise FloatingPointError(f"the hypergradient of {self._subject.name!r} is not finite")
-        return first, second
-
-    def _require_finite(self, name: str, values: Values) -> None:
-        value, _ = self._subject.evaluate(name, values, ())
-        if not math.isfinite(value):
-            at_start = values is self._subject.start
-            where = "the check starts from" if at_start else "the lower problems were put"
-            raise FloatingPointError(f"the loss of {name!r} is {value} where {where}")
-
-    def _pair(self, values: Values) -> tuple[float, float]:
-        """Return the checked loss with its own parameters as given, and as they are."""
-        subject = self._subject
-        whole = subject.evaluate(subject.name, values, ())[0]
-        if not subject.reads(subject.name):
-            return whole, whole
-        here = {**values, subject.name: subject.start[subject.name]}
-        return whole, subject.evaluate(subject.name, here, ())[0]
-
-
 def _refuse(arguments: Mapping[str, Any], where: str) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise TypeError(f"{name} does not go with {where}; got {name}={value!r}")
+
+
+def _of_engine(
+    engine: Engine,
+    problem: str | None,
+    batches: Mapping[str, Sequence[Any]] | None,
+    settings: Settings,
+) -> Report:
+    """Return the report on an engine; where it fails, with what would explain it: a hypergradient
+    that agrees with references that leave something out does so, too.
+    """
+    devices = {t.device for p in engine.graph.problems for t in p.parameters}
+    own = [g for p in engine.graph.problems for g in p.generators]
+    with RandomState.capture(devices, own).replay():
+        subject = EngineSubject(engine, problem, batches, settings)
+        report = Check(subject, settings).report()
+        if report.reason is not None or report.claimed.agrees(report.tol):
+            return report
+        found = []
+        claimed_only = replace(settings, to_solution=False)
+        for what, finding in subject.suspects().items():
+            other = EngineSubject(engine, problem, batches, claimed_only, without=what)
+            again = Check(other, claimed_only).report()
+            if again.reason is None and again.claimed.agrees(again.tol):
+                found.append(finding)
+        return replace(report, seen=(*report.seen, *found))

@@ -39,6 +39,7 @@ MAX_STEPS = 60
 PATIENCE = 6  # steps without getting nearer by half
 MAX_APPROACH = 200
 MAX_ROUNDS = 5
+MAX_EVALUATIONS = 50_000  # to get to the solutions
 MAX_PRODUCTS = 250
 MAX_DENSE = 1000  # unknowns of a problem whose Hessian is built to precondition its solves
 
@@ -61,6 +62,8 @@ class Landscape:
         felt: for each problem, those below whose solutions its objective depends on, top to
             bottom.
         inputs: for each problem, those above that its solution depends on.
+        saddles: the problems that are minimised over some tensors and maximised over others; small
+            ones are solved by Newton's method without a search.
         rtol: a problem is solved when the next Newton step is this small relative to its
             parameters; a hundred times that for each solution that its own is nested in, since the
             differences lose as much.
@@ -70,9 +73,11 @@ class Landscape:
     evaluate: Evaluate
     felt: Mapping[str, tuple[str, ...]]
     inputs: Mapping[str, tuple[str, ...]]
+    saddles: frozenset[str]
     rtol: float
     residuals: dict[str, float] = field(default_factory=dict)
     _inverses: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    _left: float = math.inf  # evaluations
 
     def solve(self, name: str, values: Values) -> dict[str, Tensors]:
         """Return `values` with problem `name` at its minimiser, the problems it feels at theirs.
@@ -86,7 +91,7 @@ class Landscape:
         for _ in range(MAX_STEPS):
             size = step_length(found.values[name], 1.0)
             following, residual = self._cheap_step(name, found, size)
-            if residual <= 0.1 * rtol:
+            if residual <= 0.1 * rtol or (following is None and name in self.saddles):
                 break
             if following is None:
                 step = self._newton_step(name, found, 0.1 if best > 1e-2 else 1e-4)
@@ -135,9 +140,13 @@ class Landscape:
     def settle(self, names: Sequence[str], values: Values) -> dict[str, Tensors]:
         """Return `values` with the problems `names`, top to bottom, at their minimisers, and have
         the solves from there on prepared.
+
+        Raises:
+            RuntimeError: if they are not found in `MAX_EVALUATIONS`.
         """
+        self._left = MAX_EVALUATIONS
         for name in names:
-            if not self.felt[name]:
+            if not self.felt[name] and name not in self.saddles:
                 values = self.approach(name, values)
         for _ in range(MAX_ROUNDS):
             start = values
@@ -152,6 +161,7 @@ class Landscape:
             nearest = max(self.residuals[n] for n in names)
             if furthest < 1e-2 and nearest < math.sqrt(self.rtol):
                 break
+        self._left = math.inf
         return dict(values)
 
     def distance(self, name: str, values: Values) -> float:
@@ -175,7 +185,8 @@ class Landscape:
         found, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
         size = found.abs()
         kept = size > 1e-9 * size.max()
-        inverse = torch.where(kept, 1.0 / torch.where(kept, size, 1.0), 0.0)
+        curvature = found if name in self.saddles else size
+        inverse = torch.where(kept, 1.0 / torch.where(kept, curvature, 1.0), 0.0)
         self._inverses[name] = (vectors * inverse) @ vectors.T
 
     def total(
@@ -184,6 +195,12 @@ class Landscape:
         """Return the objective of problem `name` with the solutions below it responding, its
         derivatives for the problems `wanted`, and `values` with those solutions.
         """
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError(
+                f"problem {name!r} is not solved after {MAX_EVALUATIONS} evaluations: it may have "
+                "no finite minimum"
+            )
         below = self.felt[name]
         settled = dict(values)
         for r in below:
@@ -214,7 +231,8 @@ class Landscape:
             return None, length / size
         found = self._slope(name, {**at.values, name: add(at.values[name], step)})
         left = float(norm(self._precondition(name, found.gradient)))
-        return (found if left <= 0.1 * length else None), length / size
+        enough = 0.9 if name in self.saddles else 0.1
+        return (found if left <= enough * length else None), length / size
 
     def _search(self, name: str, at: _Slope, step: Tensors) -> _Slope | None:
         """Return where the objective has decreased along `step`, None if it does nowhere."""
@@ -239,7 +257,13 @@ class Landscape:
         return max((1 + self._nesting(r) for r in self.felt[name]), default=0)
 
     def _invert(self, name: str, values: Values, rhs: Tensors) -> Tensors:
-        return self._conjugate_gradients(name, values, rhs, 0.1 * self.rtol)
+        if name not in self.saddles:
+            return self._conjugate_gradients(name, values, rhs, 0.1 * self.rtol)
+        x = zeros_like(rhs)
+        for _ in range(MAX_ROUNDS):
+            left = subtract(rhs, self._hvp(name, values, x))
+            x = add(x, self._precondition(name, left))
+        return x
 
     def _conjugate_gradients(self, name: str, values: Values, rhs: Tensors, rtol: float) -> Tensors:
         """Return ``H^{-1} rhs`` by preconditioned conjugate gradients, stopped where the curvature

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from blo.check.differences import Measure
+from blo.check.witnesses import LinearSolve
 from blo.linear.system import Status
 from blo.methods.context import Info
 
@@ -44,26 +44,6 @@ class Comparison:
     total_uncertainty: float
     residual: float
 
-    @staticmethod
-    def of(reference: str, response: Measure, total: Measure, residual: float) -> Comparison:
-        """Return the comparison from the measures of the response and the whole hypergradient."""
-        return Comparison(
-            reference,
-            response.relative_error,
-            response.cosine,
-            response.scale_ratio,
-            response.uncertainty,
-            response.length,
-            total.relative_error,
-            total.uncertainty,
-            residual,
-        )
-
-    @staticmethod
-    def unknown(reference: str, residual: float) -> Comparison:
-        """Return the comparison with a reference that could not be had."""
-        return Comparison(reference, *(math.nan,) * 7, residual)
-
     def reliable(self, tol: float) -> bool:
         """Whether the lower problems were solved and the differences agree with each other."""
         return self.residual <= 0.1 * tol and self.total_uncertainty <= tol
@@ -83,28 +63,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class LinearSolve:
-    """A linear solve of a method, its residual taken again.
-
-    Attributes:
-        problem: the lower problem.
-        reported: ``|c - H v| / |c|`` as the solver reports it; NaN where it does not know.
-        measured: the same from one more product with the `v` that it returned.
-        damping: what the solver adds to the diagonal of `H`.
-    """
-
-    problem: str
-    reported: float
-    measured: float
-    damping: float
-
-    @property
-    def stale(self) -> bool:
-        """Whether the returned vector is much worse than the solver says."""
-        return self.damping == 0.0 and self.measured > 10 * self.reported + 1e-6
-
-
-@dataclass(frozen=True)
 class Report:
     """The result of `check_hypergradient`; ``print(report)`` tells it in words.
 
@@ -121,6 +79,8 @@ class Report:
         gradient_errors: by problem, how far autograd's gradient of its loss is from differences of
             its values, relative, beyond what these leave open.
         solves: the linear solves of implicit methods.
+        products: by lower problem, how far the Hessian and mixed products that its method takes are
+            from differences of gradients, relative.
         infos: what the methods say of themselves, by "problem <- lower problem".
         num_directions: along which derivatives were taken.
         complete: whether these span the whole space; else errors are estimates.
@@ -129,7 +89,7 @@ class Report:
         tol: what passes.
         notes: what limits the check, and what was seen on the way.
         detached: problems whose losses have terms detached on purpose.
-        seen: what the optimizers were seen to do besides their updates.
+        seen: what the losses and the optimizers were seen to do besides.
         reason: why no comparison was possible; None where one was.
 
     Example:
@@ -151,6 +111,7 @@ class Report:
     rng_sensitivity: float
     gradient_errors: Mapping[str, float]
     solves: tuple[LinearSolve, ...]
+    products: Mapping[str, tuple[float, float]]
     infos: Mapping[str, Info]
     num_directions: int
     complete: bool
@@ -217,7 +178,7 @@ class Report:
                 "parameters, and is it curved here?"
             )
         elif not (self.claimed.agrees(tol) or math.isnan(self.claimed.relative_error)):
-            found += [*self._error(), *self._solvers(tol)]
+            found += [*self._error(tol), *self._solvers(tol)]
         if not self.claimed.reliable(tol):
             found.append(
                 "the reference cannot be relied on: it is known to "
@@ -226,7 +187,7 @@ class Report:
             )
         return tuple(found)
 
-    def _error(self) -> list[str]:
+    def _error(self, tol: float) -> list[str]:
         """Return the error in words, as sign, scale or direction."""
         c = self.claimed
         if self.mixed_vanished:
@@ -235,7 +196,7 @@ class Report:
             )
             if self.precision is not None:
                 text += (
-                    f"; the loss is computed under autocast to {_short(self.precision)}, where two "
+                    f"; the loss is computed under autocast to {short(self.precision)}, where two "
                     "passes inside one autocast context compare a cached cast of the weights with "
                     "itself"
                 )
@@ -244,14 +205,27 @@ class Report:
         if sine > 0.1 * min(c.relative_error, 1.0):
             return [
                 f"the response points elsewhere (cosine {c.cosine:.4f}, scale ratio "
-                f"{c.scale_ratio:.4g}, relative error {c.relative_error:.2g})"
+                f"{c.scale_ratio:.4g}, relative error {c.relative_error:.2g})",
+                *self._products(tol, mixed=True),
             ]
-        found = []
+        found = self._products(tol, mixed=False)
         if c.cosine < 0.0:
             found.append(f"the response points the opposite way: a sign is flipped ({_both(c)})")
         if abs(c.scale_ratio - 1.0) > 0.1 * c.relative_error:
             found.append(f"the response is {c.scale_ratio:.4g} times as long as it should be")
         return found
+
+    def _products(self, tol: float, *, mixed: bool) -> list[str]:
+        """Return which second derivatives are wrong; a factor in mixed ones is told as such."""
+        products = self.products.items()
+        worst = {name: max(errors if mixed else errors[:1]) for name, errors in products}
+        return [
+            f"the second derivatives of {name!r} that its method takes are {error:.2g} (relative) "
+            "off differences of its gradients: an operation that torch differentiates wrongly, a "
+            "radius that does not fit, or an approximation"
+            for name, error in worst.items()
+            if not error <= tol
+        ]
 
     def _solvers(self, tol: float) -> list[str]:
         """Return what the linear solves have to do with it."""
@@ -295,8 +269,8 @@ class Report:
             lines.append(_row(f"solver of {s.problem!r}", values))
         span = "all of them" if self.complete else "errors are estimates"
         lines.append(_row("directions", f"{self.num_directions}, {span}"))
-        under = "" if self.precision is None else f", autocast to {_short(self.precision)}"
-        lines.append(_row("type", f"{_short(self.dtype)}{under}"))
+        under = "" if self.precision is None else f", autocast to {short(self.precision)}"
+        lines.append(_row("type", f"{short(self.dtype)}{under}"))
         lines += [f"  ! {symptom}" for symptom in symptoms]
         lines += [
             f"  - the gradient of {name!r} is not that of its values, as was declared"
@@ -332,5 +306,6 @@ def _row(label: str, value: str) -> str:
     return f"  {label:<24}{value}"
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """Return the name of a type without the module."""
     return str(dtype).removeprefix("torch.")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from blo.check.landscape import Partials, Values
-from blo.check.report import LinearSolve
+from blo.check.landscape import Landscape, Partials, Values
+from blo.check.witnesses import Log
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 from blo.methods.context import Info, Method
@@ -38,7 +39,7 @@ class Claim(enum.Enum):
         return Claim.STEPS if needs.before or needs.history != 0 else Claim.SOLUTION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a check is made; see `check_hypergradient`."""
 
@@ -49,7 +50,7 @@ class Settings:
     to_solution: bool
     warm_up: int
     seed: int
-    detached: tuple[str, ...] = ()
+    detached: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -69,15 +70,10 @@ class Settings:
     def random_state(
         self, number: int, devices: Iterable[torch.device], generators: Iterable[Any] = ()
     ) -> RandomState:
-        """Return the random state that goes with a number and the seed; `generators` of the user's
-        own stay as they are.
-        """
-        devices = tuple(devices)
-        before = RandomState.capture(devices)
-        torch.manual_seed(1000 * self.seed + number)
-        state = RandomState.capture(devices, generators)
-        before.restore()
-        return state
+        """Return the random state that goes with a number and the seed."""
+        with RandomState.capture(foreign=False).replay():
+            torch.default_generator.manual_seed(1000 * self.seed + number)
+            return RandomState.draw(devices, generators)
 
 
 class Parts(NamedTuple):
@@ -85,25 +81,38 @@ class Parts(NamedTuple):
 
     direct: Tensors
     response: Tensors
-    infos: dict[str, Info]
+    infos: Mapping[str, Info]
 
 
 class Stand(NamedTuple):
-    """Where a lower problem ended, and what its response is computed from.
+    """Where a lower problem ended.
 
     Attributes:
         end: its parameters.
         again: where what its method claims leads with the other problems elsewhere.
-        moment: what the subject needs to compute the response.
     """
 
     end: Tensors
     again: Callable[[Values], Tensors]
-    moment: Any
+
+
+class Run(Protocol):
+    """The methods at work; nothing of it is left when it ends."""
+
+    def take(self, name: str, values: Values, steps: str) -> Stand:
+        """Return where problem `name` ends from `values`, its response prepared.
+
+        `steps` says how far it goes: "all" of a round, the "last" that its method records, "none".
+        """
+
+    def hypergradient(self, values: Values) -> tuple[Parts, Parts]:
+        """Return the hypergradient at `values`, and once more after the random generators have
+        moved, with witnesses of what its methods compute.
+        """
 
 
 class Subject(Protocol):
-    """The problem whose hypergradient is checked, and those below it.
+    """The problem whose hypergradient is checked, and those below it, as functions of values.
 
     No method changes anything: parameters, buffers and optimizers stay as they are.
 
@@ -114,6 +123,7 @@ class Subject(Protocol):
         claims: what their methods claim.
         felt: for each problem, those below whose solutions its loss depends on.
         inputs: for each problem, those above that its solution depends on.
+        saddles: the problems that are minimised over some tensors and maximised over others.
         start: all parameters, in the type that losses are evaluated in.
         dtype: the coarsest type of the parameters.
         devices: where they are.
@@ -128,6 +138,7 @@ class Subject(Protocol):
     claims: Mapping[str, Claim]
     felt: Mapping[str, tuple[str, ...]]
     inputs: Mapping[str, tuple[str, ...]]
+    saddles: frozenset[str]
     start: dict[str, Tensors]
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
@@ -153,24 +164,23 @@ class Subject(Protocol):
         there is none.
         """
 
-    def stand(self, name: str, values: Values, stands: Mapping[str, Stand], *, steps: str) -> Stand:
-        """Return where problem `name` ends from `values`, those below it being at `stands`.
+    def run(self, stepped: Set[str], landscape: Landscape, log: Log) -> AbstractContextManager[Run]:
+        """Return a block in which the methods are at work and `log` gets what is witnessed.
 
-        `steps` says how far it goes: "all" of a round, the "last" that its method records, "none".
-        """
-
-    def hypergradient(
-        self, values: Values, stands: Mapping[str, Stand], number: int, log: list[LinearSolve]
-    ) -> Parts:
-        """Return the hypergradient at `values`; with the random numbers of `number` around it, the
-        linear solves taken again and logged if that is not 0.
+        The problems `stepped` take their steps; the others that they feel are solved on the way.
         """
 
 
-def check_separable(subject: Subject) -> bool:
-    """Return whether what the methods claim can be taken again problem by problem, from the top."""
-    stepped = {name for name, claim in subject.claims.items() if claim is not Claim.SOLUTION}
-    return not any(
-        subject.felt[name] and (name in stepped or stepped & set(subject.felt[name]))
-        for name in subject.below
-    )
+def coarsest(x: Tensors) -> torch.dtype:
+    """Return the type of least precision among the tensors."""
+    return max((t.dtype for t in x), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+@contextmanager
+def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Run a block without the autocast that may be around it."""
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

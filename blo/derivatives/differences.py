@@ -9,14 +9,17 @@ import torch
 
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import LowerObjective, Point
-from blo.derivatives.products import NO_LOWER, NO_PATH, Products
+from blo.derivatives.products import NO_LOWER, NO_PATH, Disagreement, Products
+from blo.linear.settings import is_finite
 from blo.linear.tensors import (
     Tensors,
     axpy,
     detach,
-    largest_entries,
+    dot,
     length,
+    lengths,
     root_mean_squares,
+    rows_in_use,
     scale,
     subtract,
     zeros_like,
@@ -29,21 +32,25 @@ class FiniteDifference:
 
     Central: ``g_xy v = [g_x(y + e v) - g_x(y - e v)] / 2e + O(e^2)``. One-sided: ``g_xy v =
     [g_x(y + e v) - g_x(y)] / e + O(e)``, where ``g_x(y)`` is taken over from the lower step if it
-    is known. `e` is the largest at which no entry of `y` moves by more than ``radius`` times the
-    typical size of the entries of its tensor, their root mean square or a floor where that is
-    less:
+    is known. `e` is the largest at which no tensor of `y` moves by more than ``radius`` times the
+    spectral norm that a matrix of its shape and of random entries of its size has:
 
-        e = radius * min over tensors t of  max(rms(y_t), floor) / max|v_t|
+        e = radius * min over tensors t of  max(rms(y_t), floor) (sqrt(m_t) + sqrt(n_t)) / |v_t|
         floor = min(0.1, max over tensors t of  max(rms(y_t), 1e-3))
 
-    so that tensors that `v` does not live in have no say, and neither has their size. Fused
+    with `m_t` the rows of `t` that `v` lives in and `n_t` the entries of a row (1 for a vector).
+    What a layer computes moves by its weights' spectral norm: the step is right for directions of
+    rank one, as gradients of wide layers nearly are, for a few rows of a large embedding and for
+    directions whose length is in few entries. Tensors that `v` does not live in have no say. Fused
     attention and compiled modules stay as they are.
 
     Args:
         radius: relative step; None takes the value measured for the type that the loss is
             computed in (`DEFAULT_RADIUS`). Only with None does the first response of a problem
             compare two radii (`Info.disagreement`).
-        one_sided: half the cost, less accurate.
+        one_sided: half the cost, less accurate. Under bfloat16 no radius serves one-sided
+            differences of more than a few models: with ``radius=None`` they are central there, at
+            the cost of central ones. Give a radius to have them all the same.
 
     Example:
         >>> import torch
@@ -64,9 +71,9 @@ class FiniteDifference:
 
     def __post_init__(self) -> None:
         """Check the radius."""
-        if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
+        if self.radius is not None and not (is_finite(self.radius) and self.radius > 0):
             raise ValueError(
-                f"radius must be positive and finite, or None for the default, got {self.radius}"
+                f"radius must be positive and finite, or None for the default, got {self.radius!r}"
             )
 
     @property
@@ -79,18 +86,23 @@ class FiniteDifference:
         return FiniteDifferenceProducts(self, lower, point)
 
 
-# (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py.
-DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float]] = {
-    torch.float64: (3e-5, 3e-7),
-    torch.float32: (5e-3, 1e-3),
-    torch.bfloat16: (6e-2, 7e-2),
-    torch.float16: (3e-2, 2e-2),
+# (central, one-sided), by the type of the forward pass; measured by benchmarks/radius.py. None
+# where no radius serves: at steps where the rounding of bfloat16 gradients still costs 5 % on some
+# models, curvature costs 20 % on others.
+DEFAULT_RADIUS: dict[torch.dtype, tuple[float, float | None]] = {
+    torch.float64: (1.5e-5, 1.5e-7),
+    torch.float32: (2.5e-3, 1e-3),
+    torch.bfloat16: (3.5e-2, None),
+    torch.float16: (1.5e-2, 1e-2),
 }
 
-# Entries of tensors of less typical size than this (biases, low-rank factors that start at zero)
-# move as if they had it, the size of the weights of a layer of a hundred inputs, unless all tensors
-# are smaller.
+# Tensors whose entries are of less typical size than this (biases, low-rank factors that start at
+# zero) move as if they had it, the size of the weights of a layer of a hundred inputs, unless all
+# tensors are smaller.
 SMALLEST_SIZE = 0.1
+
+# Two differences, at a radius and at half of it, that are further apart are looked into.
+MOST_DISAGREEMENT = 0.1
 
 
 class FiniteDifferenceProducts:
@@ -121,21 +133,30 @@ class FiniteDifferenceProducts:
         """
         return self._difference("upper", v)
 
-    def disagreement(self, v: Tensors, mixed: Tensors) -> float | None:
-        """Return ``|mixed - b| / |b|``, with `b` the product ``g_xy v`` at half the radius; None
-        where the user gave the radius. Costs what the product did, less what is known.
+    def disagreement(self, v: Tensors, mixed: Tensors) -> Disagreement | None:
+        """Return how far ``mixed = g_xy v`` is from the product at half the radius; None where the
+        user gave the radius. Costs what the product did, less what is known.
+
+        Where they are far apart, the product at twice the radius, at the same cost, tells why. With
+        curvature or a kink, products drift with the radius; rounding scatters them, twice as far at
+        half the radius and half as far at twice. Where twice is the nearer, and the way there goes
+        back on the way from half, it is rounding, and the distance from twice is that of `mixed`:
+        the one from half is mostly the error of the shorter step.
         """
         if self._rule.radius is not None:
             return None
         radius = self.radius
-        closer = self._difference("upper", v, shorter=0.5)
+        half = self._difference("upper", v, factor=0.5)
+        found = Disagreement(_distance(mixed, half))
+        if not found.distance <= MOST_DISAGREEMENT:
+            twice = self._difference("upper", v, factor=2.0)
+            back = float(dot(subtract(mixed, half), subtract(twice, mixed))) < 0.0
+            rounding = back and _distance(mixed, twice) < found.distance
+            found = Disagreement(_distance(mixed, twice if rounding else half), rounding)
         self.radius = radius
-        apart, size = length(subtract(mixed, closer)), length(closer)
-        if apart == 0.0:
-            return 0.0
-        return apart / size if size > 0.0 else math.inf
+        return found
 
-    def _difference(self, level: str, v: Tensors, *, shorter: float = 1.0) -> Tensors:
+    def _difference(self, level: str, v: Tensors, *, factor: float = 1.0) -> Tensors:
         v, y = detach(v), detach(self._point.lower)
         size = length(v)
         if size == 0.0:
@@ -146,10 +167,10 @@ class FiniteDifferenceProducts:
                 f"a difference of gradients was asked for along a vector of length {size}; the "
                 "loss above, or its gradient, is too large for its type: scale it down"
             )
-        one_sided = self._rule.one_sided
-        e = shorter * difference_step(
-            self._objective, y, v, one_sided=one_sided, radius=self._rule.radius
-        )
+        radius, one_sided = self._rule.radius, self._rule.one_sided
+        if radius is None:
+            radius, one_sided = default_radius(self._objective.dtype(y), one_sided=one_sided)
+        e = factor * difference_step(self._objective, y, v, one_sided=one_sided, radius=radius)
         self.radius = e * size
         plus = self._gradient(level, axpy(e, v, y))
         if one_sided:
@@ -178,6 +199,20 @@ class FiniteDifferenceProducts:
         return found.upper if upper else found.lower
 
 
+def _distance(a: Tensors, b: Tensors) -> float:
+    """Return ``|a - b| / |b|``."""
+    apart, size = length(subtract(a, b)), length(b)
+    return 0.0 if apart == 0.0 else apart / size if size > 0.0 else math.inf
+
+
+def default_radius(dtype: torch.dtype, *, one_sided: bool) -> tuple[float, bool]:
+    """Return the radius measured for a type, and whether its difference is one-sided; a one-sided
+    one is central where no radius serves it.
+    """
+    central, other = DEFAULT_RADIUS[dtype]
+    return (central, False) if other is None or not one_sided else (other, True)
+
+
 def difference_step(
     lower: LowerObjective,
     y: Tensors,
@@ -188,22 +223,22 @@ def difference_step(
 ) -> float:
     """Return the `e` of the difference of gradients at ``y + e v``.
 
-    ``e = r min_t max(rms(y_t), floor) / max|v_t|`` (`FiniteDifference`) over the tensors `t` where
-    `v` is not zero, with `r` the `radius`, or the value measured for the coarsest type that the
-    lower loss is computed in (`DEFAULT_RADIUS`).
+    ``e = r min_t max(rms(y_t), floor) (sqrt(m_t) + sqrt(n_t)) / |v_t|`` (`FiniteDifference`) over
+    the tensors `t` where `v` is not zero, with `r` the `radius`, or the value measured for the
+    coarsest type that the lower loss is computed in.
 
     Raises:
         ValueError: if `v` is zero.
     """
     if radius is None:
-        radius = DEFAULT_RADIUS[lower.dtype(y)][1 if one_sided else 0]
+        radius, _ = default_radius(lower.dtype(y), one_sided=one_sided)
     typical = root_mean_squares(y)
     floor = min(SMALLEST_SIZE, max(1e-3, *typical))
-    sizes = [
-        max(rms, floor) / largest
-        for rms, largest in zip(typical, largest_entries(v), strict=True)
-        if largest > 0.0
+    steps = [
+        max(rms, floor) * (math.sqrt(rows) + math.sqrt(t.numel() / len(t) if t.dim() else 1)) / size
+        for t, rms, size, rows in zip(v, typical, lengths(v), rows_in_use(v), strict=True)
+        if size > 0.0
     ]
-    if not sizes:
+    if not steps:
         raise ValueError("a difference of gradients needs a direction, and v is zero")
-    return radius * min(sizes)
+    return radius * min(steps)

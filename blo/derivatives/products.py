@@ -7,7 +7,7 @@ carry the quadratic penalty of coupled weight decay.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blo.derivatives.lower import LowerObjective, Point
 from blo.linear.tensors import Tensors
@@ -17,6 +17,19 @@ NO_PATH = (
     "upper parameter, so no hypergradient can reach them; check that the lower loss uses the upper "
     "parameters, without detach() or no_grad(), in a term that also holds lower parameters"
 )
+
+
+class Disagreement(NamedTuple):
+    """How far a product is from itself taken another way.
+
+    Attributes:
+        distance: relative to the other.
+        rounding: whether rounding separates them, and a longer step brings them together; False
+            where it is curvature or a kink, and a shorter step does; None where they are near.
+    """
+
+    distance: float
+    rounding: bool | None = None
 
 
 class Products(Protocol):
@@ -37,9 +50,9 @@ class Products(Protocol):
     def mixed(self, v: Tensors) -> Tensors:
         """Return ``g_xy v = d/dx <g_y, v>``, in the shapes of the upper parameters."""
 
-    def disagreement(self, v: Tensors, mixed: Tensors) -> float | None:
-        """Return how far ``mixed = g_xy v`` is from the same product taken another way, relative to
-        that; None where there is nothing to compare, as for exact products.
+    def disagreement(self, v: Tensors, mixed: Tensors) -> Disagreement | None:
+        """Return how far ``mixed = g_xy v`` is from the same product taken another way; None where
+        there is nothing to compare, as for exact products.
         """
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from blo.derivatives.numpy_state import numpy_state, set_numpy_state
+
 # A torch.Generator, random.Random, numpy.random.Generator or numpy.random.RandomState.
 Generator: TypeAlias = Any
 
@@ -51,8 +53,7 @@ class RandomState:
         """Return the present state of the CPU's generator, of the generators of `devices`, of
         `generators`, and of Python's and numpy's if `foreign`.
 
-        numpy's is captured if numpy is loaded. Python's and numpy's take ten times as long as
-        torch's.
+        numpy's is captured if numpy is loaded. Python's takes ten times as long as torch's.
         """
         states = [(torch.device("cpu"), torch.get_rng_state())]
         states += [
@@ -64,7 +65,7 @@ class RandomState:
         return RandomState(
             tuple(states),
             random.getstate() if foreign else None,
-            None if numpy is None else numpy.random.get_state(legacy=False),
+            None if numpy is None else numpy_state(numpy),
             tuple((g, _state(g)) for g in generators),
         )
 
@@ -100,7 +101,7 @@ class RandomState:
             random.setstate(self.python)
         numpy = None if self.numpy is None else _numpy()
         if numpy is not None:
-            numpy.random.set_state(self.numpy)
+            set_numpy_state(self.numpy, numpy)
         for generator, state in self.own:
             _set_state(generator, state)
 
@@ -110,7 +111,7 @@ class RandomState:
         before = RandomState(
             RandomState.capture((device for device, _ in self.states), foreign=False).states,
             None if self.python is None else random.getstate(),
-            None if self.numpy is None else _numpy().random.get_state(legacy=False),
+            None if self.numpy is None else numpy_state(_numpy()),
             tuple((g, _state(g)) for g, _ in self.own),
         )
         self.restore()
@@ -185,7 +186,7 @@ def _visit(
     """Note the generators within `depth` of `value`, which may have been met nearer the end of an
     earlier way.
     """
-    if _is_generator(value):
+    if is_generator(value):
         found.setdefault(id(value), value)
         return
     if depth == 0 or seen.get(id(value), (None, 0))[1] >= depth:
@@ -262,7 +263,8 @@ def _numpy() -> Any:
     return sys.modules.get("numpy")
 
 
-def _is_generator(value: object) -> bool:
+def is_generator(value: object) -> bool:
+    """Return whether a value is a random generator, and none of the global ones."""
     if isinstance(value, torch.Generator):
         return value is not torch.default_generator
     if isinstance(value, random.Random):

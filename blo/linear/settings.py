@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import SupportsFloat
 
 from blo.linear.system import Preconditioner
+
+
+def is_finite(value: object) -> bool:
+    """Return whether `value` is a finite number."""
+    return isinstance(value, SupportsFloat) and math.isfinite(value)
 
 
 def check_count(name: str, value: int, *, at_least: int) -> None:
@@ -15,22 +21,22 @@ def check_count(name: str, value: int, *, at_least: int) -> None:
 
 def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless `value` is finite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    if not is_finite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raise ValueError unless `value` is finite and at least 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if not (is_finite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
 def check_positive(name: str, value: float | None, unless: str) -> None:
     """Raise ValueError unless `value` is finite and positive, or None; `unless` says what None
     does.
     """
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, or None {unless}, got {value}")
+    if value is not None and not (is_finite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, or None {unless}, got {value!r}")
 
 
 def check_rtol(value: float | None) -> None:

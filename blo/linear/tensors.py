@@ -98,9 +98,7 @@ def length(x: Tensors) -> float:
         return 0.0
     fast = float(norm(x).detach())
     wide = _accumulator(x)
-    limits = torch.finfo(wide)
-    # Above it, the squares that vanish are below rounding even for 1e10 entries.
-    if 1e5 * math.sqrt(limits.tiny / limits.eps) < fast < math.inf:
+    if _squares_fit(fast, wide):
         return fast
     largest = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in x if t.numel()]
     if any(math.isnan(m) for m in largest):
@@ -113,11 +111,25 @@ def length(x: Tensors) -> float:
     return m * float(norm(tuple(t.detach().to(wide) / divisors[t.device] for t in x)))
 
 
-def largest_entries(x: Tensors) -> list[float]:
-    """Return the largest absolute value of each tensor, 0 for one without entries."""
-    return _numbers(
+def lengths(x: Tensors) -> list[float]:
+    """Return the Euclidean norm of each tensor, right for entries of any size, 0 for one without
+    entries.
+    """
+    norms = (torch.linalg.vector_norm(t.detach(), dtype=_accumulator((t,))) for t in x)
+    largest = (
         torch.linalg.vector_norm(t.detach(), math.inf) if t.numel() else t.new_zeros(()) for t in x
     )
+    found = _numbers((*norms, *largest))
+    return [
+        n if m == 0.0 or _squares_fit(n, _accumulator((t,))) else length((t,))
+        for t, n, m in zip(x, found[: len(x)], found[len(x) :], strict=True)
+    ]
+
+
+def rows_in_use(x: Tensors) -> list[int]:
+    """Return the number of rows of each tensor (entries, of a vector) that are not zero."""
+    rows = (t.detach().reshape(len(t) if t.dim() else 1, -1) for t in x)
+    return [int(n) for n in _numbers(r.any(1).sum() for r in rows)]
 
 
 def root_mean_squares(x: Tensors) -> list[float]:
@@ -184,6 +196,13 @@ def _numbers(scalars: Iterable[Tensor]) -> list[float]:
     wide, device = _accumulator(gathered), gathered[0].device
     numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
     return numbers
+
+
+def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
+    """Return whether squares that add up to `norm` squared neither overflow nor vanish."""
+    limits = torch.finfo(dtype)
+    # Above it, the squares that vanish are below rounding even for 1e10 entries.
+    return 1e5 * math.sqrt(limits.tiny / limits.eps) < norm < math.inf
 
 
 def _accumulator(x: Tensors) -> torch.dtype:

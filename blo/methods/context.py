@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import Objective
+from blo.derivatives.products import Disagreement
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors
 from blo.steps.history import History
@@ -92,9 +93,10 @@ class Info:
         num_products: Hessian and mixed products taken on graphs that were kept.
         batches: numbers of the lower batches, in the lower problem's stream; empty for plain
             functions.
-        disagreement: relative distance of the mixed product from the one at half the radius, in the
-            first response of a problem by differences at the default radius; None otherwise. Much
-            of it says that the difference is not a derivative.
+        disagreement: `distance` of the mixed product from the one at half the radius, in the first
+            response of a problem by differences at the default radius; None otherwise. Above a
+            tenth, whether `rounding` is the reason, and then the distance from the one at twice the
+            radius.
 
     Example:
         >>> import torch
@@ -115,7 +117,7 @@ class Info:
     num_gradients: int = 0
     num_products: int = 0
     batches: tuple[int, ...] = ()
-    disagreement: float | None = None
+    disagreement: Disagreement | None = None
 
     def on_batches(self, batches: Iterable[int]) -> Info:
         """Return the same with the numbers of the batches."""

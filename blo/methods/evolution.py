@@ -10,7 +10,6 @@ which asks for no derivative of `f`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blo.derivatives.nested import AttachedObjective
+from blo.linear.settings import is_finite
 from blo.linear.tensors import (
     Tensors,
     add,
@@ -69,8 +69,8 @@ class Evolution:
         n = self.num_directions
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"num_directions must be an integer of at least 1, got {n!r}")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
+        if not (is_finite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma must be positive and finite, got {self.sigma!r}")
         check_steps(self.steps)
 
     @property

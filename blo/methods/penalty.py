@@ -19,6 +19,7 @@ from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
+from blo.linear.settings import is_finite
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors, add, axpy, norm, subtract
 from blo.methods.context import Context, Info, Requirements, Response
@@ -48,10 +49,12 @@ class ValuePenalty:
         n = self.num_steps
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"num_steps must be an integer of at least 1, got {n!r}")
-        if not (math.isfinite(self.penalty) and self.penalty > 0):
-            raise ValueError(f"penalty must be positive and finite, got {self.penalty}")
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be positive and finite, or None to choose it, got {self.lr}")
+        if not (is_finite(self.penalty) and self.penalty > 0):
+            raise ValueError(f"penalty must be positive and finite, got {self.penalty!r}")
+        if self.lr is not None and not (is_finite(self.lr) and self.lr > 0):
+            raise ValueError(
+                f"lr must be positive and finite, or None to choose it, got {self.lr!r}"
+            )
 
     @property
     def requirements(self) -> Requirements:

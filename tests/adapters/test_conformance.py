@@ -279,11 +279,14 @@ def test_the_same_seed_gives_the_same_adapter(method: str) -> None:
 
 
 @every
-def test_a_compiled_graph_of_a_model_computes_the_same(method: str) -> None:
+def test_a_compiled_graph_of_a_model_computes_the_same_and_can_be_merged(method: str) -> None:
     torch.compiler.reset()  # every method compiles the same lines again, and there is a limit
     model = adapted("mlp", method, moved=0.3)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(output(compiled, inputs("mlp")), output(model, inputs("mlp")))
+    before = output(model, inputs("mlp"))
+    assert torch.equal(output(compiled, inputs("mlp")), before)
+    model.merge_adapter()
+    torch.testing.assert_close(output(compiled, inputs("mlp")), before, rtol=1e-5, atol=1e-5)
 
 
 @every

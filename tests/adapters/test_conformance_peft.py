@@ -231,17 +231,6 @@ def test_a_compiled_model_trains_as_the_model_does(method: str) -> None:
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
 
 
-@every
-def test_a_compiled_model_can_be_merged(method: str) -> None:
-    model = adapted("mlp", method, moved=0.3)
-    before = output(model, inputs("mlp"))
-    torch.compiler.reset()  # there is a limit to how often the same lines are compiled
-    compiled: Any = torch.compile(model, backend="eager")
-    output(compiled, inputs("mlp"))
-    model.merge_adapter()
-    torch.testing.assert_close(output(compiled, inputs("mlp")), before, rtol=1e-5, atol=1e-5)
-
-
 # Derivatives
 
 
@@ -319,8 +308,10 @@ def solved(lower_loss: Any, upper: Tensors, lower: Tensors) -> Tensors:
         return value
 
     flat = torch.cat([p.flatten() for p in lower])
-    for _ in range(8):
+    for _ in range(9):
         gradient = torch.autograd.functional.jacobian(flat_loss, flat)
+        if gradient.norm() < 1e-12:
+            break
         flat = flat - torch.linalg.solve(
             torch.autograd.functional.hessian(flat_loss, flat), gradient
         )

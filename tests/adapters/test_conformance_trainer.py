@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from adapters import BiDoraConfig, levels
-from tests.adapters.models import ALL, adapted, base_model, inputs, output
+from tests.adapters.models import adapted, base_model, inputs, output
 
 
 class Examples(Dataset[dict[str, Tensor]]):
@@ -51,7 +51,8 @@ def train(model: PeftModel, folder: Path, *, steps: int, resume: bool | str = Fa
 
 # transformers' own: its progress callback and its saved random state.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("method", ALL)
+# BiLoRA's forms differ in their values, not in what is saved, but for the tied one.
+@pytest.mark.parametrize("method", ["softmax", "tied", "autolora", "sora", "bidora", "dropout"])
 def test_a_resumed_trainer_ends_where_the_whole_run_does(method: str, tmp_path: Path) -> None:
     whole = adapted("bert", method)
     start = {name: p.detach().clone() for name, p in whole.named_parameters()}

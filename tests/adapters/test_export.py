@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from adapters import export_lora, levels
+from adapters import BiDoraConfig, BiLoraConfig, export_lora, levels
 from tests.adapters.models import (
     BASES,
     DIAGONAL,
@@ -34,6 +34,13 @@ with warnings.catch_warnings():
 root, *names = sys.argv[1:]
 found = {}
 for name in names:
+    if name.startswith("own-"):
+        try:
+            peft.PeftConfig.from_pretrained(root + "/" + name)
+            found[name] = {"error": "none"}
+        except Exception as error:
+            found[name] = {"error": repr(error)}
+        continue
     kind = name.split("-")[0]
     auto = {"bert": "SequenceClassification", "gpt2": "CausalLM"}[kind]
     auto = getattr(transformers, "AutoModelFor" + auto)
@@ -111,9 +118,11 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         else:
             model.save_pretrained(root / name)
         expected[name] = output(model, inputs(kind)).flatten()
+    BiLoraConfig(target_modules=["first"]).save_pretrained(root / "own-bilora")
+    BiDoraConfig(target_modules=["first"], norm_axis="in").save_pretrained(root / "own-bidora")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", READER, str(root), *expected],
+        [sys.executable, "-c", READER, str(root), *expected, "own-bilora", "own-bidora"],
         cwd=root,
         env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -122,7 +131,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.split("RESULT")[1])
-    return {name: {**found[name], "expected": expected[name]} for name in expected}
+    return {name: {**case, "expected": expected.get(name)} for name, case in found.items()}
 
 
 @pytest.mark.parametrize("name", [*OURS, *STOCK])
@@ -140,6 +149,13 @@ def test_stock_peft_warns_no_more_than_for_its_own(
     kind, method = name.split("-", 1)
     own = "dora" if method == "bidora" else "lora"
     assert read[name]["warnings"] == read[f"{kind}-{own}"]["warnings"]
+
+
+@pytest.mark.parametrize("kind", ["BILORA", "BIDORA"])
+def test_a_process_without_the_package_refuses_a_type_of_its_own(
+    read: dict[str, dict[str, Any]], kind: str
+) -> None:
+    assert read[f"own-{kind.lower()}"]["error"] == f"KeyError('{kind}')"
 
 
 @pytest.mark.parametrize("form", DIAGONAL)
@@ -264,3 +280,12 @@ def test_misuse_of_export_names_the_argument(tmp_path: Path) -> None:
 def test_peft_refuses_to_convert_bidora() -> None:
     assert not adapted("mlp", "bidora").supports_lora_conversion()
     assert adapted("mlp", "softmax").supports_lora_conversion()
+
+
+def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path):
+    model = get_peft_model(mlp(), config("softmax", target_modules=["first"]))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_A" in n)[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"'default' is not exported: .*lora_A.* not finite"):
+        export_lora(model, tmp_path / "out")
+    assert not os.listdir(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from transformers import TrainerCallback, TrainingArguments
 
 from adapters import Orthogonality, WeightDecay, levels, two_level
@@ -278,3 +278,97 @@ def test_a_resumed_run_ends_where_the_whole_run_does(name: str, tmp_path: Path) 
     assert resumed._engine.round == whole._engine.round == 7 // steps
     for key, value in values(whole.model).items():
         assert torch.equal(value, values(resumed.model)[key]), key
+
+
+def made(folder: Path, *, data: Any = None, **changes: Any) -> TwoLevelTrainer:
+    """A trainer that has not trained."""
+    own = {"upper_dataset": 0.25, "method": None, "steps": 1, "upper_optimizer": None}
+    own = {name: changes.pop(name, value) for name, value in own.items()}
+    data = examples("bert", 16, 1) if data is None else data
+    return TwoLevelTrainer(
+        adapted("bert", "real"), arguments(folder, **changes), train_dataset=data, **own
+    )
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"upper_dataset": None}, "upper_dataset must be given"),
+        ({"upper_dataset": 1.5}, r"a dataset or a share in \(0, 1\), got 1.5"),
+        ({"upper_dataset": 2}, r"a dataset or a share in \(0, 1\), got 2"),
+        ({"upper_dataset": 0.01}, "leaves 0 of 16 examples for the upper level"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"torch_compile": True}, "does not work with torch_compile"),
+        ({"auto_find_batch_size": True}, "does not work with auto_find_batch_size"),
+        (
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            "reentrant checkpointing",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_trainer_is_made(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=words):
+        made(tmp_path, **changes)
+
+
+def test_what_cannot_work_is_refused_when_training_begins(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    trainer = made(tmp_path, method=unrolled(2), steps=2, **settings)
+    with pytest.raises(ValueError, match=r"saved every 3 steps .* save every multiple of 2"):
+        trainer.train()
+    trainer = made(tmp_path, max_steps=1, upper_optimizer=torch.optim.SGD([torch.ones(1)], 0.1))
+    with pytest.raises(ValueError, match="upper_optimizer must not hold"):
+        trainer.train()
+    (tmp_path / "checkpoint-1").mkdir()
+    trainer = made(tmp_path, max_steps=1)
+    trainer.state.global_step = 1
+    with pytest.raises(ValueError, match=r"has no two_level\.pt"):
+        trainer._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-1"))
+
+
+def test_a_share_of_the_training_data_is_split_off(tmp_path: Path) -> None:
+    rows = examples("bert", 16, 1)
+    trainer = made(tmp_path, data=rows)
+    parts = [
+        sorted(int(row["input_ids"].sum()) for row in part)
+        for part in (trainer.train_dataset, trainer.upper_dataset)
+    ]
+    assert [len(part) for part in parts] == [12, 4]
+    assert sorted(parts[0] + parts[1]) == sorted(int(row["input_ids"].sum()) for row in rows)
+
+
+def test_an_upper_loss_of_its_own(tmp_path: Path) -> None:
+    """The upper loss pulls the logits to zero: its gradient is that of their squares."""
+
+    def upper_loss(model: nn.Module, batch: Any) -> Tensor:
+        return model(input_ids=batch["input_ids"]).logits.square().mean()
+
+    model, twin = (adapted("bert", "real", moved=0.3) for _ in range(2))
+    data = examples("bert", 4, 1)
+    TwoLevelTrainer(
+        model,
+        arguments(tmp_path, max_steps=1, optim="sgd", learning_rate=1e-30),
+        train_dataset=data,
+        upper_dataset=data,
+        upper_optimizer=lambda parameters: torch.optim.SGD(parameters, 1.0),
+        upper_compute_loss=upper_loss,
+    ).train()
+    upper = levels(twin).upper
+    grads = torch.autograd.grad(upper_loss(twin.train(), default_collate(data)), upper)
+    for after, before, grad in zip(levels(model).upper, upper, grads, strict=True):
+        torch.testing.assert_close(after, before - grad)
+
+
+def test_what_the_upper_level_does_is_logged(tmp_path: Path) -> None:
+    trainer = made(tmp_path, max_steps=4, method=cg(1), logging_strategy="steps", logging_steps=2)
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    assert {"loss", "upper_loss", "hypergradient_norm", "upper_learning_rate"} <= {*first}
+    assert 0 <= first["response_converged"] <= 1
+    assert second["upper_learning_rate"] == 2e-2
+    assert second["response_residual"] > 0

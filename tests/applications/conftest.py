@@ -16,8 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from applications.common.arguments import Options
-from applications.common.command_line import parse_options
+from applications.options.arguments import Options
+from applications.options.command_line import parse_options
 from tests.applications.tiny_runs import Run
 
 TOPICS = {

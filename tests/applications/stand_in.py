@@ -25,7 +25,9 @@ def main(config: Path) -> int:
     state.parent.mkdir(exist_ok=True)
     done = int(state.read_text()) if state.exists() else 0
     for step in range(done, options.get("max_steps", 1)):
-        state.write_text(str(step + 1))
+        draft = state.with_suffix(".draft")
+        draft.write_text(str(step + 1))
+        draft.replace(state)  # whole, whenever it is killed
         if rate == TAKES_LONG:
             time.sleep(0.05)
     if rate == FAILS:

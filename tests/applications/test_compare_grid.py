@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from applications.common.errors import UsageError
 from applications.compare import main, part
 from applications.comparison.grid import Grid, Run, made_grid, narrowed, planned, read_grid
 from applications.comparison.settings import given
+from applications.errors import UsageError
 
 SMALL: dict[str, Any] = {"tasks": ["sst2"], "methods": ["lora", "bilora"]}
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from adapters import levels
-from applications.common import graphs
-from applications.common.cross_fitting import FOLD, FoldBatches, fold_models, held_out_batches
-from applications.common.errors import UsageError
-from applications.common.experiment import completed, finetune
-from applications.common.phases import phases, prepare
-from applications.common.splits import folds, split_task
+from applications.data.splits import folds, split_task
+from applications.errors import UsageError
+from applications.options.completion import completed
+from applications.runs import graphs
+from applications.runs.cross_fitting import FOLD, FoldBatches, fold_models, held_out_batches
+from applications.runs.experiment import finetune
+from applications.runs.phases import phases, prepare
 from blo import Engine
 from tests.applications.test_phases import same, upper, values
 from tests.applications.tiny_runs import FAMILY, Run, logged, run, untimed

@@ -11,24 +11,24 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from applications.common import smollm2
-from applications.common.arguments import (
-    DataOptions,
-    GenerationOptions,
-    ModelOptions,
-    Options,
-    RunOptions,
-)
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.family import Setting
-from applications.common.generation import (
+from applications.data.examples import TaskData
+from applications.errors import UsageError
+from applications.families.family import Setting
+from applications.families.generation import (
     IGNORED,
     NoRepetition,
     TextGeneration,
     encoded,
     generated,
     mean_loss,
+)
+from applications.models import smollm2
+from applications.options.arguments import (
+    DataOptions,
+    GenerationOptions,
+    ModelOptions,
+    Options,
+    RunOptions,
 )
 from tests.applications.tiny_writers import ARCHITECTURES, POSITIONS, tokenizer, write_model
 

@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from applications.common import meaning_representations, smollm2
-from applications.common.arguments import DataOptions
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.meaning_representations import (
-    Tables,
+from applications.data import sources
+from applications.data.examples import TaskData
+from applications.data.meaning_representations import (
     grouped,
     linearised,
     load_generation_task,
 )
-from applications.common.splits import two_levels
+from applications.data.splits import two_levels
+from applications.data.tasks import written
+from applications.errors import UsageError
+from applications.models import smollm2
+from applications.options.arguments import DataOptions
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <benchmark><entries>
@@ -174,8 +175,7 @@ def test_the_hubs_tables_are_read_split_by_split(
         file = tmp_path / layout.format(split)
         file.parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_list(rows, features=HUB_FEATURES).to_parquet(str(file))
-    tables = {"webnlg": Tables(str(tmp_path), "en")}
-    monkeypatch.setattr(meaning_representations, "TASKS", tables)
+    monkeypatch.setattr(sources, "TASKS", {"webnlg": written(str(tmp_path), "en")})
     found = load_generation_task(DataOptions(task_name="webnlg"))
     assert list(found.splits) == ["train", "validation", "test"]
     for rows in found.splits.values():

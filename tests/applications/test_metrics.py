@@ -7,7 +7,7 @@ import sklearn.metrics as sk
 import torch
 from torch import Tensor
 
-from applications.common.metrics import ECE_BINS, evaluation
+from applications.families.metrics import ECE_BINS, evaluation
 
 
 def predictions(classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from applications.common.outputs import RunFolder, write_json, write_whole
-from applications.common.report import Block, Table, page
+from applications.pages.page import Section, page
+from applications.pages.table import Table, entries
+from applications.pages.writing import write_json, write_whole
+from applications.runs.outputs import RunFolder
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
@@ -98,8 +100,7 @@ def test_texts_in_a_report_are_escaped() -> None:
     text = page(
         title="<script>alert(1)</script>",
         lead="a < b",
-        tables=[Table("T", ["<h>"], [["<c>"]])],
-        blocks=[Block("B", "</pre>")],
+        sections=[Section("S", tables=[Table("T", ["<h>"], [entries("<c>")])], blocks=["</pre>"])],
     )
     assert "<script>" not in text
     for escaped in ("&lt;script&gt;", "a &lt; b", "&lt;h&gt;", "&lt;c&gt;", "&lt;/pre&gt;"):

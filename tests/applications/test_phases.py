@@ -14,10 +14,11 @@ from torch import Tensor
 
 import blo
 from adapters import masking, retrain_config
-from applications.common.errors import UsageError
-from applications.common.experiment import completed, scorer
-from applications.common.phases import phases, prepare
-from applications.common.splits import split_task
+from applications.data.splits import split_task
+from applications.errors import UsageError
+from applications.options.completion import completed
+from applications.runs.experiment import scorer
+from applications.runs.phases import phases, prepare
 from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run
 
 BI_LEVEL = ("bilora", "bidora", "autolora")

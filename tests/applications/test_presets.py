@@ -2,8 +2,8 @@
 
 import pytest
 
-from applications.common.command_line import parse_options
-from applications.common.errors import UsageError
+from applications.errors import UsageError
+from applications.options.command_line import parse_options
 
 # lr, weight decay of both levels, search steps, retraining lr and steps (None: not retrained).
 SCRIPTS = {

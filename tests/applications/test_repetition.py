@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from applications.common import phases
-from applications.common.command_line import parse_options
-from applications.common.errors import UsageError
+from applications.errors import UsageError
+from applications.options.command_line import parse_options
+from applications.runs import phases
 from tests.applications.tiny_runs import (
     METHODS,
     Run,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from applications.common import models
-from applications.common.carried import HEADLINES_PACKAGE
-from applications.common.command_line import parse_options
-from applications.common.errors import UsageError
-from applications.common.outputs import SUMMARY_KEYS
+from applications.carried import HEADLINES_PACKAGE
+from applications.errors import UsageError
+from applications.models import adapting as models
 from applications.nlu import main
+from applications.options.command_line import parse_options
+from applications.runs.outputs import SUMMARY_KEYS
 from tests.applications.tiny_runs import METHODS, Run, run
 
 # The contract of docs/design.md, section 8.

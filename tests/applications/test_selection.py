@@ -2,9 +2,9 @@
 
 import pytest
 
-from applications.common.errors import UsageError
-from applications.common.metrics import Evaluation
-from applications.common.training import Selection
+from applications.errors import UsageError
+from applications.families.metrics import Evaluation
+from applications.runs.selection import Selection
 
 
 def found(loss: float, accuracy: float | None = 0.5) -> Evaluation:

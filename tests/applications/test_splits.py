@@ -6,10 +6,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from applications.common.arguments import DataOptions
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.splits import Splits, split_task, stratified, two_levels
+from applications.data.examples import TaskData
+from applications.data.splits import Splits, split_task, stratified, two_levels
+from applications.errors import UsageError
+from applications.options.arguments import DataOptions
 
 labels_and_count = st.lists(st.integers(0, 4), min_size=1, max_size=60).flatmap(
     lambda labels: st.tuples(st.just(labels), st.integers(0, len(labels)))

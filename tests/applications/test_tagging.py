@@ -18,20 +18,21 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
 
-from applications.common.arguments import DataOptions, ModelOptions, Options
-from applications.common.conll import read_conll
-from applications.common.entities import entity_scores, in_order, scheme
-from applications.common.errors import UsageError
-from applications.common.examples import TaskData
-from applications.common.family import Setting
-from applications.common.metrics import Evaluation
-from applications.common.sentences import tagging_data
-from applications.common.tagging import (
+from applications.data.conll import read_conll
+from applications.data.examples import TaskData
+from applications.data.sentences import tagging_data
+from applications.data.tags import in_order, scheme
+from applications.errors import UsageError
+from applications.families.entities import entity_scores
+from applications.families.family import Setting
+from applications.families.metrics import Evaluation
+from applications.families.tagging import (
     IGNORED,
     TokenClassification,
     byte_level,
     tagging_evaluation,
 )
+from applications.options.arguments import DataOptions, ModelOptions, Options
 
 FAMILY = TokenClassification()
 NAMES = ("O", "B-x", "I-x", "B-y", "I-y")

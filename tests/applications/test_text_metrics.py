@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from nltk.translate.nist_score import corpus_nist
 
-from applications.common.text_metrics import nist, text_scores, words
+from applications.families.text_metrics import nist, text_scores, words
 
 SAMPLES = (
     (["the cat sat on the mat"], [["the cat sat on a mat", "a cat was on the mat", "cats sit"]]),

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from applications import nlu, token_classification
-from applications.common.arguments import Options
-from applications.common.command_line import parse_options
-from applications.common.errors import UsageError
-from applications.common.experiment import finetune
-from applications.common.family import Setting
-from applications.common.splits import split_task
-from applications.common.tagging import IGNORED, TokenClassification
+from applications.data.splits import split_task
+from applications.errors import UsageError
+from applications.families.family import Setting
+from applications.families.tagging import IGNORED, TokenClassification
+from applications.options.arguments import Options
+from applications.options.command_line import parse_options
+from applications.runs.experiment import finetune
 from tests.applications.conftest import FILLERS, TOPICS
 from tests.applications.tiny_runs import (
     METHODS,

@@ -1,5 +1,6 @@
 """Runs of seconds: what several test files do with them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from applications.common.arguments import Options
-from applications.common.classification import TextClassification
-from applications.common.experiment import completed, finetune
-from applications.common.family import Family, Setting
-from applications.common.outputs import RunFolder
-from applications.common.phases import prepare
-from applications.common.splits import split_task
+from applications.data.splits import split_task
+from applications.families.classification import TextClassification
+from applications.families.family import Family, Setting
+from applications.options.arguments import Options
+from applications.options.completion import completed
+from applications.runs.experiment import finetune
+from applications.runs.outputs import RunFolder
+from applications.runs.phases import prepare
 
 METHODS = ("lora", "dora", "bilora", "bidora")
 ALL_METHODS = ("full", *METHODS, "adalora", "lora_dropout", "autolora")
@@ -62,36 +64,33 @@ def reloaded(
     return found.metrics[task.metric], found.loss
 
 
-class PowerCutError(Exception):
-    """Stands for whatever ends a process."""
-
-
 def cut_and_resumed(
     make: Callable[..., Options], place: tuple[str | None, int], family: Family = FAMILY
 ) -> tuple[Path, Path]:
     """The folders of a run cut right after a log line and resumed, and of the same run uncut.
 
-    Their summaries and their logs are found to be the same.
+    What a power cut would leave is a copy of the folder as it is after that line. Their summaries
+    and their logs are found to be the same.
 
     Args:
         make: from further flags and ``folder`` to the options of the run.
         place: the phase (None for any) and the round of the line.
         family: the kind of fine-tuning.
     """
-    straight, straight_folder = run(make(folder="straight"), family)
-    log = RunFolder.log
+    log, copies = RunFolder.log, []
 
-    def cut(folder: RunFolder, line: dict[str, Any]) -> None:
+    def keep(folder: RunFolder, line: dict[str, Any]) -> None:
         log(folder, line)
         phase, number = place
-        if line["round"] == number and phase in (None, line["phase"]):
-            raise PowerCutError
+        if not copies and line["round"] == number and phase in (None, line["phase"]):
+            copies.append(shutil.copytree(folder.path, folder.path.with_name("kept")))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "log", cut)
-        with pytest.raises(PowerCutError):
-            run(make(folder="cut"), family)
-    resumed, folder = run(make("--resume", folder="cut"), family)
+        patch.setattr(RunFolder, "log", keep)
+        straight, folder = run(make(folder="run"), family)
+    straight_folder = folder.rename(folder.with_name("straight"))
+    copies[0].rename(folder)
+    resumed, folder = run(make("--resume", folder="run"), family)
     assert untimed(resumed) == untimed(straight)
     assert logged(folder) == logged(straight_folder)
     return folder, straight_folder

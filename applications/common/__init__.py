@@ -1,1 +1,0 @@
-"""What the commands share: options, data, models, metrics, training, outputs."""

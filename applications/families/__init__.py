@@ -1,0 +1,1 @@
+"""Kinds of tasks: texts classified, words tagged, text written."""

@@ -1,0 +1,84 @@
+"""Texts, or pairs of texts, with a class or a number each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from applications.data.batches import Collator, Encoded, evaluation_batches
+from applications.data.examples import TaskData, load_task
+from applications.families.family import Setting, Stage
+from applications.families.metrics import Evaluation, evaluation
+from applications.families.prediction import evaluating, predictor
+from applications.models.loading import load_pretrained
+from applications.options.arguments import DataOptions, ModelOptions, Options
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """The family of ``applications.nlu``: classification and regression."""
+
+    command: str = "nlu"
+    task_type: TaskType = TaskType.SEQ_CLS
+
+    def load_task(self, options: DataOptions) -> TaskData:
+        """The examples that the options ask for."""
+        return load_task(options)
+
+    def load_base(
+        self, options: ModelOptions, task: TaskData
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The pre-trained model with a new head for the task, and its tokenizer."""
+        settings: dict[str, Any] = {"problem_type": "regression"}
+        if task.kind == "classification":
+            settings = {
+                "problem_type": "single_label_classification",
+                "id2label": dict(enumerate(task.label_names)),
+                "label2id": {name: number for number, name in enumerate(task.label_names)},
+            }
+        return load_pretrained(
+            AutoModelForSequenceClassification,
+            options,
+            num_labels=task.num_labels,
+            # A checkpoint with a head of another size gets a new one, as one without a head does.
+            ignore_mismatched_sizes=True,
+            **settings,
+        )
+
+    def encode(
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> Encoded:
+        """The examples as token numbers, with their label; too long inputs are cut."""
+        texts = [list(examples[name]) for name in ("text", "pair") if name in examples.column_names]
+        tokens = tokenizer(*texts, truncation=True, max_length=options.data.max_seq_length)
+        rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
+        labels = examples["label"]
+        return [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Pads to the longest row."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def evaluate(
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
+    ) -> Evaluation:
+        """Loss and metrics of the model on the examples."""
+        options, tokenizer = setting.options, setting.tokenizer
+        encoded = self.encode(examples, tokenizer, options)
+        size = options.run.per_device_eval_batch_size
+        predict = predictor(model, options)
+        outputs, labels = [], []
+        with evaluating(model, options):
+            for batch in evaluation_batches(encoded, self.collator(tokenizer), size=size):
+                outputs.append(predict(batch))
+                labels.append(batch["labels"])
+        return evaluation(torch.cat(outputs), torch.cat(labels), setting.task.kind)

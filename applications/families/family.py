@@ -1,0 +1,69 @@
+"""What differs between the commands, and nothing else: data, head, batches, evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from datasets import Dataset
+from peft import TaskType
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from applications.data.batches import Collator, Encoded
+from applications.data.examples import TaskData
+from applications.families.metrics import Evaluation
+from applications.options.arguments import DataOptions, ModelOptions, Options
+
+Stage = Literal["training", "final", "selected"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What training and evaluations of one run share beside the model and the examples."""
+
+    options: Options
+    task: TaskData
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Family(Protocol):
+    """One kind of fine-tuning: texts classified, words tagged, or text generated.
+
+    The driver, `applications.runs.experiment.finetune`, is the same for all. A batch goes to
+    ``model(**batch)``, whose ``loss`` is minimised.
+    """
+
+    @property
+    def command(self) -> str:
+        """The name of the command: ``nlu``."""
+
+    @property
+    def task_type(self) -> TaskType:
+        """PEFT's name of the head, which decides what is trained beside the adapter."""
+
+    def load_task(self, options: DataOptions) -> TaskData:
+        """The examples that the options ask for, in the splits in which they are distributed."""
+
+    def load_base(
+        self, options: ModelOptions, task: TaskData
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The pre-trained model with a head for the task, in float32, and its tokenizer."""
+
+    def encode(
+        self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> Encoded:
+        """Training rows of token numbers with their ``labels``."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """From rows to a padded batch."""
+
+    def evaluate(
+        self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
+    ) -> Evaluation:
+        """Loss and metrics of the model on the examples, in evaluation mode; the mode is restored.
+
+        ``split`` names the examples, ``stage`` the state of the model: metrics that cost much may
+        be None during training.
+
+        Changes neither the random state nor the model, so that an evaluation in between does not
+        change a training run.
+        """

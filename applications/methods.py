@@ -1,0 +1,277 @@
+"""What each fine-tuning method is, one row a method, and each hypergradient method, one row each.
+
+The options, the graphs, the phases and the page ask these rows; nothing else knows a method by its
+name. A new method is a new row, and an option where it has one of its own.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import AdaLoraConfig, LoraConfig, PeftConfig
+from torch import Tensor, nn
+
+from adapters import (
+    Allocation,
+    AutoLoraConfig,
+    BiDoraConfig,
+    BiLoraConfig,
+    Binarisation,
+    DirectionOrthogonality,
+    LoraDropoutConfig,
+    LoraWeightDecayConfig,
+    Orthogonality,
+    WeightDecay,
+    export_lora,
+)
+from applications.errors import UsageError
+from blo import (
+    Method,
+    alternating,
+    cg,
+    darts,
+    minres,
+    neumann,
+    nystrom,
+    sama,
+    t1t2,
+    unrolled,
+)
+
+Penalty = Callable[[nn.Module], Tensor]
+Retraining = Literal["none", "values", "ranks"]
+Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
+ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
+BI_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "joint", "two_stage", "same_data")
+
+
+def no_options() -> dict[str, str]:
+    """No parameters but the common ones."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fine-tuning method.
+
+    Attributes:
+        name: what ``--method`` calls it.
+        config: makes the adapter's configuration; None where all weights are trained.
+        takes: the parameters of ``config`` beside rank, alpha, dropout and modules, each with the
+            option that gives it (``num_steps``: the updates of the run).
+        bi_level: whether it has an upper level.
+        note: what ``--help`` says of it in brackets.
+        mask_rate: of LoRA Dropout where ``--mask_rate`` gives none, 0 for no masks; None where the
+            factors cannot be masked.
+        orthogonality: the penalty of ``--orthogonality``, from its weight and whether norms are
+            squared.
+        binarisation: the upper level's penalty of ``--binarisation``, from its weight.
+        penalty: what the lower loss always has beside it.
+        retraining: what follows the search where nothing is asked for.
+        selects_ranks: whether a retraining can take over the ranks of the search.
+        response_alone: why the upper level moves through the lower one's response alone, where it
+            does: controls without a response are refused with these words.
+        export: writes the adapter as a plain LoRA.
+        hook: what acts after each step of the optimizer, from it and the model.
+        unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
+    """
+
+    name: str
+    config: Callable[..., PeftConfig] | None
+    takes: Mapping[str, str] = field(default_factory=no_options)
+    bi_level: bool = False
+    note: str = ""
+    mask_rate: float | None = None
+    orthogonality: Callable[[float, bool], Penalty] | None = None
+    binarisation: Callable[[float], Penalty] | None = None
+    penalty: Callable[[], Penalty] | None = None
+    retraining: Retraining = "none"
+    selects_ranks: bool = False
+    response_alone: str | None = None
+    export: Callable[..., object] | None = None
+    hook: Callable[..., Any] | None = None
+    unpublished: str | None = None
+
+
+def bilora_config(**settings: Any) -> BiLoraConfig:
+    """The configuration of BiLoRA.
+
+    Raises:
+        UsageError: a single softmax value, which is a constant.
+    """
+    if settings["r"] == 1 and settings["values"] == "softmax":
+        raise UsageError(
+            "argument --lora_r: one softmax value is always 1, got 1; use a rank of at least 2, "
+            "or --singular_values real"
+        )
+    return BiLoraConfig(**settings)
+
+
+def dora_config(**settings: Any) -> LoraConfig:
+    """PEFT's DoRA."""
+    return LoraConfig(use_dora=True, **settings)
+
+
+def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any) -> AdaLoraConfig:
+    """AdaLoRA that starts at one and a half times the rank and prunes to the rank on average.
+
+    1.5, and an orthogonality penalty of 0.1, are the choices of the paper and its code; so that the
+    scale stays what ``lora_alpha`` / ``lora_r`` says, alpha is multiplied by the same factor. The
+    budget falls between 10 % and 70 % of the updates.
+
+    Reference: Zhang et al. (2023), arXiv:2303.10512.
+    """
+    initial = math.ceil(1.5 * r)
+    return AdaLoraConfig(
+        init_r=initial,
+        target_r=r,
+        lora_alpha=lora_alpha * initial / r,  # type: ignore[arg-type]
+        tinit=num_steps // 10,
+        tfinal=num_steps - round(0.7 * num_steps),
+        deltaT=max(1, num_steps // 100),
+        total_step=num_steps,
+        orth_reg_weight=0.1,
+        **settings,
+    )
+
+
+NEVER_RELEASED = "could not be read and its code was never released"
+ROWS = (
+    Row("full", None, note="all weights"),
+    Row("lora", LoraConfig, note="PEFT's own"),
+    Row("dora", dora_config, note="PEFT's own"),
+    Row(
+        "adalora",
+        adalora_config,
+        {"num_steps": "num_steps"},
+        note="PEFT's own",
+        hook=Allocation,
+    ),
+    Row(
+        "lora_dropout",
+        LoraDropoutConfig,
+        mask_rate=0.5,
+        unpublished=f"the tables of LoRA Dropout's paper {NEVER_RELEASED}",
+    ),
+    Row(
+        "bilora",
+        bilora_config,
+        {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
+        bi_level=True,
+        mask_rate=0.0,
+        orthogonality=Orthogonality,
+        binarisation=Binarisation,
+        export=export_lora,
+        unpublished=f"the tables of BiLoRA's paper {NEVER_RELEASED}",
+    ),
+    Row(
+        "bidora",
+        BiDoraConfig,
+        {"norm_axis": "norm_axis"},
+        bi_level=True,
+        mask_rate=0.0,
+        orthogonality=DirectionOrthogonality,
+        retraining="values",
+    ),
+    Row("autolora", AutoLoraConfig, bi_level=True, retraining="ranks", selects_ranks=True),
+    Row(
+        "lora_weight_decay",
+        LoraWeightDecayConfig,
+        {"initial_weight_decay": "initial_weight_decay"},
+        bi_level=True,
+        note="a weight decay for each layer above",
+        penalty=WeightDecay,
+        response_alone="its decays act on held-out data through the lower level's response alone",
+        export=export_lora,
+    ),
+)
+METHODS: dict[str, Row] = {row.name: row for row in ROWS}
+DEFAULT_METHOD = "bilora"
+USUAL = (None, 0.0, "none")
+
+
+def named(rows: Mapping[str, Row], *, bi_level: bool) -> str:
+    """The methods of one or of two levels in words, with what is to be said of them."""
+    chosen = [row for row in rows.values() if row.bi_level is bi_level]
+    return ", ".join(f"{row.name} ({row.note})" if row.note else row.name for row in chosen)
+
+
+def defaults(attribute: str) -> str:
+    """What the methods have as a default that not all have, in words: ``values for bidora``."""
+    found = {row.name: getattr(row, attribute) for row in METHODS.values()}
+    return ", ".join(f"{value} for {name}" for name, value in found.items() if value not in USUAL)
+
+
+def those_with(attribute: str) -> list[str]:
+    """The names of the methods that have something."""
+    return [row.name for row in METHODS.values() if getattr(row, attribute) is not None]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one response costs at most.
+
+    Attributes:
+        gradients: forward and backward passes of the lower loss.
+        products: Hessian and mixed products on graphs that are kept; with none of them, first
+            derivatives are all that is taken.
+        vectors: tensors of the lower level's size that are held at once.
+    """
+
+    gradients: int
+    products: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """One way to compute the lower level's response.
+
+    Attributes:
+        make: makes the method of `blo`.
+        price: of a response, from ``--hypergradient_products`` and ``--lower_steps``.
+        takes: its parameters, each with what gives it: ``scale``, ``products`` or ``damping``, the
+            ends of the names of the options.
+        responds: whether there is a response at all.
+    """
+
+    make: Callable[..., Method]
+    price: Callable[[int, int], Price]
+    takes: Mapping[str, str] = field(default_factory=no_options)
+    responds: bool = True
+
+
+def difference(products: int, steps: int) -> Price:
+    """Two gradients beside the point, and nothing of second order."""
+    del products, steps
+    return Price(2, 0, 2)
+
+
+SCALE = {"scale": "scale"}
+DAMPED = {"max_products": "products", "damping": "damping"}
+HYPERGRADIENTS: Mapping[str, Hypergradient] = {
+    "darts": Hypergradient(darts, difference, SCALE),
+    "t1t2": Hypergradient(t1t2, lambda products, steps: Price(1, 1, 1), SCALE),
+    "neumann": Hypergradient(
+        neumann, lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
+    ),
+    "cg": Hypergradient(cg, lambda products, steps: Price(1, products + 1, 4), DAMPED),
+    "minres": Hypergradient(minres, lambda products, steps: Price(1, products + 1, 7), DAMPED),
+    "nystrom": Hypergradient(
+        nystrom, lambda products, steps: Price(1, products + 2, products + 2), {"rank": "products"}
+    ),
+    "sama": Hypergradient(sama, difference),
+    "unrolled": Hypergradient(unrolled, lambda products, steps: Price(steps, steps, 3)),
+    "alternating": Hypergradient(
+        alternating, lambda products, steps: Price(0, 0, 0), responds=False
+    ),
+}
+
+
+def taking(option: str) -> str:
+    """The hypergradient methods that have an option, in words: ``darts, t1t2 or neumann``."""
+    *most, last = [
+        name for name, method in HYPERGRADIENTS.items() if option in method.takes.values()
+    ]
+    return f"{', '.join(most)} or {last}"

@@ -1,0 +1,1 @@
+"""The models that are fine-tuned: loaded, and given an adapter."""

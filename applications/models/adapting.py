@@ -1,0 +1,68 @@
+"""The adapter of each method, put on a base model."""
+
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from applications.errors import UsageError
+from applications.options.arguments import AdapterOptions
+
+
+def adapter_config(
+    options: AdapterOptions, task_type: TaskType, *, num_steps: int
+) -> PeftConfig | None:
+    """The PEFT configuration of the method; None where it trains all weights.
+
+    Args:
+        options: the method and its size.
+        task_type: PEFT's name of the head.
+        num_steps: updates in all, for adapters that have a schedule.
+
+    Raises:
+        UsageError: the adapter refuses a value.
+    """
+    row = options.row
+    if row.config is None:
+        return None
+    modules: list[str] | str | None = options.lora_target_modules
+    settings: dict[str, Any] = {
+        "task_type": task_type,
+        "r": options.lora_r,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "target_modules": "all-linear" if modules == ["all-linear"] else modules,
+    }
+    if row.mask_rate is not None:
+        rate = row.mask_rate if options.mask_rate is None else options.mask_rate
+        settings |= {"mask_rate": rate, "learn_mask_rate": options.learn_mask_rate}
+    known = {**vars(options), "num_steps": num_steps}
+    settings |= {parameter: known[name] for parameter, name in row.takes.items()}
+    try:
+        return row.config(**settings)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"method {row.name}: {error}") from error
+
+
+def adapted(
+    base: PreTrainedModel, config: PeftConfig | None, options: AdapterOptions
+) -> PreTrainedModel | PeftModel:
+    """The base model with an adapter, or itself where the method trains all weights.
+
+    Raises:
+        UsageError: the modules to adapt are not there.
+    """
+    if config is None:
+        return base
+    if isinstance(config, LoraConfig) and any(isinstance(m, Conv1D) for m in base.modules()):
+        config.fan_in_fan_out = True  # as PEFT would, with a warning
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        modules = options.lora_target_modules
+        raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
+    assert isinstance(model, PeftModel)
+    return model

@@ -1,0 +1,1 @@
+"""Options of the commands: their words, their defaults, what goes together."""

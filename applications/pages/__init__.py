@@ -1,0 +1,1 @@
+"""Pages and figures to look at, and files that are written whole."""

@@ -1,0 +1,145 @@
+"""One fine-tuning run, from options to a folder of results."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from applications.data.splits import at_most, sizes, split_task
+from applications.errors import UsageError
+from applications.families.family import Family, Stage
+from applications.families.metrics import Evaluation
+from applications.models.loading import device, precision
+from applications.options.arguments import Options
+from applications.options.completion import completed
+from applications.pages.writing import write_whole
+from applications.runs.outputs import RunFolder
+from applications.runs.phases import Model, Phase, Workload, phases, prepare
+from applications.runs.report import run_report
+from applications.runs.summary import at_step, num_parameters, summarise
+from applications.runs.training import Loop, Trained, put_values
+from blo import Engine
+
+Say = Callable[[str], None]
+
+
+def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str, Any]:
+    """Train one method on one task, phase after phase, and write the folder of results.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; the message says how to go on.
+    """
+    options = completed(options, family)
+    place = device(options.model)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    task = family.load_task(options.data)
+    work = prepare(options, family, task, split_task(task, options.data))
+    splits = work.splits
+    held_out = selection_data(work)
+    sequence = phases(work)
+    first = next(sequence)  # what the adapter refuses is refused before files are touched
+    counts = num_parameters(first.model, options.adapter)
+    folder = prepared_folder(options)
+    for note in splits.notes:
+        say(f"{task.name}: {note}")
+    say(f"{options.adapter.method}: results in {folder.path}")
+    loop = Loop(folder, options)
+    trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
+    for phase in chain([first], sequence):
+        say(f"{phase.name}: {phase.updates.rounds} updates")
+        score = scorer(phase.model, work)
+        validate = None if held_out is None else partial(score, held_out, "validation", "training")
+        engine = Engine(phase.graph, precision=precision(options.model))
+        done = loop.train(phase, engine, validate)
+        parts = {"train": splits.train, "test": splits.test}
+        ended = phase.last or phase.name == "search"
+        found = {name: score(part, name) for name, part in parts.items()} if ended else {}
+        trained.append((phase.name, done, found))
+    evaluations = dict(found)
+    if splits.validation is not None:
+        evaluations["validation"] = score(splits.validation, "validation")
+    model = phase.model
+    folder.save_model(model)
+    export = options.adapter.row.export
+    if options.adapter.export_lora and export is not None:
+        write_whole(folder.path / "lora", lambda draft: export(model, str(draft)))
+    summary = summarise(
+        work,
+        evaluations=evaluations,
+        counts=counts,
+        trained=trained,
+        selected=selected_step(work, phase, done, folder, held_out),
+        device=place,
+    )
+    folder.write_summary(summary)
+    run_report(
+        folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
+    )
+    return summary
+
+
+def selection_data(work: Workload) -> Dataset | None:
+    """What evaluations during training look at: the validation split, or D2.
+
+    Raises:
+        UsageError: selection was asked for and there is nothing to select on.
+    """
+    run, splits = work.options.run, work.splits
+    if run.select_on == "upper_data":
+        return work.upper
+    if splits.validation is None and run.metric_for_best_model is not None:
+        raise UsageError(
+            f"argument --metric_for_best_model: no validation split to select on, got "
+            f"{run.metric_for_best_model!r}; cut one from the training examples with "
+            f"--validation_fraction, or give --select_on upper_data"
+        )
+    return splits.validation
+
+
+def selected_step(
+    work: Workload, phase: Phase, done: Trained, folder: RunFolder, held_out: Dataset | None
+) -> dict[str, Any] | None:
+    """The numbers of the selected step, whose model goes to ``selected/``.
+
+    The model that is left is that of the selected step.
+    """
+    if done.selected is None or held_out is None:
+        return None
+    score = scorer(phase.model, work)
+    put_values(phase.model, folder.read_selected())
+    parts = {"train": work.splits.train, "test": work.splits.test}
+    found = {name: score(part, name, "selected") for name, part in parts.items()}
+    chosen_on = score(held_out, "validation", "selected")
+    result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
+    folder.save_model(phase.model, "selected")
+    return result
+
+
+def prepared_folder(options: Options) -> RunFolder:
+    """The run's folder with its config.json; empty of earlier results unless they are resumed."""
+    folder = RunFolder(Path(str(options.run.output_dir)))
+    if not (options.run.resume and folder.checkpoints()):
+        folder.clear()
+    folder.write_config(options.as_dict())
+    return folder
+
+
+def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:
+    """A function from examples, the name of their split and the stage of the model to the model's
+    evaluation on them (or ``max_eval_samples``).
+    """
+    data = work.options.data
+
+    def score(examples: Dataset, split: str, stage: Stage = "final") -> Evaluation:
+        chosen = at_most(examples, data.max_eval_samples, work.task, data.split_seed)
+        return work.family.evaluate(model, chosen, work, split=split, stage=stage)
+
+    return score

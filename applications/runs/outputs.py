@@ -1,0 +1,145 @@
+"""The folder of a run: every file appears whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from applications.pages.writing import write_json, write_whole
+
+SUMMARY_KEYS = (
+    "method",
+    "task",
+    "model",
+    "seed",
+    "train_size",
+    "metric_name",
+    "train_metric",
+    "validation_metric",
+    "test_metric",
+    "train_loss",
+    "test_loss",
+    "ece",
+    "generalisation_gap",
+    "trainable_params",
+    "upper_params",
+    "num_lower_steps",
+    "num_upper_steps",
+    "num_gradients",
+    "num_hvps",
+    "wall_seconds",
+    "peak_memory_mb",
+    "hypergradient",
+    "device",
+    "versions",
+    "brier",
+    "control",
+    "retraining",
+    "selected",
+    "metrics",
+    "reliability",
+    "phases",
+)
+CHECKPOINT = "phase-{}-round-{:08d}.pt"
+FOLDERS = ("checkpoints", "adapter", "model", "lora", "selected")
+FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    ``config.json`` (its options, a configuration file), ``metrics.jsonl`` (a line a log step),
+    ``checkpoints/``, and at the end ``adapter/`` (``model/`` where all weights are trained),
+    ``selected/`` (the same at the selected step), ``summary.json`` and ``report.html``.
+    """
+
+    path: Path
+
+    def clear(self) -> None:
+        """Remove the results of an earlier run, known by its config.json; other files stay."""
+        if not (self.path / "config.json").exists():
+            return
+        for name in FOLDERS:
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        for file in (*map(self.path.joinpath, FILES), *self.path.glob("generated*.jsonl")):
+            file.unlink(missing_ok=True)
+
+    def write_config(self, options: Mapping[str, Any]) -> None:
+        """Write config.json."""
+        write_json(self.path / "config.json", options)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that was cut off is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def forget_after(self, phase: int, last_round: int) -> None:
+        """Drop the lines of metrics.jsonl that the resumed phase will write again."""
+        kept = [
+            line
+            for line in self.metrics()
+            if line["phase_index"] != phase or line["round"] <= last_round
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        path = self.path / "metrics.jsonl"
+        write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+    def checkpoints(self, phase: int | None = None) -> list[Path]:
+        """The checkpoints of one phase, or of all, oldest first."""
+        which = "*" if phase is None else str(phase)
+        return sorted((self.path / "checkpoints").glob(f"phase-{which}-round-*.pt"))
+
+    def save_checkpoint(
+        self, phase: int, round_: int, state: Mapping[str, Any], *, keep: int
+    ) -> None:
+        """Write a checkpoint and remove all but the ``keep`` newest of its phase.
+
+        The last checkpoint of every phase stays: the next phase is built on it.
+        """
+        path = self.path / "checkpoints" / CHECKPOINT.format(phase, round_)
+        write_whole(path, lambda draft: torch.save(dict(state), draft))
+        for old in self.checkpoints(phase)[:-keep]:
+            old.unlink()
+
+    def save_selected(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Write the trained values of the best step so far."""
+        path = self.path / "checkpoints" / "selected.pt"
+        write_whole(path, lambda draft: torch.save(dict(values), draft))
+
+    def read_selected(self) -> dict[str, torch.Tensor]:
+        """The trained values of the best step."""
+        path = self.path / "checkpoints" / "selected.pt"
+        values: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return values
+
+    def save_model(self, model: PeftModel | PreTrainedModel, name: str | None = None) -> None:
+        """Write the adapter in PEFT's form, or the whole model where there is no adapter."""
+        default = "adapter" if isinstance(model, PeftModel) else "model"
+        path = self.path / (name or default)
+        write_whole(path, lambda draft: model.save_pretrained(str(draft)))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json.
+
+        Raises:
+            ValueError: the keys are not SUMMARY_KEYS, which other tools read.
+        """
+        if tuple(summary) != SUMMARY_KEYS:
+            raise ValueError(f"summary must have the keys {SUMMARY_KEYS}, got {tuple(summary)}")
+        write_json(self.path / "summary.json", summary)

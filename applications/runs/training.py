@@ -1,0 +1,287 @@
+"""The loop: rounds of the engine, with a log, a selection and checkpoints along the way."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from applications.errors import UsageError
+from applications.families.metrics import Evaluation
+from applications.options.arguments import Options
+from applications.runs.costs import Costs
+from applications.runs.outputs import RunFolder
+from applications.runs.phases import Model, Phase
+from applications.runs.selection import Selection
+from blo import Engine, Info, Record
+
+# Options that may differ between a run and its continuation: they change no number.
+FREE_ON_RESUME = (
+    "output_dir",
+    "save_steps",
+    "save_total_limit",
+    "resume",
+    "disable_tqdm",
+    "device",
+)
+Score = Callable[[], Evaluation]
+
+
+@dataclass
+class Trained:
+    """What the loop leaves for the summary."""
+
+    costs: Costs
+    hypergradient: dict[str, Any] | None
+    """How the first response was computed: method, scale, radius, point. None for one level."""
+    selected: int | None
+    """The lower steps of the phase at the selected step."""
+
+
+@dataclass
+class Loop:
+    """Trains the phases of one run, one after the other.
+
+    Args:
+        folder: where log lines and checkpoints go.
+        options: all are kept in the checkpoints.
+        before: the costs of the phases already trained.
+        index: the number of phases already trained.
+    """
+
+    folder: RunFolder
+    options: Options
+    before: Costs = field(default_factory=Costs)
+    index: int = 0
+
+    def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
+        """Train one phase to its end, from its last checkpoint where ``resume`` is set.
+
+        Args:
+            phase: what is trained.
+            engine: freshly built; its state is replaced when a checkpoint is found.
+            validate: evaluates on the held-out data, every ``eval_steps`` updates.
+        """
+        training = Training(self, phase, engine, validate)
+        if self.options.run.resume:
+            training.resume()
+        for record in training.rounds():
+            training.log(record)
+            training.evaluate()
+            training.save()
+        costs = training.costs()
+        self.before, self.index = self.before + costs, self.index + 1
+        return Trained(costs, training.hypergradient, training.selected())
+
+
+@dataclass
+class Training:
+    """One phase under way: where it stands, and what is done between two of its rounds.
+
+    Args:
+        loop: the run it belongs to.
+        phase: what is trained.
+        engine: its rounds.
+        validate: evaluates on the held-out data.
+
+    Attributes:
+        round: the rounds done.
+        seconds: the time they took.
+        stopped: whether patience has run out before the last round.
+        hypergradient: how the first response was computed.
+        selection: the best step so far, where one is selected.
+    """
+
+    loop: Loop
+    phase: Phase
+    engine: Engine
+    validate: Score | None
+    round: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    hypergradient: dict[str, Any] | None = None
+    selection: Selection | None = None
+
+    def __post_init__(self) -> None:
+        run = self.loop.options.run
+        if self.phase.last and self.validate is not None and run.metric_for_best_model is not None:
+            self.selection = Selection(run.metric_for_best_model, run.early_stopping_patience)
+
+    @property
+    def last(self) -> bool:
+        """Whether all rounds are done."""
+        return self.round == self.phase.updates.rounds
+
+    def rounds(self) -> Iterator[Record]:
+        """The rounds that are left, timed, under a progress bar."""
+        options, total = self.loop.options, self.phase.updates.rounds
+        with tqdm(
+            total=total,
+            initial=self.round,
+            desc=f"{options.adapter.method} {self.phase.name}",
+            unit="update",
+            disable=True if options.run.disable_tqdm else None,
+        ) as bar:
+            started = time.perf_counter()
+            for record in self.engine.rounds(0 if self.stopped else total - self.round):
+                self.seconds += time.perf_counter() - started
+                self.round = record.round
+                if self.hypergradient is None and record.responses:
+                    first = next(iter(record.responses.values()))
+                    method = options.levels.hypergradient
+                    self.hypergradient = how(first) | {"method": method}
+                yield record
+                if self.logged:
+                    bar.set_postfix({name: f"{loss:.3f}" for name, loss in record.losses.items()})
+                bar.update()
+                if self.stopped:
+                    return
+                started = time.perf_counter()
+
+    @property
+    def logged(self) -> bool:
+        """Whether the round has a line in the log."""
+        every = self.loop.options.run.logging_steps
+        return self.last or self.round == 1 or self.round % every == 0
+
+    def log(self, record: Record) -> None:
+        """Write the round's line, where it has one."""
+        if self.logged:
+            self.loop.folder.log(self.place() | line(record))
+
+    def evaluate(self) -> None:
+        """Score the round on the held-out data, where it is its turn, and select the best one."""
+        every = self.loop.options.run.eval_steps
+        if self.validate is None or every is None:
+            return
+        in_rounds = max(1, every // max(1, self.phase.updates.steps))
+        if not self.last and self.round % in_rounds != 0:
+            return
+        found = self.validate()
+        scores = {"loss": found.loss, **found.metrics}
+        self.loop.folder.log(self.place() | {"validation": scores})
+        if self.selection is not None:
+            if self.selection.improved(found, self.costs().lower_steps):
+                self.loop.folder.save_selected(trained_values(self.phase.model))
+            self.stopped = self.selection.exhausted and not self.last
+
+    def selected(self) -> int | None:
+        """The lower steps at the selected step."""
+        if self.selection is None or self.selection.best is None:
+            return None
+        return self.selection.lower_steps
+
+    def costs(self) -> Costs:
+        """The costs of the phase so far."""
+        updates, engine = self.phase.updates, self.engine
+        upper = self.round if updates.bi_level else 0
+        counts = (self.round * updates.steps, upper, engine.num_gradients, engine.num_products)
+        return Costs(*counts, self.seconds)
+
+    def place(self) -> dict[str, Any]:
+        """Where a log line stands: the phase, its round, and the costs of the run so far."""
+        costs = self.costs()
+        whole = self.loop.before + costs
+        return {
+            "phase": self.phase.name,
+            "phase_index": self.loop.index,
+            "round": self.round,
+            "lower_steps": costs.lower_steps,
+            "num_gradients": whole.num_gradients,
+            "num_hvps": whole.num_hvps,
+            "seconds": round(whole.seconds, 3),
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint, where it is its turn."""
+        run = self.loop.options.run
+        if not (self.last or self.stopped or self.round % run.save_steps == 0):
+            return
+        state = {
+            "engine": self.engine.state_dict(),
+            "stateful": [item.state_dict() for item in self.phase.stateful],
+            "round": self.round,
+            "seconds": self.seconds,
+            "hypergradient": self.hypergradient,
+            "selection": None if self.selection is None else asdict(self.selection),
+            "stopped": self.stopped,
+            "options": self.loop.options.as_dict(),
+        }
+        keep = run.save_total_limit
+        self.loop.folder.save_checkpoint(self.loop.index, self.round, state, keep=keep)
+
+    def resume(self) -> None:
+        """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
+        folder, index = self.loop.folder, self.loop.index
+        if folder.checkpoints(index):
+            state = read_checkpoint(folder, index, self.loop.options)
+            self.engine.load_state_dict(state["engine"])
+            for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
+                item.load_state_dict(kept)
+            for name in ("round", "seconds", "stopped", "hypergradient"):
+                setattr(self, name, state[name])
+            if self.selection is not None:
+                self.selection = Selection(**state["selection"])
+        folder.forget_after(index, self.round)
+
+
+def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
+    """The newest checkpoint of a phase.
+
+    Raises:
+        UsageError: it belongs to a run with other options.
+    """
+    path = folder.checkpoints(index)[-1]
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    now, then = options.as_dict(), state["options"]
+    changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
+    if changed:
+        name = changed[0]
+        raise UsageError(
+            f"argument --resume: {path} was written with {name}={then.get(name)!r}, not "
+            f"{now[name]!r}; use the same options, or another --output_dir"
+        )
+    return state
+
+
+def line(record: Record) -> dict[str, Any]:
+    """One log line: losses, learning rates, and how each response was computed."""
+    responses = {
+        name: {
+            **how(info),
+            "status": None if info.status is None else info.status.value,
+            "residual": number(info.residual),
+        }
+        for name, info in record.responses.items()
+    }
+    return {
+        "losses": dict(record.losses),
+        "learning_rates": dict(record.learning_rates),
+        "responses": responses,
+    }
+
+
+def how(info: Info) -> dict[str, Any]:
+    """Method, scale, radius and point of a response."""
+    return {name: getattr(info, name) for name in ("method", "scale", "radius", "point")}
+
+
+def number(value: float) -> float | None:
+    """The value, or None where it is not finite, which JSON cannot say."""
+    return value if math.isfinite(value) else None
+
+
+def trained_values(model: Model) -> dict[str, torch.Tensor]:
+    """Copies of what the phase trains."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def put_values(model: Model, values: Mapping[str, torch.Tensor]) -> None:
+    """Write copies that `trained_values` took back into the model."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)

@@ -1,0 +1,276 @@
+"""Long runs and interrupted ones: the same numbers after any number of kills, the same memory after
+any number of rounds.
+
+    python -m benchmarks.survival kills --kills 50
+    python -m benchmarks.survival memory --rounds 10000
+
+Every method is trained on two levels, and on three. `kills` ends processes by SIGKILL at random
+moments, within rounds and within the writing of a state, begins them again from what they saved,
+and compares the end with that of a run that nobody disturbed, bit for bit. `memory` reports how
+much of the process lies in memory, and how many objects Python holds, early and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import blo
+from blo import Engine, Method, Problem, ProblemGraph
+
+# Every row of the table of methods, and the methods beside it.
+METHODS: dict[str, Callable[[], Method]] = {
+    "darts()": blo.darts,
+    "darts(one_sided=True)": lambda: blo.darts(one_sided=True),
+    "t1t2()": blo.t1t2,
+    "sama()": blo.sama,
+    "neumann(3)": lambda: blo.neumann(3, scale=0.05),
+    "cg(3)": lambda: blo.cg(3, damping=1.0, warm_start=True),
+    "minres(3)": lambda: blo.minres(3, warm_start=True),
+    "gmres(3)": lambda: blo.gmres(3, damping=1.0),
+    "bicgstab(3)": lambda: blo.bicgstab(3, damping=1.0),
+    "normal_cg(3)": lambda: blo.normal_cg(3, damping=1.0),
+    "nystrom(3)": lambda: blo.nystrom(3),
+    "dense()": lambda: blo.dense(damping=1.0),
+    "soba()": lambda: blo.soba(step=0.05),
+    "unrolled(2)": lambda: blo.unrolled(2),
+    "unrolled()": blo.unrolled,
+    "forward_mode()": blo.forward_mode,
+    "f2sa(3)": lambda: blo.f2sa(3, lr=0.05, delta=0.01),
+    "pbgd()": lambda: blo.pbgd(lr=0.02),
+    "evolution(2)": lambda: blo.evolution(2),
+    "alternating()": blo.alternating,
+}
+# Of three levels, the middle one stands alone or reads the one below, which not every method takes.
+LEVELS = ("two levels", "three levels", "three levels, nested")
+NESTED = ("darts()", "t1t2()", "sama()", "cg(3)", "minres(3)", "dense()", "unrolled(2)")
+GENERATOR = torch.Generator().manual_seed(4)
+ROWS = TensorDataset(
+    torch.randn(24, 3, generator=GENERATOR), torch.randn(24, 1, generator=GENERATOR)
+)
+
+
+def places(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the methods with the levels that they are trained on."""
+    return [(m, n) for n in LEVELS for m in methods if n != LEVELS[2] or m in NESTED]
+
+
+def engine(method: Method, levels: str) -> Engine:
+    """Return an engine with noise of every library in its losses, dropout, shuffled batches,
+    running statistics, moments and a scheduler.
+
+    Three levels: penalties above weights of examples above a network.
+    """
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    two, nested = (levels == LEVELS[i] for i in (0, 2))
+    statistics = nn.BatchNorm1d(2) if two else nn.Identity()
+    net = nn.Sequential(nn.Linear(3, 2), statistics, nn.Dropout(0.2), nn.Tanh(), nn.Linear(2, 1))
+    penalty, weight = nn.ParameterDict({"log": torch.zeros(2)}), nn.Linear(3, 1)
+    modules = [net, weight, penalty]
+
+    def error(batch: Sequence[Tensor]) -> Tensor:
+        return (net(batch[0]) - batch[1]).square()
+
+    def fit(batch: Sequence[Tensor]) -> Tensor:
+        noise = 1 + 0.01 * (random.random() + float(np.random.rand()))
+        decay = penalty["log"].exp() @ torch.stack([p.square().sum() for p in net.parameters()][:2])
+        weighed = 1.0 if two else weight(batch[0]).sigmoid()
+        return (weighed * error(batch)).mean() * noise + 0.01 * decay
+
+    def choose(batch: Sequence[Tensor]) -> Tensor:
+        decay = sum(p.square().sum() for p in weight.parameters())
+        fitted = error(batch) if nested else (weight(batch[0]) - batch[1]).square()
+        return fitted.mean() + 0.1 * penalty["log"].exp().sum() * decay
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(ROWS, 6, shuffle=True)
+
+    adam = torch.optim.Adam(net.parameters(), 0.01)
+    problems = [
+        Problem(
+            "penalty",
+            lambda batch: error(batch).mean(),
+            modules,
+            torch.optim.Adam(penalty.parameters(), 0.01),
+            loader(),
+        ),
+        Problem(
+            "weights",
+            choose,
+            modules,
+            torch.optim.SGD(weight.parameters(), 0.01, momentum=0.5),
+            loader(),
+            method=method,
+        ),
+        Problem(
+            "network",
+            fit,
+            modules,
+            adam,
+            loader(),
+            steps=2,
+            method=method,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(adam, 1000),
+        ),
+    ]
+    return Engine(ProblemGraph([problems[0], problems[2]] if two else problems))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Return whether two states are the same, bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+# Kills.
+
+
+def train(folder: Path, method: str, levels: str, rounds: int) -> None:
+    """Train to the end from what was saved in `folder`, and save every round."""
+    made, path = engine(METHODS[method](), levels), folder / "state.pt"
+    if path.exists():
+        made.load(path)
+    for _ in made.rounds(rounds - made.round):
+        made.save(path)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Return the process that does some work: a copy of this one, which has trained nothing."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def trained(folder: Path, method: str, levels: str, rounds: int) -> Any:
+    """Return the state at the end of an undisturbed run."""
+    process = forked(lambda: train(folder, method, levels, rounds))
+    if os.waitpid(process, 0)[1]:
+        raise RuntimeError(f"the run of {method} on {levels} ended with an error")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def killed(
+    folder: Path, method: str, levels: str, rounds: int, kills: int, longest: float, draw: Any
+) -> tuple[Any, int]:
+    """Return the state at the end of a run that was killed, and how many times it was."""
+    done = 0
+    while True:
+        process = forked(lambda: train(folder, method, levels, rounds))
+        if done < kills:
+            time.sleep(draw.uniform(0.0, longest))
+            os.kill(process, signal.SIGKILL)
+            code = os.waitpid(process, 0)[1]
+            done += code == signal.SIGKILL
+        else:
+            code = os.waitpid(process, 0)[1]
+        if code == 0:
+            return torch.load(folder / "state.pt", weights_only=True), done
+        if code != signal.SIGKILL:
+            raise RuntimeError(f"{method} on {levels} did not go on after {done} kills")
+
+
+def kills(total: int, rounds: int, methods: Sequence[str], seed: int) -> int:
+    """Print what became of killed runs, and return the number of those that ended elsewhere."""
+    torch.optim.SGD(nn.Linear(1, 1).parameters())  # what torch loads late, before the forks
+    draw, left, failures = random.Random(seed), total, 0
+    waiting = places(methods)
+    draw.shuffle(waiting)
+    while left > 0:
+        method, levels = waiting.pop()
+        waiting.insert(0, (method, levels))
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            start = time.perf_counter()
+            right = trained(Path(first), method, levels, rounds)
+            longest = 0.7 * (time.perf_counter() - start)
+            state, done = killed(Path(second), method, levels, rounds, min(left, 5), longest, draw)
+        same = equal(state, right)
+        failures += not same
+        left -= done
+        print(
+            f"{method}, {levels}: {done} kills, {'bit-identical' if same else 'OTHER'}", flush=True
+        )
+    print(f"{total - left} kills, {failures} runs that ended elsewhere")
+    return failures
+
+
+# Memory.
+
+
+def resident() -> int:
+    """Return the bytes of this process that lie in memory (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory(rounds: int, methods: Sequence[str]) -> int:
+    """Print the growth of memory and of Python's objects from a tenth of the rounds to their end,
+    and return the number of runs in which either grew.
+    """
+    failures = 0
+    for name, levels in places(methods):
+        made = engine(METHODS[name](), levels)
+        start = time.perf_counter()
+        early = max(rounds // 10, 1)
+        made.run(early)
+        gc.collect()
+        before = resident(), len(gc.get_objects())
+        made.run(rounds - early)
+        gc.collect()
+        grown = (resident() - before[0]) / 2**20, len(gc.get_objects()) - before[1]
+        flat = grown[0] < 4.0 and grown[1] < 100
+        failures += not flat
+        seconds = time.perf_counter() - start
+        print(
+            f"{name}, {levels}: {rounds} rounds in {seconds:.0f} s, {grown[0]:+.2f} MiB "
+            f"and {grown[1]:+d} objects after the first {early}{'' if flat else ': GROWS'}",
+            flush=True,
+        )
+    return failures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the two and return whether something failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("what", choices=("kills", "memory"))
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--rounds", type=int, help="of a run; 30 for kills, 10000 for memory")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if given.what == "kills":
+        failures = kills(given.kills, given.rounds or 30, given.methods, given.seed)
+    else:
+        failures = memory(given.rounds or 10_000, given.methods)
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
