@@ -4,7 +4,7 @@ import io
 import os
 import runpy
 import socket
-import time
+import traceback
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -239,8 +239,10 @@ def work(rank, num_ranks, port, tasks, answers):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_ranks)
     try:
-        found = {task.__name__: task(rank, num_ranks) for task in tasks}
-        answers.put((rank, {**found, "cpu": time.process_time()}))
+        answers.put((rank, {task.__name__: task(rank, num_ranks) for task in tasks}))
+    except Exception:  # raised where the answer is awaited
+        answers.put((rank, traceback.format_exc()))
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -266,7 +268,16 @@ def answered(num_ranks, tasks):
     ]
     for process in running:
         process.start()
-    found = dict(answers.get(timeout=600) for _ in running)
-    for process in running:
-        process.join()
+    found = {}
+    try:
+        while len(found) < num_ranks:
+            rank, answer = answers.get(timeout=600)
+            if isinstance(answer, str):
+                raise RuntimeError(f"process {rank} of {num_ranks} failed:\n{answer}")
+            found[rank] = answer
+    finally:
+        for process in running:
+            if len(found) < num_ranks:
+                process.kill()
+            process.join()
     return [found[rank] for rank in range(num_ranks)]
