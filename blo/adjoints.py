@@ -25,6 +25,7 @@ from torch import Tensor
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.nested import AttachedObjective, Spent
 from blo.derivatives.objective import Objective
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.evaluation import ModuleObjective
 from blo.graph import ProblemGraph
 from blo.linear.tensors import Tensors, add, detach, zeros_like
@@ -44,6 +45,7 @@ def total_gradient(
     states: dict[str, Tensors | None],
     precision: torch.dtype | None,
     *,
+    reduction: Reduction = LOCAL,
     methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> tuple[Tensors, dict[str, Info]]:
     """Return the gradient of the loss of `problem` with the response of every problem below, and
@@ -58,6 +60,7 @@ def total_gradient(
         moments: the last update of each problem below.
         states: the methods' states by "problem <- lower problem"; updated in place.
         precision: autocast type.
+        reduction: over which processes the losses are means; `direct` is reduced already.
         methods: in place of the problems' own, by name.
     """
     adjoints = dict(direct)
@@ -74,7 +77,7 @@ def total_gradient(
             sources = sources if problem in sources else (problem, *sources)
         if cotangent is None:
             continue
-        sight = Sight(graph, precision, Spent())
+        sight = Sight(graph, precision, Spent(), reduction)
         context = sight.context(q, sources, now)
         if q.method.requirements.readers and entry in (None, q):
             readers = sight.losses(problem, sources, q.parameters, draw, now, (q,))
@@ -142,11 +145,13 @@ class Sight:
         graph: the problems.
         precision: autocast type of the losses.
         spent: where the cost of solutions inside solutions is noted.
+        reduction: over which processes losses are means.
     """
 
     graph: ProblemGraph
     precision: torch.dtype | None
     spent: Spent
+    reduction: Reduction = LOCAL
 
     def context(self, q: Problem, sources: tuple[Problem, ...], standing: Standing) -> Context:
         """Return `q`, a function of the parameters of `sources` and its own, after its last
@@ -169,6 +174,7 @@ class Sight:
                 self.objectives(q, sources, draw, seen),
                 q.weight_decay(moment.options),
                 q.signs(moment.options),
+                self.reduction,
             ),
             after=after,
             before=before,
@@ -198,6 +204,7 @@ class Sight:
                     update.states,
                     q.clip,
                     options_of,
+                    self.reduction,
                 )
             )
         first = moment.history[0]
@@ -273,7 +280,7 @@ class Sight:
         bases = self.losses(q, sources, lower_parameters, draw, standing, known)
         if not attached:
             return bases
-        return tuple(AttachedObjective(base, tuple(attached)) for base in bases)
+        return tuple(AttachedObjective(base, tuple(attached), self.reduction) for base in bases)
 
     def losses(
         self,

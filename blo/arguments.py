@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from blo.derivatives.random_state import is_generator
+from blo.derivatives.random_state import is_generator, modules_named_by
 from blo.methods.context import Requirements
 from blo.steps.clipping import Clip
 from blo.steps.registry import unwrapped
+
+# Wrappers that average gradients in hooks of backward(), which the engine never calls.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def described(value: object) -> str:
@@ -128,6 +131,40 @@ def check_count(argument: str, value: Any, name: str) -> None:
             f"{argument} must be an integer of at least 1, got {described(value)} for problem "
             f"{name!r}"
         )
+
+
+def refuse_wrapped(name: str, loss: Any, given: Sequence[nn.Module]) -> None:
+    """Raise if a module is wrapped, or its parameters sharded, for another way to train in several
+    processes.
+
+    Raises:
+        TypeError: naming the wrapper, with the remedy.
+    """
+    for module in (*given, *modules_named_by(loss)):
+        for part in module.modules():
+            names = {c.__name__ for c in type(part).__mro__ if c.__module__.startswith("torch.")}
+            for wrapper in names.intersection(WRAPPERS):
+                sharded = wrapper != "DistributedDataParallel"
+                raise TypeError(
+                    f"a module of problem {name!r} is wrapped in {wrapper}, whose gradients are "
+                    "averaged by backward() alone and not here; "
+                    + (
+                        "give the model before it was wrapped"
+                        if sharded
+                        else "give its .module, in the loss too"
+                    )
+                    + ": the Engine averages over the processes itself"
+                )
+        if any(
+            type(p).__name__ == "DTensor" or hasattr(p, "_local_tensor")
+            for p in module.parameters()
+        ):
+            raise TypeError(
+                f"a module of problem {name!r} has sharded parameters (DTensor: fully_shard, or "
+                "tensor parallelism), of which torch.autograd.grad returns gradients that no "
+                "process has reduced; give a model whose parameters are whole on each process: the "
+                "Engine averages over the processes itself"
+            )
 
 
 def check_batches(batches: Any, reads: Any, accumulate: int, name: str) -> None:

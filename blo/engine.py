@@ -18,6 +18,7 @@ from blo.arguments import described
 from blo.batches import to_device
 from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
+from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
 from blo.divergence import DivergenceWatch
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
@@ -73,6 +74,15 @@ class Engine:
         divergence: a problem whose loss grows beyond this factor of its first size, or of 1 if that
             is smaller, in several updates on end, stops with a FloatingPointError
             (`DivergenceWatch`); None for never.
+        distributed: average over the processes of this `torch.distributed.ProcessGroup`, each with
+            batches of its own; None for the default group where one is initialised, False for none.
+            A process that trains alone beside others needs False.
+
+    Attributes:
+        reduction: the means over processes, with their number and bytes.
+
+    Raises:
+        ValueError: if the processes differ in their graphs or in the values of their parameters.
 
     Example:
         >>> import torch
@@ -95,6 +105,7 @@ class Engine:
         precision: torch.dtype | None = None,
         callbacks: Sequence[Callable[[Record], None]] = (),
         divergence: float | None = 1e6,
+        distributed: Any = None,
     ) -> None:
         _refuse_unfit(graph, callbacks, divergence)
         if precision not in (None, torch.bfloat16):
@@ -118,6 +129,9 @@ class Engine:
         self._by_hand = (
             False  # by step() and backward(), which go on within a round; run() does not
         )
+        self._compared: set[str] = set()
+        self.reduction = reduction_among(distributed)
+        refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
         """Train for `num_rounds` rounds and return the record of the last."""
@@ -293,6 +307,7 @@ class Engine:
             {p.name: p.learning_rate() for p in self.graph.problems},
             self.num_gradients,
             self.num_products,
+            self.reduction.num_bytes,
         )
 
     def _watched(self, problem: Problem, gradient: Gradient) -> Callable[[], None]:
@@ -321,12 +336,21 @@ class Engine:
         first = stream.count
         number = problem.accumulate if problem.batches is not None else stream.handed
         batches = tuple(to_device(stream.next(), problem.device) for _ in range(number))
+        if problem.name not in self._compared:
+            self._compared.add(problem.name)
+            warn_of_identical(problem, batches[0], self.reduction)
         self.recorder.begin(problem, update)
         remember = self.recorder.wants(problem, update)
         keep = keep or remember or role.reads_again or bool(role.unread)
         above = role.reused if remember and update.last else ()
         taken = evaluate(
-            self.graph, problem, (problem, *role.responding, *above), batches, self.precision, keep
+            self.graph,
+            problem,
+            (problem, *role.responding, *above),
+            batches,
+            self.precision,
+            keep,
+            self.reduction,
         )
         self.num_gradients += int(role.differentiable)
         if taken.found:
@@ -352,6 +376,7 @@ class Engine:
                 self.recorder.moments,
                 self.method_states,
                 self.precision,
+                reduction=self.reduction,
             )
             self.num_gradients += sum(i.num_gradients for i in infos.values())
             self.num_products += sum(i.num_products for i in infos.values())
@@ -475,6 +500,7 @@ class Engine:
         self._divergence.load_state_dict(state.get("divergence", {}))
         self.recorder = Recorder(self.graph)
         self._turns.go_to(state.get("within_round", 0))
+        refuse_unequal(self.graph, self.reduction)
 
     def save(self, path: str | Path) -> None:
         """Save `state_dict` to a file, whole or not at all: the file is written beside `path`,

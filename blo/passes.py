@@ -15,6 +15,7 @@ from blo.derivatives.objective import scalar
 from blo.derivatives.precision import computed_in, fresh_autocast
 from blo.derivatives.pullback import Gradient, mean
 from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.graph import ProblemGraph
 from blo.linear.tensors import Tensors, norm
 from blo.problem import Problem
@@ -53,6 +54,7 @@ def evaluate(
     batches: tuple[Any, ...],
     precision: torch.dtype | None,
     keep: bool,
+    reduction: Reduction = LOCAL,
 ) -> Evaluation:
     """Return the loss and its partial derivatives for the parameters of `wanted`.
 
@@ -66,6 +68,7 @@ def evaluate(
         batches: what the loss is called with.
         precision: autocast type.
         keep: return what is needed to evaluate the loss again.
+        reduction: over which processes loss and derivatives are means, beside the batches.
 
     Raises:
         ValueError: if the loss changes a tensor of its batch, or a buffer, that it was not known to
@@ -73,12 +76,15 @@ def evaluate(
     """
     parameters = tuple(t for p in wanted for t in p.parameters)
     pieces = [_piece(graph, problem, parameters, batch, precision, keep) for batch in batches]
-    grads = mean([piece.grads for piece in pieces])
-    *values, size = _numbers((*(piece.loss for piece in pieces), _size(grads)))
+    grads: Gradient = mean([piece.grads for piece in pieces])
+    losses = tuple(piece.loss for piece in pieces)
+    met = {name for piece in pieces for name in piece.found}
+    if not reduction.is_local:
+        grads, losses, met = _reduced(reduction, parameters, grads, losses, graph, problem, met)
+    *values, size = _numbers((*losses, _size(grads)))
     split: dict[str, Gradient] = {}
     for p in wanted:
         split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
-    met = {name for piece in pieces for name in piece.found}
     return Evaluation(
         sum(values) / len(values),
         size,
@@ -89,6 +95,24 @@ def evaluate(
         graph.space.copies_of(problem.changes) if keep else {},
         tuple(p for p in graph.problems if p.name in met),
     )
+
+
+def _reduced(
+    reduction: Reduction,
+    parameters: Tensors,
+    grads: Gradient,
+    losses: Tensors,
+    graph: ProblemGraph,
+    problem: Problem,
+    met: set[str],
+) -> tuple[Gradient, Tensors, set[str]]:
+    """Return gradients, mean loss and newly read problems of all processes, sent together."""
+    loss = torch.stack([loss.to(losses[0]) for loss in losses]).mean()
+    unread = [q.name for q in graph.role(problem).unread]
+    flags = parameters[0].new_tensor([name in met for name in unread])
+    found, (loss, flags) = reduction.gradient(grads, parameters, (loss, flags))
+    pairs = zip(unread, flags.tolist(), strict=True)
+    return found, (loss,), {name for name, share in pairs if share > 0}
 
 
 class _Piece(NamedTuple):

@@ -97,6 +97,7 @@ class Problem:
         arguments.check_name(name)
         arguments.check_loss(loss, name)
         modules = arguments.modules_of(module, name)
+        arguments.refuse_wrapped(name, loss, modules)
         arguments.check_optimizer(optimizer, name)
         arguments.check_count("steps", steps, name)
         arguments.check_count("accumulate", accumulate, name)

@@ -87,6 +87,7 @@ class Record:
         num_gradients: gradient evaluations so far (a forward and a backward pass on one update's
             batches).
         num_products: Hessian and mixed products on kept graphs so far.
+        num_bytes: bytes that this process has handed to all-reduces so far; 0 in a single process.
 
     Example:
         >>> import torch
@@ -107,3 +108,4 @@ class Record:
     learning_rates: dict[str, float]
     num_gradients: int
     num_products: int
+    num_bytes: int = 0

@@ -138,5 +138,8 @@ def test_bilora_trains_and_exports_a_lora_checkpoint(capsys, monkeypatch, tmp_pa
 
 def test_every_example_has_a_test():
     source = Path(__file__).read_text()
+    elsewhere = {"distributed"}  # in blo/test_distributed.py, among processes that run already
     for path in EXAMPLES.glob("*.py"):
+        if path.stem in elsewhere:
+            continue
         assert f'run("{path.stem}", capsys)' in source

@@ -124,6 +124,11 @@ def check_hypergradient(
         detached=tuple(detached),
     )
     if isinstance(subject, Engine):
+        if not subject.reduction.is_local:
+            raise ValueError(
+                "check_hypergradient works in one process, and the engine averages over "
+                f"{subject.reduction.num_ranks}; give it an Engine(graph, distributed=False)"
+            )
         plain = {"lower_loss": lower_loss, "upper": upper, "lower": lower}
         _refuse({**plain, "method": method, "solve": solve}, "an engine, whose problems have them")
         report = _of_engine(subject, problem, batches, settings)

@@ -57,7 +57,8 @@ class TwinEngine:
         self._space = engine.graph.space
         pairs = zip(self._parameters, self._values, strict=True)
         space = self._space.standing_in({id(p): t for p, t in pairs})
-        self.engine = Engine(engine.graph.over(twins, space), precision=engine.precision)
+        graph = engine.graph.over(twins, space)
+        self.engine = Engine(graph, precision=engine.precision, distributed=False)
         self.engine.method_states = copied(engine.method_states)
 
     @contextmanager

@@ -187,7 +187,12 @@ class FiniteDifferenceProducts:
         self.num_gradients += 1
         upper = level == "upper"
         found = gradients(
-            self._objective.losses, self._point.upper, y, with_upper=upper, with_lower=not upper
+            self._objective.losses,
+            self._point.upper,
+            y,
+            with_upper=upper,
+            with_lower=not upper,
+            reduction=self._objective.reduction,
         )
         if not found.reached:
             raise RuntimeError(NO_PATH if upper else NO_LOWER)

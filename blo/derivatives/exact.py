@@ -72,8 +72,10 @@ class ExactProducts:
 
     def _product(self, inputs: Tensors, v: Tensors, *, keep: bool = True) -> Gradient:
         if self._graph is None:
-            losses = self._objective.losses
-            self._graph = GradientGraph(losses, self._lower, self._upper, self._lower)
+            lower = self._objective
+            self._graph = GradientGraph(
+                lower.losses, self._lower, self._upper, self._lower, lower.reduction
+            )
             self.num_gradients += 1
         self.num_products += 1
         graph, self._graph = self._graph, self._graph if keep else None

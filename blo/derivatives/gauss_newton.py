@@ -178,7 +178,8 @@ class GaussNewtonProducts:
         if self._graphs is None:
             self._graphs = [self._build(objective) for objective in self._objective.losses]
         self.num_products += 1
-        product = average([self._product(graph, v) for graph in self._graphs])
+        own = average([self._product(graph, v) for graph in self._graphs])
+        product = self._objective.reduction.means(own)
         return self._objective.decayed(self._objective.signed(product), v)
 
     def mixed(self, v: Tensors) -> Tensors:

@@ -9,6 +9,7 @@ import torch
 
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import filled, pulled_back, reached
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors, average, detach, leaves
 
 
@@ -34,11 +35,13 @@ def gradients(
     *,
     with_upper: bool = True,
     with_lower: bool = True,
+    reduction: Reduction = LOCAL,
 ) -> Gradients:
     """Return the gradient of the mean of `objectives`: one forward and one backward pass of each.
 
     Zeros stand where a loss does not depend on a tensor. What is not asked for requires no
-    gradient, which saves the part of the backward pass that leads to it alone.
+    gradient, which saves the part of the backward pass that leads to it alone. The mean is over the
+    processes of `reduction`, too.
     """
     uppers, lowers, found = [], [], False
     for objective in objectives:
@@ -52,4 +55,10 @@ def gradients(
         found = found or reached(grads[:split] if with_upper else grads)
         uppers.append(filled(grads[:split], inputs[:split]))
         lowers.append(filled(grads[split:], inputs[split:]))
-    return Gradients(average(uppers), average(lowers), found)
+    of_upper, of_lower = average(uppers), average(lowers)
+    if reduction.is_local:
+        return Gradients(of_upper, of_lower, found)
+    flag = (*of_upper, *of_lower)[0].new_tensor(float(found))
+    *both, anywhere = reduction.means((*of_upper, *of_lower, flag))
+    n = len(of_upper)
+    return Gradients(tuple(both[:n]), tuple(both[n:]), bool(anywhere > 0))

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from blo.derivatives.composed import composing, refuse_wrong
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import Gradient, mean, pulled_back
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors
 
 
@@ -26,18 +27,26 @@ class GradientGraph:
         wanted: the leaves that the gradient is for, some of ``upper + lower``.
         upper: leaves.
         lower: leaves.
-
-    Attributes:
-        gradient: the mean over the losses, without graph; None where none depends on a leaf.
+        reduction: over which processes gradient and products are means, beside the losses.
     """
 
     def __init__(
-        self, objectives: Sequence[Objective], wanted: Tensors, upper: Tensors, lower: Tensors
+        self,
+        objectives: Sequence[Objective],
+        wanted: Tensors,
+        upper: Tensors,
+        lower: Tensors,
+        reduction: Reduction = LOCAL,
     ) -> None:
         self._objectives = objectives
-        self._upper, self._lower = upper, lower
+        self._upper, self._lower, self._wanted = upper, lower, wanted
+        self._reduction = reduction
         self._graphs = [self._build(objective, wanted) for objective in objectives]
-        self.gradient = tuple(None if g is None else g.detach() for g in mean(self._graphs))
+        self._own = tuple(None if g is None else g.detach() for g in mean(self._graphs))
+
+    def gradient(self) -> tuple[Tensor | None, ...]:
+        """Return the gradient, without graph; None where no loss depends on a leaf."""
+        return self._reduction.gradient(self._own, self._wanted)[0]
 
     def product(
         self, weights: Gradient, inputs: Tensors, *, keep: bool = False
@@ -55,7 +64,7 @@ class GradientGraph:
         for objective, graph in zip(self._objectives, graphs, strict=True):
             with twice_differentiable(objective, self._upper, self._lower):
                 pieces.append(pulled_back(graph, inputs, weights, keep=keep))
-        return mean(pieces)
+        return self._reduction.gradient(mean(pieces), inputs)[0]
 
     def _build(self, objective: Objective, wanted: Tensors) -> Gradient:
         with twice_differentiable(objective, self._upper, self._lower) as evaluate:

@@ -9,6 +9,7 @@ import torch
 from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.objective import Objective
 from blo.derivatives.precision import coarsest
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors, add, scale
 
 
@@ -60,11 +61,13 @@ class LowerObjective:
         losses: `l` on each batch.
         weight_decay: `w`, one for each lower tensor; None where there is none.
         signs: `s`, one for each lower tensor; None where nothing is maximised.
+        reduction: over which processes `l` is the mean, beside the batches.
     """
 
     losses: tuple[Objective, ...]
     weight_decay: tuple[float, ...] | None = None
     signs: tuple[float, ...] | None = None
+    reduction: Reduction = LOCAL
 
     @property
     def sign(self) -> float:
@@ -107,7 +110,9 @@ class LowerObjective:
 
     def gradients(self, upper: Tensors, lower: Tensors, *, with_upper: bool) -> Gradients:
         """Return ``g_x`` and ``g_y``: one forward and one backward pass of each loss."""
-        found = gradients(self.losses, upper, lower, with_upper=with_upper)
+        found = gradients(
+            self.losses, upper, lower, with_upper=with_upper, reduction=self.reduction
+        )
         of_lower = self.decayed(self.signed(found.lower), lower)
         return Gradients(self.signed(found.upper), of_lower, found.reached)
 

@@ -26,6 +26,7 @@ from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import filled, pulled_back
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors, add, average, detach, scale, subtract
 
 
@@ -56,10 +57,12 @@ class AttachedObjective:
         base: the loss as an objective of ``(upper, lower + all attached)``.
         attached: the solutions top to bottom, each with the positions of its upper tensors in
             ``upper + lower + attached before it``.
+        reduction: over which processes the loss is the mean that the solutions respond to.
     """
 
     base: Objective
     attached: tuple[tuple[Attachment, tuple[int, ...]], ...]
+    reduction: Reduction = LOCAL
 
     @property
     def precision(self) -> torch.dtype | None:
@@ -73,7 +76,8 @@ class AttachedObjective:
         """
         known = tuple(upper) + tuple(lower)
         for attachment, positions in self.attached:
-            known += tuple(attachment.attach(tuple(known[i] for i in positions)))
+            solution = tuple(attachment.attach(tuple(known[i] for i in positions)))
+            known += self.reduction.spread(solution)
         with self.base.scope(upper, known[len(upper) :]) as evaluate:
             yield evaluate
 
@@ -102,7 +106,10 @@ class NestedObjective:
         receive it.
         """
         self.spent.num_gradients += 1
-        return average([_gradient(loss, upper, lower) for loss in losses])
+        reduction, n = self.lower.reduction, len(upper)
+        here = reduction.spread((*upper, *lower))
+        own = average([_gradient(loss, here[:n], here[n:]) for loss in losses])
+        return reduction.gathered(own)
 
     def pulled_back(self, upper: Tensors, lower: Tensors, v: Tensors) -> tuple[Tensors, Tensors]:
         """Return ``(g_xy v, g_yy v)`` in the graph of `upper`, `lower` and `v`: partial

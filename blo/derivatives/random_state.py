@@ -171,6 +171,15 @@ def generators_of(loss: object, modules: Iterable[nn.Module] = ()) -> tuple[Gene
     return tuple(found.values())
 
 
+def modules_named_by(loss: object) -> tuple[nn.Module, ...]:
+    """Return the modules that a function closes over, has as defaults or names among its globals.
+
+    Those reached through other objects are not found.
+    """
+    values = _named(loss) if isinstance(loss, FunctionType) else ()
+    return tuple(value for value in values if isinstance(value, nn.Module))
+
+
 def _visit(
     value: object, depth: int, found: dict[int, Generator], seen: dict[int, tuple[object, int]]
 ) -> None:

@@ -179,7 +179,8 @@ def _fitness(context: Context, cotangent: Tensors, *, linearised: bool) -> tuple
         for reader in context.readers:
             with torch.no_grad(), reader.scope(x, y) as evaluate:
                 values.append(evaluate().to(device))
-        return torch.stack(values).mean()
+        (value,) = context.lower.reduction.means((torch.stack(values).mean(),))
+        return value
 
     known = _lower_gradient_above(context)
     if known is None:
@@ -198,7 +199,7 @@ def _lower_gradient_above(context: Context) -> Tensors | None:
             if not loss.requires_grad:
                 return None
             pieces.append(torch.autograd.grad(loss, y, allow_unused=True, materialize_grads=True))
-    return average(pieces)
+    return context.lower.reduction.means(average(pieces))
 
 
 def _normal(like: Tensors, generator: torch.Generator) -> Tensors:

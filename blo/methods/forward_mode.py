@@ -100,13 +100,13 @@ class ForwardMode:
                     tangent = Tangent(pushed_forward(start, x, stacked), tangent.slots)
             for t, step in enumerate(segment.steps):
                 y = leaves(iterate.lower)
-                graph = GradientGraph(step.objectives, x + y, x, y)
+                graph = GradientGraph(step.objectives, x + y, x, y, step.reduction)
                 columns = []
                 for j in range(n):
                     of_y = tuple(z[j] for z in tangent.lower) if met else (None,) * len(y)
                     columns.append(graph.product((*directions[j], *of_y), y, keep=j < n - 1))
                 met = met or step.options_of is not None or any(reached(c) for c in columns)
-                gradient = received(step, graph.gradient[len(x) :], y)
+                gradient = received(step, graph.gradient()[len(x) :], y)
                 end = update.step(iterate, step.handed(gradient), step.options)
                 if t == len(segment.steps) - 1:
                     known, last = segment.last_gradient, end

@@ -153,11 +153,12 @@ class _Penalised:
         return here, first, Status.TRUNCATED
 
     def _taken(self, z: Tensors, *, with_upper: bool) -> tuple[Gradients, Gradients]:
-        x = self._context.after.upper
+        x, lower = self._context.after.upper, self._context.lower
         self.num_gradients += 2
+        readers = self._context.readers
         return (
-            self._context.lower.gradients(x, z, with_upper=with_upper),
-            gradients(self._context.readers, x, z, with_upper=with_upper),
+            lower.gradients(x, z, with_upper=with_upper),
+            gradients(readers, x, z, with_upper=with_upper, reduction=lower.reduction),
         )
 
 

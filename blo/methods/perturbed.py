@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from blo.derivatives.differences import difference_step
-from blo.derivatives.gradients import gradients
+from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
 from blo.linear.settings import check_count, check_not_negative, check_positive
@@ -147,9 +147,7 @@ class _Perturbation:
         self._above = None
         if not method.linearised:
             self.num_gradients += 1
-            self._above = gradients(
-                context.readers, context.after.upper, context.after.lower, with_upper=True
-            )
+            self._above = self._readers(context.after.lower, with_upper=True)
 
     def at(self, d: Tensors, delta: float, *, with_upper: bool) -> _Iterate:
         """Return the perturbed problem's gradient at `d`."""
@@ -164,12 +162,23 @@ class _Perturbation:
             gradient = axpy(self._method.damping, d, gradient)
         push = self._cotangent
         if self._above is not None and delta != 0.0:
-            above = gradients(context.readers, context.after.upper, y, with_upper=with_upper)
+            above = self._readers(y, with_upper=with_upper)
             self.num_gradients += 1
             push = add(push, subtract(above.lower, self._above.lower))
             upper = axpy(delta, above.upper, upper)
         gradient = axpy(delta, push, gradient)
         return _Iterate(d, gradient, float(norm(gradient)), upper if with_upper else None)
+
+    def _readers(self, y: Tensors, *, with_upper: bool) -> Gradients:
+        """Return the gradient of the loss above at `y`."""
+        context = self._context
+        return gradients(
+            context.readers,
+            context.after.upper,
+            y,
+            with_upper=with_upper,
+            reduction=context.lower.reduction,
+        )
 
     def reach(self, v: Tensors) -> float:
         """Return how many times `v` to move for the quotient."""

@@ -93,8 +93,8 @@ class Unrolled:
             for t in reversed(range(len(segment.steps))):
                 step, iterate = segment.steps[t], iterates.pop()
                 y = leaves(iterate.lower)
-                graph = GradientGraph(step.objectives, y, x, y)
-                gradient = received(step, graph.gradient, y)
+                graph = GradientGraph(step.objectives, y, x, y, step.reduction)
+                gradient = received(step, graph.gradient(), y)
                 adjoint, weights, of_options, end = step_pulled_back(
                     update, step, iterate, gradient, adjoint, x
                 )

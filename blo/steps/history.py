@@ -8,6 +8,7 @@ from typing import Any
 
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import Gradient
+from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors
 from blo.steps.clipping import Clip, clipped
 
@@ -27,6 +28,7 @@ class LowerStep:
             `lower` was kept.
         clip: what the gradient was clipped to before the optimizer got it.
         options_of: the options as functions of the upper tensors, in their graph, where some are.
+        reduction: over which processes the gradient was the mean, beside the batches.
     """
 
     objectives: tuple[Objective, ...]
@@ -36,6 +38,7 @@ class LowerStep:
     states: tuple[Mapping[str, Any], ...] | None = None
     clip: Clip | None = None
     options_of: Callable[[Tensors], tuple[Mapping[str, Any], ...]] | None = None
+    reduction: Reduction = LOCAL
 
     def options_at(self, upper: Tensors) -> tuple[Mapping[str, Any], ...]:
         """Return the options, in the graph of `upper` where they are functions of it."""

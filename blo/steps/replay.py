@@ -104,7 +104,8 @@ def lower_gradient(step: LowerStep, upper: Tensors, lower: Tensors) -> Gradient:
     for objective in step.objectives:
         with objective.scope(x, y) as evaluate:
             pieces.append(torch.autograd.grad(evaluate(), y, allow_unused=True))
-    return received(step, mean(pieces), y)
+    gradient, _ = step.reduction.gradient(mean(pieces), y)
+    return received(step, gradient, y)
 
 
 def received(step: LowerStep, gradient: Gradient, lower: Tensors) -> Gradient:
