@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -96,6 +97,16 @@ def refuse_cut_graph(outputs: Gradient, inputs: Tensors = (), *, order: int = 2)
                 waiting.append(following)
 
 
+def _uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled modules run as they were written: what torch.compile makes
+    of them has one derivative.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextmanager
 def twice_differentiable(
     objective: Objective, upper: Tensors, lower: Tensors, *, order: int = 2
@@ -109,6 +120,7 @@ def twice_differentiable(
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
+            _uncompiled(),
             composing(order),
             objective.scope(upper, lower) as evaluate,
         ):

@@ -115,7 +115,9 @@ def test_a_search_finds_the_rank_of_the_target() -> None:
     change = torch.randn(7, 2, dtype=torch.float64) @ torch.randn(2, 5, dtype=torch.float64)
     base = mlp(torch.float64)
     target = base.first.weight.detach() + change
-    model = get_peft_model(base, AutoLoraConfig(r=6, lora_alpha=12, target_modules=["first"], joint=True))
+    model = get_peft_model(
+        base, AutoLoraConfig(r=6, lora_alpha=12, target_modules=["first"], joint=True)
+    )
     with torch.no_grad():  # s = 2: shares of one half each give the change
         layer = model.base_model.model.first
         left, values, right = torch.linalg.svd(change, full_matrices=False)
