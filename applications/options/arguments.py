@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from applications.errors import UsageError
@@ -473,6 +474,10 @@ class Options:
     """Only where text is generated."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
+
+    def writing_to(self, place: Path) -> "Options":
+        """The options with another folder for what is written on the way."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, output_dir=str(place)))
 
     def as_dict(self) -> dict[str, Any]:
         """One flat dictionary, option name to value; a configuration file of the same run."""

@@ -1,6 +1,7 @@
 """What every fine-tuning command does around its run."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from applications.options.commands import COMMANDS
 from applications.pages.table import shown
 from applications.runs.estimate import estimates, plan_table
 from applications.runs.experiment import finetune
+from applications.runs.failures import sentence
+from applications.runs.interruption import Interrupted
 
 
 def run_command(
@@ -36,8 +39,8 @@ def run_command(
         instead: given the options and the words, may run something else, and says so.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 128
+        and the signal's number after an interruption (130 for Ctrl-C).
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     quiet()
@@ -54,12 +57,16 @@ def run_command(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        print(str(error) or "interrupted before anything was trained", file=sys.stderr)
+        return 128 + number
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 

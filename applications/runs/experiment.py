@@ -1,9 +1,10 @@
 """One fine-tuning run, from options to a folder of results."""
 
+import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from applications.models.loading import device, precision
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.pages.writing import write_whole
+from applications.runs.claim import Claim, claimed
+from applications.runs.interruption import Interrupted, Signals, signals
+from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
 from applications.runs.report import run_report
@@ -37,21 +41,42 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         UsageError: something that was asked for cannot be done; the message says how to go on.
     """
     options = completed(options, family)
+    with signals() as asked, claimed(options) as claim:
+        try:
+            return trained_in(claim, options, family, asked, say)
+        except KeyboardInterrupt:
+            number = signal.SIGINT if asked.asked is None else asked.asked
+            raise Interrupted(how_to_go_on(claim), number) from None
+
+
+def trained_in(
+    claim: Claim, options: Options, family: Family, asked: Signals, say: Say
+) -> dict[str, Any]:
+    """Do so in a folder that is held against other runs."""
     place = device(options.model)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     task = family.load_task(options.data)
     work = prepare(options, family, task, split_task(task, options.data))
+    mark = mark_of(
+        family.command,
+        method=str(options.adapter.method),
+        model=(options.model.model_name_or_path, work.base),
+        splits=task.splits,
+        device=place,
+    )
     splits = work.splits
     held_out = selection_data(work)
     sequence = phases(work)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
-    folder = prepared_folder(options)
+    folder = claim.begin(mark, say)
+    folder.write_config(options.as_dict())
+    work = replace(work, options=options.writing_to(folder.path))
     for note in splits.notes:
         say(f"{task.name}: {note}")
-    say(f"{options.adapter.method}: results in {folder.path}")
-    loop = Loop(folder, options)
+    say(f"{options.adapter.method}: results in {claim.place}")
+    loop = Loop(folder, options, asked, say)
     trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
     for phase in chain([first], sequence):
         say(f"{phase.name}: {phase.updates.rounds} updates")
@@ -83,7 +108,24 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     run_report(
         folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
     )
+    claim.finish()
     return summary
+
+
+def how_to_go_on(claim: Claim) -> str:
+    """What is true of a run that was interrupted."""
+    if claim.folder is None:
+        return "interrupted before training began: the same command begins again"
+    found = claim.folder.checkpoints()
+    if not found:
+        return (
+            "interrupted before the first checkpoint: nothing is kept, and the same command "
+            "begins anew"
+        )
+    return (
+        f"interrupted: the same command with --resume goes on from {found[-1].name}, the last "
+        f"checkpoint"
+    )
 
 
 def selection_data(work: Workload) -> Dataset | None:
@@ -121,15 +163,6 @@ def selected_step(
     result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
     folder.save_model(phase.model, "selected")
     return result
-
-
-def prepared_folder(options: Options) -> RunFolder:
-    """The run's folder with its config.json; empty of earlier results unless they are resumed."""
-    folder = RunFolder(Path(str(options.run.output_dir)))
-    if not (options.run.resume and folder.checkpoints()):
-        folder.clear()
-    folder.write_config(options.as_dict())
-    return folder
 
 
 def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:

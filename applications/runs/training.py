@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import Options
 from applications.runs.costs import Costs
+from applications.runs.interruption import Signals
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
 from applications.runs.selection import Selection
@@ -48,17 +50,23 @@ class Loop:
     Args:
         folder: where log lines and checkpoints go.
         options: all are kept in the checkpoints.
+        signals: those that end the run, looked at after every round.
+        say: is told of checkpoints that are damaged.
         before: the costs of the phases already trained.
         index: the number of phases already trained.
     """
 
     folder: RunFolder
     options: Options
+    signals: Signals = field(default_factory=Signals)
+    say: Callable[[str], None] = print
     before: Costs = field(default_factory=Costs)
     index: int = 0
 
     def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
         """Train one phase to its end, from its last checkpoint where ``resume`` is set.
+
+        A signal ends it after the round under way, with a checkpoint, by a KeyboardInterrupt.
 
         Args:
             phase: what is trained.
@@ -68,10 +76,13 @@ class Loop:
         training = Training(self, phase, engine, validate)
         if self.options.run.resume:
             training.resume()
-        for record in training.rounds():
-            training.log(record)
-            training.evaluate()
-            training.save()
+        with self.signals.waiting(True):
+            training.evaluate_pending()
+            for record in training.rounds():
+                training.log(record)
+                training.evaluate()
+                training.save()
+                self.signals.check()
         costs = training.costs()
         self.before, self.index = self.before + costs, self.index + 1
         return Trained(costs, training.hypergradient, training.selected())
@@ -91,6 +102,7 @@ class Training:
         round: the rounds done.
         seconds: the time they took.
         stopped: whether patience has run out before the last round.
+        evaluated: False where a signal came before the round was scored.
         hypergradient: how the first response was computed.
         selection: the best step so far, where one is selected.
     """
@@ -102,6 +114,7 @@ class Training:
     round: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    evaluated: bool = True
     hypergradient: dict[str, Any] | None = None
     selection: Selection | None = None
 
@@ -160,13 +173,32 @@ class Training:
         in_rounds = max(1, every // max(1, self.phase.updates.steps))
         if not self.last and self.round % in_rounds != 0:
             return
-        found = self.validate()
+        found = self.scored(self.validate)
         scores = {"loss": found.loss, **found.metrics}
         self.loop.folder.log(self.place() | {"validation": scores})
         if self.selection is not None:
             if self.selection.improved(found, self.costs().lower_steps):
                 self.loop.folder.save_selected(trained_values(self.phase.model))
             self.stopped = self.selection.exhausted and not self.last
+
+    def scored(self, validate: Score) -> Evaluation:
+        """The score of the round. A signal is not kept waiting: the round is scored on resuming."""
+        signals = self.loop.signals
+        try:
+            signals.check()
+            with signals.waiting(False):
+                return validate()
+        except KeyboardInterrupt:
+            self.evaluated = False
+            self.save(now=True)
+            raise
+
+    def evaluate_pending(self) -> None:
+        """Score the round of the checkpoint where that was cut off."""
+        if not self.evaluated:
+            self.evaluated = True
+            self.evaluate()
+            self.save(now=True)
 
     def selected(self) -> int | None:
         """The lower steps at the selected step."""
@@ -195,10 +227,10 @@ class Training:
             "seconds": round(whole.seconds, 3),
         }
 
-    def save(self) -> None:
-        """Write a checkpoint, where it is its turn."""
-        run = self.loop.options.run
-        if not (self.last or self.stopped or self.round % run.save_steps == 0):
+    def save(self, *, now: bool = False) -> None:
+        """Write a checkpoint, where it is its turn or the run is asked to end."""
+        run, asked = self.loop.options.run, self.loop.signals.asked is not None
+        if not (now or asked or self.last or self.stopped or self.round % run.save_steps == 0):
             return
         state = {
             "engine": self.engine.state_dict(),
@@ -208,6 +240,7 @@ class Training:
             "hypergradient": self.hypergradient,
             "selection": None if self.selection is None else asdict(self.selection),
             "stopped": self.stopped,
+            "evaluated": self.evaluated,
             "options": self.loop.options.as_dict(),
         }
         keep = run.save_total_limit
@@ -217,25 +250,39 @@ class Training:
         """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
         folder, index = self.loop.folder, self.loop.index
         if folder.checkpoints(index):
-            state = read_checkpoint(folder, index, self.loop.options)
+            state = read_checkpoint(folder, index, self.loop.options, self.loop.say)
             self.engine.load_state_dict(state["engine"])
             for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
                 item.load_state_dict(kept)
-            for name in ("round", "seconds", "stopped", "hypergradient"):
+            for name in ("round", "seconds", "stopped", "evaluated", "hypergradient"):
                 setattr(self, name, state[name])
             if self.selection is not None:
                 self.selection = Selection(**state["selection"])
         folder.forget_after(index, self.round)
 
 
-def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
-    """The newest checkpoint of a phase.
+def read_checkpoint(
+    folder: RunFolder, index: int, options: Options, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """The newest whole checkpoint of a phase; one that is damaged is named and set aside.
 
     Raises:
-        UsageError: it belongs to a run with other options.
+        UsageError: it belongs to a run with other options, or all are damaged.
     """
-    path = folder.checkpoints(index)[-1]
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    damaged: list[Path] = []
+    for path in reversed(folder.checkpoints(index)):
+        state = folder.read_checkpoint(path)
+        if state is not None:
+            break
+        say(f"warning: {path} is damaged; looking for the checkpoint before it")
+        damaged.append(path)
+    else:
+        raise UsageError(
+            f"argument --resume: {damaged[0]} is damaged, and there is no checkpoint before it; "
+            f"put a whole copy there, or leave --resume out to begin anew"
+        )
+    for other in damaged:
+        other.rename(other.with_suffix(".damaged"))
     now, then = options.as_dict(), state["options"]
     changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
     if changed:
