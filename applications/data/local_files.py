@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from applications.data.conll import read_conll
+from applications.data.text_files import read_rows, read_table
 from applications.data.webnlg import read_webnlg
 from applications.errors import UsageError
 
@@ -111,19 +112,6 @@ def tagged(train: str, validation: str, test: str) -> Layout:
 
 HIDDEN = ("the development set is the test split: the test labels are hidden",)
 STSB_COLUMNS = ("genre", "file", "year", "id", "label", "sentence1", "sentence2")
-
-
-def read_table(file: Path) -> Dataset:
-    """The rows of a csv or tsv file with a header."""
-    options: dict[str, Any] = dict(AS_TEXT)
-    if file.suffix == ".tsv":
-        options["sep"] = "\t"
-    return load_dataset("csv", data_files=str(file), split="train", **options)
-
-
-def read_rows(file: Path) -> Dataset:
-    """The rows of a json file (a list of objects) or a jsonl file (an object a line)."""
-    return load_dataset("json", data_files=str(file), split="train")
 
 
 E2E_TEST = "testset_w_refs.csv"
@@ -234,6 +222,4 @@ def read_file(file: Path, readers: Readers = TABLES) -> Dataset:
     read = readers.get(file.suffix)
     if read is None:
         raise UsageError(f"{file} must end in one of {', '.join(readers)}")
-    if not file.is_file():
-        raise UsageError(f"{file} does not exist: check --train_file and its like")
     return read(file)

@@ -1,7 +1,7 @@
 """Where the examples of a run come from: files, a folder, or the Hub."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
@@ -26,6 +26,14 @@ class Source:
     metric: str | None = None
     label_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The user's own files by split, where the rows are from such."""
+
+    def where(self, split: str) -> str:
+        """The origin of a split's rows, for messages."""
+        if split in self.files:
+            return str(self.files[split])
+        return f"task {self.name!r}: the {split} split"
 
 
 def load_source(options: DataOptions, command: str, readers: Readers) -> Source:
@@ -73,7 +81,7 @@ def from_files(
 ) -> Source:
     """Rows from one file a split."""
     found = {split: read_file(file, readers) for split, file in files.items()}
-    return Source(name, found, (), options.label_column)
+    return Source(name, found, (), options.label_column, files=files)
 
 
 def usual(name: str, found: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -19,10 +19,11 @@ from transformers import (
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.conll import read_conll
 from applications.data.examples import TaskData
-from applications.data.local_files import Readers, read_rows
+from applications.data.local_files import Readers
 from applications.data.sentences import TAG_COLUMNS, WORD_COLUMNS, column, tagging_data
 from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
+from applications.data.text_files import read_rows
 from applications.errors import UsageError
 from applications.families.entities import entity_scores
 from applications.families.family import Setting, Stage
@@ -70,6 +71,7 @@ class TokenClassification:
             tag_names=source.label_names,
             metric=source.metric or "f1",
             notes=source.notes,
+            place=source.where,
         )
 
     def load_base(

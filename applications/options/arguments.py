@@ -111,6 +111,11 @@ class DataOptions:
     label_column: str = option(
         "label", "column of labels (decimals mean regression), tags or references in the files"
     )
+    problem_type: Literal["classification", "regression"] | None = option(
+        None,
+        "what the labels of one's own files are: names of classes, or numbers to be predicted; "
+        "default: decimals are numbers, whole numbers and texts names",
+    )
     max_seq_length: int = option(128, "longer inputs are cut to this many tokens")
     max_train_samples: int | None = option(None, "keep this many training examples, stratified")
     max_eval_samples: int | None = option(None, "evaluate on at most this many of each split")
