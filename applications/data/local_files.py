@@ -169,6 +169,16 @@ def read_layout(task: str, folder: Path) -> tuple[dict[str, Dataset], tuple[str,
     """The splits of a known task from ``folder`` or ``folder/task``, and what is said of them.
 
     Raises:
+        UsageError: as `find_layout`.
+    """
+    layout, place = find_layout(task, folder)
+    return layout.splits(place), layout.notes
+
+
+def find_layout(task: str, folder: Path) -> tuple[Layout, Path]:
+    """The layout in which a known task lies in ``folder`` or ``folder/task``, and which it is.
+
+    Raises:
         UsageError: the task has no local layout, or its files are not there.
     """
     found = LAYOUTS.get(task)
@@ -181,7 +191,7 @@ def read_layout(task: str, folder: Path) -> tuple[dict[str, Dataset], tuple[str,
     for layout in layouts:
         for place in (folder, folder / task):
             if all((place / name).exists() for name in layout.names):
-                return layout.splits(place), layout.notes
+                return layout, place
     choices = " or ".join(", ".join(layout.names) for layout in layouts)
     raise UsageError(
         f"argument --data_dir: neither {folder} nor {folder / task} holds the files of task "
