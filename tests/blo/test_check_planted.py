@@ -233,7 +233,8 @@ def test_a_third_derivative_that_torch_has_wrong(monkeypatch):
     def engine():
         x, y, z = tensors([0.4]), tensors([0.2]), tensors(shift.cos())
         f = lambda _: z[0].square().sum() + (y[0] - 1).square().sum()
-        of_y = lambda _: 3 * (y[0] - x[0]).square().sum() + 0.3 * z[0].sin().sum() * y[0].cos().sum()
+        above = lambda: 0.3 * z[0].sin().sum() * y[0].cos().sum()
+        of_y = lambda _: 3 * (y[0] - x[0]).square().sum() + above()
         normed = lambda: torch.instance_norm(
             (z[0] + shift * y[0])[None], None, None, None, None, True, 0.0, 1e-5, False
         )
