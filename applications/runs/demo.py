@@ -36,12 +36,6 @@ PRESETS: Mapping[str, Any] = {
 }
 
 
-def is_demo(options: Options) -> bool:
-    """Whether no data were asked for."""
-    data = options.data
-    return data.task_name is None and data.data_dir is None and data.train_file is None
-
-
 def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
     """Train the methods one after the other, show a table, return the summaries."""
     chosen = options.adapter.method

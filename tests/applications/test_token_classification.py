@@ -86,8 +86,8 @@ def test_the_saved_adapter_reloads_with_its_head_to_the_same_test_numbers(
     options = parse_options(words(method))
     summary, folder = run(options, FAMILY)
     metric, loss = reloaded(options, folder / "adapter", FAMILY)
-    # BiDoRA's checkpoint is PEFT's own DoRA, which sums in another order (float32).
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    # What is folded into B, and PEFT's own DoRA, sum in another order (float32).
+    assert loss == pytest.approx(summary["test_loss"], rel=1e-5)
     assert metric == summary["test_metric"]
 
 
