@@ -126,7 +126,7 @@ def answered(rows: Dataset, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
     Raises:
         UsageError: a column of the answers is there already.
     """
-    taken = [name for name in answers[0] if name in rows.column_names and name != "words"]
+    taken = [name for name in answers[0] if name in rows.column_names]
     if taken:
         raise UsageError(
             f"argument --input_file: it has a column {taken[0]!r} already; rename or remove it"

@@ -158,13 +158,13 @@ class TokenClassification:
         untagged = [[0] * len(sentence) for sentence in sentences]
         examples = Dataset.from_dict({"tokens": sentences, "tags": untagged})
         found = []
-        for sentence, logits, places in zip(
-            sentences, *self.outputs(model, examples, setting), strict=True
-        ):
+        outputs, places = self.outputs(model, examples, setting)
+        for text, sentence, logits, seen in zip(texts, sentences, outputs, places, strict=True):
             tags = [OUTSIDE] * len(sentence)
-            for place, tag in zip(places, logits.argmax(-1).tolist(), strict=True):
+            for place, tag in zip(seen, logits.argmax(-1).tolist(), strict=True):
                 tags[place] = names[tag]
-            found.append({"words": sentence, "prediction": tags})
+            divided = {"words": sentence} if isinstance(text, str) else {}
+            found.append({**divided, "prediction": tags})
         return found
 
 

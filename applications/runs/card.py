@@ -31,6 +31,8 @@ class Told:
     options: Options
     summary: Mapping[str, Any]
     family: Family
+    place: Path
+    """The folder of the run, as the lines of code call it."""
     sizes: Mapping[str, int]
     """The examples of the ``lower`` and the ``upper`` level."""
     notes: Sequence[str] = ()
@@ -89,7 +91,7 @@ def metadata(folder: Path, told: Told) -> ModelCardData:
 def usage(folder: Path, told: Told) -> str:
     """How to load the folder."""
     name, revision = told.family.auto_model.__name__, told.options.model.revision
-    lines = loading_lines(folder, name, revision)
+    lines = loading_lines(folder, name, revision, place=told.place / folder.name)
     return "\n".join(["```python", *lines, "```"])
 
 

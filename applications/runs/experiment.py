@@ -91,7 +91,7 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         say(note)
     notes = (*splits.notes, *left)
     levels = {"lower": len(work.lower), "upper": len(work.upper)}
-    write_cards(folder.path, Told(options, summary, family, levels, notes))
+    write_cards(folder.path, Told(options, summary, family, folder.path, levels, notes))
     run_report(folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     return summary

@@ -8,6 +8,7 @@ from applications.data.inputs import answered, as_text, read_inputs
 from applications.errors import UsageError
 from applications.pages.writing import write_whole
 from applications.runs.finished import finished_run
+from applications.runs.saved import masks_note
 from applications.runs.usage import loading_lines
 
 
@@ -64,4 +65,5 @@ def merge(run: Path, target: Path, words: Sequence[str] = ()) -> str:
 
     write_whole(target, write)
     lines = loading_lines(target, finished.family.auto_model.__name__)
-    return "\n".join(["merged; load it:", *(f"    {line}" for line in lines)])
+    said = [note.split(";")[0] for note in masks_note(setting, str(target))]
+    return "\n".join([*said, "merged; load it:", *(f"    {line}" for line in lines)])

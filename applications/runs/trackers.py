@@ -36,7 +36,9 @@ class Trackers:
         """Send the numbers of the finished run, under ``final/SPLIT/...``, and close."""
         if self.accelerator is not None:
             self.accelerator.log(dict(numbers({"final": metrics})), step=step)
-            self.accelerator.end_training()
+            # Not end_training, which ends the group of processes as well.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 SENT = ("losses", "learning_rates", "responses", "validation", "num_gradients", "seconds")
@@ -57,6 +59,8 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises:
         UsageError: with the trackers that are known, or installed.
     """
+    if not names:
+        return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = sorted(LOGGER_TYPE_TO_CLASS)
