@@ -1,7 +1,7 @@
 """The model card of a run, filled from its numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,23 @@ def write_cards(run: Path, told: Told) -> None:
     for name in ("adapter", training_form("adapter"), "model"):
         if (run / name).is_dir():
             write_card(run / name, told)
+    chosen = replace(told, summary=at_selected(told.summary))
+    for name in ("selected", training_form("selected")):
+        if (run / name).is_dir():
+            write_card(run / name, chosen)
+
+
+def at_selected(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The summary with the numbers of the selected step, as far as they were taken."""
+    found = summary["selected"]
+    if found is None:
+        return summary
+    name = summary["metric_name"]
+    scores = {
+        split: {"loss": found[f"{split}_loss"], name: found[f"{split}_metric"]}
+        for split in ("train", "validation", "test")
+    }
+    return {**summary, "metrics": scores, "test_metric": found["test_metric"]}
 
 
 def write_card(folder: Path, told: Told) -> None:

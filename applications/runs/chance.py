@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from applications.data.splits import at_most
 from applications.families.metrics import Evaluation
 from applications.options.arguments import Options
 from applications.runs.phases import Workload
@@ -25,7 +26,9 @@ def chance_notes(
     inputs.
     """
     splits = {"train": work.splits.train, "test": work.splits.test}
-    for split, examples in splits.items():
+    data = work.options.data
+    for split, whole in splits.items():
+        examples = at_most(whole, data.max_eval_samples, work.task, data.split_seed)
         reason = at_chance(work.task.kind, evaluations[split], examples, folder, split)
         if reason is not None:
             learned = "has learned nothing" if split == "train" else "does not generalise"

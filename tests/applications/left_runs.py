@@ -21,7 +21,10 @@ CLASSES = {
     "bilora": ("bilora", *TWO_LEVELS, "--report_to", "tensorboard"),
     "bidora": ("bidora", *TWO_LEVELS),
     "autolora": ("autolora", *TWO_LEVELS, "--retraining", "none"),
-    "decay": ("lora_weight_decay", *TWO_LEVELS),
+    "decay": (
+        *("lora_weight_decay", *TWO_LEVELS),
+        *("--eval_steps", "2", "--metric_for_best_model", "loss"),
+    ),
     "dropout": ("lora_dropout", *TWO_LEVELS, "--learn_mask_rate", "--num_masks", "2"),
     "columns": ("bidora", *TWO_LEVELS, "--norm_axis", "in", "--retraining", "none"),
     "chance": ("full", "--learning_rate", "1e-9"),

@@ -166,6 +166,18 @@ def test_the_card_has_the_numbers_of_the_run(left: dict[str, Left]) -> None:
         assert f"method: {summary['method']}, {summary['trainable_params']}" in card.text
 
 
+def test_the_card_of_the_selected_step_has_its_numbers(left: dict[str, Left]) -> None:
+    folder = left["decay"].folder
+    chosen = json.loads((folder / "summary.json").read_text())["selected"]
+    for name in ("selected", "selected_training"):
+        card = ModelCard.load(folder / name / "README.md")
+        assert card.data.eval_results[0].metric_value == chosen["test_metric"]
+        row = (
+            f"| validation | {chosen['validation_loss']:.4g} | {chosen['validation_metric']:.4g} |"
+        )
+        assert row in card.text
+
+
 def test_tensorboard_is_sent_the_lines_of_the_log(left: dict[str, Left]) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = left["bilora"].folder
