@@ -25,6 +25,16 @@ from applications.methods import (
 T = TypeVar("T")
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+# Options that may differ between a run and its continuation: they change no number.
+FREE_ON_RESUME = (
+    "output_dir",
+    "save_steps",
+    "save_total_limit",
+    "resume",
+    "disable_tqdm",
+    "device",
+    "report_to",
+)
 
 
 def option(default: T, description: str, *aliases: str, choices: Collection[T] = ()) -> T:
@@ -385,6 +395,11 @@ class RunOptions:
     save_total_limit: int = option(1, "checkpoints kept")
     resume: bool = option(False, "go on from the last checkpoint in --output_dir")
     disable_tqdm: bool = option(False, "no progress bar")
+    report_to: list[str] | None = option(
+        None,
+        "trackers of accelerate that are sent the log lines too (tensorboard, wandb, mlflow, ...; "
+        "all: those installed); default: none",
+    )
 
     def __post_init__(self) -> None:
         counts = (
@@ -409,6 +424,7 @@ class RunOptions:
         require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "must be > 0")
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
+        object.__setattr__(self, "report_to", separated(self.report_to))
         schedule = self.lr_scheduler_type
         require(schedule in SCHEDULES, "lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
 
