@@ -98,8 +98,14 @@ def test_new_examples_compete_among_new_classes_and_old_ones_among_all_that_came
 # The training
 
 
+# Adam's first step has the length of its rate, whatever the gradient: a high one tells data apart.
 OPTIONS = SequenceOptions(
-    lora_r=2, lower_steps=2, num_train_epochs=2.0, hypergradient="alternating", share="layer"
+    upper_learning_rate=0.3,
+    lora_r=2,
+    lower_steps=2,
+    num_train_epochs=4.0,
+    hypergradient="alternating",
+    share="layer",
 )
 ROWS_OF_TWO_TASKS = [row(label) for label in range(16)]
 SECOND = Task(
@@ -122,7 +128,7 @@ def after_a_task(name: str) -> PeftModel:
 
 
 def learned(name: str) -> PeftModel:
-    """The model after two epochs of the second task, a step each: a batch holds all of it."""
+    """The model after four epochs of the second task, a step each: a batch holds all of it."""
     model = after_a_task(name)
     place = ModelOptions(device="cpu")
     Learner(model, ROWS[name], OPTIONS, place, stacked, 0).learn(SECOND)
@@ -157,14 +163,14 @@ def by_hand(name: str) -> PeftModel:
     rows = SECOND.rest if ROWS[name].fitted else SECOND.own
     if ROWS[name].replay:
         rows = [*rows, *(r for r in SECOND.memory if r["labels"] < 2)]
-    for number in range(2):
-        step(direction, 1e-3 * (1 - number / 2), rows, True)
-        if name == "sd_lora_two_level" and number == 1:
+    for number in range(4):
+        step(direction, 1e-3 * (1 - number / 4), rows, True)
+        if name == "sd_lora_two_level" and number % 2:
             assert magnitudes is not None
-            step(magnitudes, 1e-2, SECOND.memory, False)
-    if name == "sd_lora_afterwards":
+            step(magnitudes, 0.3 if number == 1 else 0.15, SECOND.memory, False)
+    for rate in (0.3, 0.15) if name == "sd_lora_afterwards" else ():
         assert magnitudes is not None
-        step(magnitudes, 1e-2, SECOND.memory, False)
+        step(magnitudes, rate, SECOND.memory, False)
     return model
 
 
