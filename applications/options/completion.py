@@ -68,9 +68,9 @@ def check_adapter(adapter: AdapterOptions) -> None:
             f"LoRA, got --method {row.name}"
         )
     if adapter.two_levels and row.second_level is None:
-        has = "always has" if row.bi_level else "has no"
+        has = "always has an" if row.bi_level else "has no"
         raise UsageError(
-            f"argument --two_levels: method {row.name} {has} an upper level, got True; leave it "
+            f"argument --two_levels: method {row.name} {has} upper level, got True; leave it "
             f"out, or choose one of {', '.join(those_with('second_level'))}"
         )
     if adapter.mask_rate is not None and row.mask_rate is None:
