@@ -20,11 +20,13 @@ from applications.errors import UsageError
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, LoraConfig, PeftConfig
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
-    from adapters import BiLoraConfig
+    from adapters import Allocation, BeamSearch, BiLoraConfig, MoleConfig
     from blo import Method
 
 Penalty: TypeAlias = "Callable[[nn.Module], Tensor]"
+Hook: TypeAlias = "Callable[[Optimizer, Any, int, Optimizer | None], Any]"
 Retraining = Literal["none", "values", "ranks"]
 Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
 ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
@@ -55,6 +57,8 @@ class Row:
         takes: the parameters of ``config`` beside rank, alpha, dropout and modules, each with the
             option that gives it (``num_steps``: the updates of the run).
         bi_level: whether it has an upper level.
+        second_level: what ``--two_levels`` adds to the parameters of ``config``; None where there
+            is one level, or always two.
         note: what ``--help`` says of it in brackets.
         mask_rate: of LoRA Dropout where ``--mask_rate`` gives none, 0 for no masks; None where the
             factors cannot be masked.
@@ -67,7 +71,8 @@ class Row:
         response_alone: why the upper level moves through the lower one's response alone, where it
             does: controls without a response are refused with these words.
         export: writes the adapter as a plain LoRA.
-        hook: what acts after each step of the optimizer, from it and the model.
+        hook: makes what acts after each step of the optimizer, from it, the model, the number of
+            its steps, and the optimizer of the upper level where there is one.
         unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
     """
 
@@ -75,6 +80,7 @@ class Row:
     config: Callable[..., PeftConfig] | None
     takes: Mapping[str, str] = field(default_factory=no_options)
     bi_level: bool = False
+    second_level: Mapping[str, Any] | None = None
     note: str = ""
     mask_rate: float | None = None
     orthogonality: Callable[[float, bool], Penalty] | None = None
@@ -84,7 +90,7 @@ class Row:
     selects_ranks: bool = False
     response_alone: str | None = None
     export: Callable[..., object] | None = None
-    hook: Callable[..., Any] | None = None
+    hook: Hook | None = None
     unpublished: str | None = None
 
 
@@ -136,6 +142,60 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
     )
 
 
+def mole_config(
+    *,
+    experts: list[str] | None,
+    num_experts: int,
+    train_experts: bool = False,
+    r: int,
+    lora_alpha: float,
+    **settings: Any,
+) -> MoleConfig:
+    """MoLE of folders of plain LoRA, or of new experts, each with the rank and the scale of LoRA.
+
+    Raises:
+        UsageError: new experts without a second level, which would never be trained.
+    """
+    from adapters import MoleConfig
+
+    if experts:
+        return MoleConfig(experts=experts, train_experts=train_experts, **settings)
+    if not train_experts:
+        raise UsageError(
+            "argument --experts: method mole weighs adapters that exist, got none; give their "
+            "folders, or --two_levels to train new ones through the gate"
+        )
+    return MoleConfig(
+        ranks=[r] * num_experts,
+        lora_alpha=lora_alpha * num_experts,  # type: ignore[arg-type]
+        train_experts=True,
+        **settings,
+    )
+
+
+def allocation(
+    optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
+) -> Allocation:
+    """AdaLoRA's allocator, which has a schedule of its own."""
+    from adapters import Allocation
+
+    del num_steps, upper
+    return Allocation(optimizer, model)
+
+
+def beam_search(
+    optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
+) -> BeamSearch:
+    """Twelve moves a run, as in the authors' script (every 3,000 of 37,000 steps), at most.
+
+    The first half of the period leads to a snapshot; nothing is moved in the last period.
+    """
+    from adapters import BeamSearch
+
+    every = max(4, 2 * (num_steps // 24))
+    return BeamSearch(optimizer, model, every=every, num_steps=num_steps, score_optimizer=upper)
+
+
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
     Row("full", None, note="all weights"),
@@ -146,7 +206,7 @@ ROWS = (
         adalora_config,
         {"num_steps": "num_steps"},
         note="PEFT's own",
-        hook=later("adapters", "Allocation"),
+        hook=allocation,
     ),
     Row(
         "lora_dropout",
@@ -190,6 +250,36 @@ ROWS = (
         penalty=later("adapters", "WeightDecay"),
         response_alone="its decays act on held-out data through the lower level's response alone",
         export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "beam_lora",
+        later("adapters", "BeamLoraConfig"),
+        second_level={"score_level": "upper"},
+        export=later("adapters", "export_lora"),
+        hook=beam_search,
+    ),
+    Row(
+        "mole",
+        mole_config,
+        {"experts": "experts", "num_experts": "num_experts"},
+        second_level={"train_experts": True},
+        note="of the adapters that --experts names",
+        export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "sd_lora",
+        later("adapters", "SdLoraConfig"),
+        second_level={"magnitude_level": "upper"},
+        note="one task; applications.continual trains several",
+        export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "rep_lora",
+        later("adapters", "RepLoraConfig"),
+        {"generator": "generator", "width": "generator_width"},
+        second_level={"generator_level": "upper"},
+        export=later("adapters", "export_lora"),
+        unpublished="the sizes of RepLoRA's network were never published",
     ),
 )
 METHODS: dict[str, Row] = {row.name: row for row in ROWS}

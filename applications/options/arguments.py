@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from applications.errors import UsageError
 from applications.methods import (
@@ -21,6 +21,9 @@ from applications.methods import (
     taking,
     those_with,
 )
+
+if TYPE_CHECKING:
+    from applications.options.sequences import SequenceOptions
 
 T = TypeVar("T")
 
@@ -200,6 +203,21 @@ class AdapterOptions:
     initial_weight_decay: float = option(
         0.01, "lora_weight_decay: what the learned weight decay of every layer starts at"
     )
+    two_levels: bool = option(
+        False,
+        f"{', '.join(those_with('second_level'))}: train scores, gates, magnitudes or the network "
+        f"on D2, above the rest (ours; the papers have one level)",
+    )
+    experts: list[str] | None = option(
+        None, "mole: folders of plain LoRA adapters of the same base model"
+    )
+    num_experts: int = option(
+        3, "mole: new experts of rank lora_r, where --two_levels trains them and --experts has none"
+    )
+    generator: Literal["rows", "seed"] = option(
+        "rows", "rep_lora: the network makes each row of the factors, or whole ones from a seed"
+    )
+    generator_width: int = option(64, "rep_lora: hidden width of the network")
     orthogonality: float = option(
         0.0, "weight of the method's squared orthogonality penalty on the lower level"
     )
@@ -218,7 +236,8 @@ class AdapterOptions:
     def __post_init__(self) -> None:
         known = self.method is None or self.method in METHODS
         require(known, "method", self.method, f"must be one of {', '.join(METHODS)}")
-        require_all(self, ("lora_r",), 1, "must be at least 1")
+        require_all(self, ("lora_r", "generator_width"), 1, "must be at least 1")
+        require_all(self, ("num_experts",), 2, "must be at least 2")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be greater than 0")
         inside = 0 <= self.lora_dropout < 1
         require(inside, "lora_dropout", self.lora_dropout, "must be at least 0 and less than 1")
@@ -237,8 +256,8 @@ class AdapterOptions:
         require_all(self, ("num_masks",), 1, "must be at least 1")
         if self.learn_mask_rate and not self.masks:
             require(False, "learn_mask_rate", True, "needs --method lora_dropout or --mask_rate")
-        modules = separated(self.lora_target_modules)
-        object.__setattr__(self, "lora_target_modules", modules)
+        for name in ("lora_target_modules", "experts"):
+            object.__setattr__(self, name, separated(getattr(self, name)))
 
     @property
     def row(self) -> Row:
@@ -253,7 +272,7 @@ class AdapterOptions:
     @property
     def bi_level(self) -> bool:
         """Whether the method has an upper level."""
-        return self.row.bi_level or self.learn_mask_rate
+        return self.row.bi_level or self.learn_mask_rate or self.two_levels
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -487,6 +506,8 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     generation: GenerationOptions | None = None
     """Only where text is generated."""
+    sequence: "SequenceOptions | None" = None
+    """Only of ``applications.continual``."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
 
