@@ -24,7 +24,7 @@ def engine(method: Method) -> Train:
             [None],
             steps=task.steps,
             method=method,
-            start=(lambda: task.x) if task.from_upper else None,
+            start=(lambda: list(task.upper.parameters())) if task.from_upper else None,
         )
         rounds = Engine(ProblemGraph([above, below])).rounds(10**9)
         return lambda: next(rounds)

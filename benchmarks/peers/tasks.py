@@ -51,6 +51,17 @@ class Linear(nn.Module):
         return inputs @ self.w, self.w
 
 
+class Grid(nn.Module):
+    """Parameters in rows, returned as they are."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(rows, size))
+
+    def forward(self) -> Tensor:
+        return self.w
+
+
 class Layers(nn.Sequential):
     """A network of linear layers with ReLU between them; it returns half its squared length beside
     what it predicts.
@@ -107,8 +118,7 @@ def meta_weight_net(
     torch.manual_seed(0)
     net = Layers(*layers).to(dtype)
     weigh = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid()).to(dtype)
-    inputs, more = torch.randn(rows, layers[0]).to(dtype), torch.randn(rows, layers[0]).to(dtype)
-    labels, others = torch.randint(10, (rows,)), torch.randint(10, (rows,))
+    (inputs, more), (labels, others) = _noisy_classes(rows, layers[0], dtype)
 
     def lower(above: Part, below: Part) -> Tensor:
         found = below(inputs, with_size=bool(decay))
@@ -143,8 +153,7 @@ def reweighting(
     torch.manual_seed(0)
     rows, inputs_size = 64, 64
     net, weights = Layers(inputs_size, width, 10).to(dtype), Importance(rows).to(dtype)
-    inputs, more = torch.randn(2, rows, inputs_size).to(dtype)
-    labels, others = torch.randint(10, (2, rows))
+    (inputs, more), (labels, others) = _noisy_classes(rows, inputs_size, dtype)
 
     def lower(above: Part, below: Part) -> Tensor:
         return (above() * cross_entropy(below(inputs), labels, reduction="none")).mean()
@@ -250,6 +259,52 @@ def adapter(
         lower_loss=lambda above, below: below(**first).loss,
         optimizer=optimizer,
         lr=1e-3 if optimizer == "Adam" else 0.05,
+    )
+
+
+def _noisy_classes(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels of ten classes, for below and above; 40 % of the labels below are
+    drawn at random.
+    """
+    centres = torch.randn(10, size)
+    labels = torch.randint(10, (2, rows))
+    inputs = 0.5 * centres[labels] + torch.randn(2, rows, size)
+    noisy = torch.rand(rows) < 0.4
+    labels[0] = torch.where(noisy, torch.randint(10, (rows,)), labels[0])
+    return inputs.to(dtype), labels
+
+
+def diagonal(
+    dtype: torch.dtype, *, num_lower: int = 1000, num_upper: int = 10, steps: int = 1
+) -> Task:
+    """As many independent squares as there are lower parameters, penalised in groups of equal
+    size: any number of parameters on both levels.
+    """
+    torch.manual_seed(0)
+    size = num_lower // num_upper
+    centres, curvatures = torch.randn(num_upper, size).to(dtype), torch.rand(num_upper, size)
+    curvatures = (0.5 + curvatures).to(dtype)
+    weights, penalties = Grid(num_upper, size).to(dtype), Penalties(num_upper, -1.0).to(dtype)
+
+    def lower(above: Part, below: Part) -> Tensor:
+        w = below()
+        return 0.5 * ((curvatures * (w - centres).square()).sum() + (above() @ w.square()).sum())
+
+    def upper(above: Part, below: Part) -> Tensor:
+        return 0.5 * (below() - 0.5 * centres).square().sum()
+
+    return Task(
+        problem="squares",
+        setting=f"{num_lower} below, {num_upper} above",
+        upper=penalties,
+        lower=weights,
+        x=list(penalties.parameters()),
+        y=list(weights.parameters()),
+        upper_loss=upper,
+        lower_loss=lower,
+        lr=0.3,
+        steps=steps,
+        upper_lr=1e-9,
     )
 
 
