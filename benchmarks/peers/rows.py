@@ -51,7 +51,7 @@ def solving(problem: Callable[..., Task], size: int, *, large: bool = False) -> 
 def weighting() -> list[Row]:
     """Return the rows of Meta-Weight-Net."""
     plain = tasks.meta_weight_net
-    convex = partial(plain, decay=0.5)
+    convex = partial(plain, decay=1.0)  # without it H is indefinite, and CG is undefined
     adam = partial(plain, steps=2, optimizer="Adam")
     return [
         Row("darts", plain, ONE_STEP),
