@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,3 +108,13 @@ def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
     errors = {(line["method"], line["problem"]): line["error"] for line in levels}
     assert errors["cg(3)", "chain"] < 1e-12
     assert errors["t1t2", "chain"] > 1e-3
+
+
+def test_a_library_of_ones_own_enters_as_the_documentation_says():
+    text = Path("docs/benchmarks.md").read_text(encoding="utf-8")
+    code, _ = (block.split("```")[0] for block in text.split("```python\n")[1:])
+    exec(compile(code, "docs/benchmarks.md", "exec"), {})
+    mine = LIBRARIES.pop("mine")
+    (line,) = lines(Row("darts", RIDGE, ONE_STEP), [mine], repeats=1, seconds=1e-3)
+    assert line["error"] < 1e-5
+    assert line["claim"] == "identity"
