@@ -106,6 +106,7 @@ def meta_weight_net(
     steps: int = 1,
     optimizer: str = "SGD",
     decay: float = 0.0,
+    lr: float = 0.05,
     layers: tuple[int, ...] = (784, 512, 512, 10),
     rows: int = 100,
 ) -> Task:
@@ -133,7 +134,7 @@ def meta_weight_net(
     extra = f", L2 {decay}" if decay else ""
     return Task(
         problem="Meta-Weight-Net",
-        setting=f"{shape}, {rows} rows, {steps} x {optimizer}{extra}",
+        setting=f"{shape}, {rows} rows, {steps} x {optimizer}{'' if lr == 0.05 else f' {lr}'}{extra}",
         upper=weigh,
         lower=net,
         x=list(weigh.parameters()),
@@ -141,7 +142,7 @@ def meta_weight_net(
         upper_loss=upper,
         lower_loss=lower,
         optimizer=optimizer,
-        lr=1e-3 if optimizer == "Adam" else 0.05,
+        lr=1e-3 if optimizer == "Adam" else lr,
         steps=steps,
     )
 
