@@ -132,9 +132,10 @@ def meta_weight_net(
 
     shape = "-".join(map(str, layers))
     extra = f", L2 {decay}" if decay else ""
+    extra = f" {lr}{extra}" if lr != 0.05 else extra
     return Task(
         problem="Meta-Weight-Net",
-        setting=f"{shape}, {rows} rows, {steps} x {optimizer}{'' if lr == 0.05 else f' {lr}'}{extra}",
+        setting=f"{shape}, {rows} rows, {steps} x {optimizer}{extra}",
         upper=weigh,
         lower=net,
         x=list(weigh.parameters()),
