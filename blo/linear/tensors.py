@@ -83,9 +83,10 @@ def norm(x: Tensors) -> Tensor:
     """
     if not x:
         return torch.zeros(())
+    if len(x) == 1:
+        return torch.linalg.vector_norm(x[0], dtype=_accumulator(x))
     norms = torch._foreach_norm(x, dtype=_accumulator(x))
-    gathered = torch.stack([n.to(norms[0].device) for n in norms])
-    return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
 def length(x: Tensors) -> float:
@@ -223,6 +224,8 @@ def _accumulator(x: Tensors) -> torch.dtype:
     """Return the widest type among some tensors, at least float32."""
     first = x[0].dtype
     wide = torch.promote_types(first, torch.float32)
+    if len(x) == 1:
+        return wide
     for dtype in {t.dtype for t in x} - {first}:
         wide = torch.promote_types(wide, dtype)
     return wide
