@@ -210,17 +210,26 @@ class UpdateMap:
             weights: cotangent of the parameters after the step.
             variables: as for `pulled_back`; the graph between is kept.
         """
-        rule, ends, of_gradient, of_options = self._rule, [], [], zeros_like(variables)
+        rule, of_options = self._rule, zeros_like(variables)
+        ends: list[tuple[Tensor, State]] = []
+        of_gradient: list[Tensor | None] = []
         for y, state, g, group, weight in zip(*iterate, gradient, options, weights, strict=True):
             if g is None:
                 ends.append((y, state))
                 of_gradient.append(None)
                 continue
+            if rule.by_gradient is not None and not variables:
+                with torch.no_grad():
+                    ends.append(rule.step(y, state, g, group))
+                    diagonal = rule.by_gradient(y, ends[-1][1], g, group)
+                if diagonal is not None:
+                    of_gradient.append(diagonal.mul_(weight))
+                    continue
+                ends.pop()
             leaf = g.detach().requires_grad_()
             with torch.enable_grad():
                 end, after = rule.step(y.detach(), state, leaf, group)
-            inputs = (leaf, *variables)
-            found = _weighted((end,), (weight,), inputs, keep=bool(variables))
+            found = _weighted((end,), (weight,), (leaf, *variables), keep=bool(variables))
             of_gradient.append(found[0])
             of_options = add(of_options, found[1:])
             ends.append((end.detach(), State(after.num_steps, detach(after.slots))))
