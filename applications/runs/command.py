@@ -1,17 +1,22 @@
 """What every fine-tuning command does around its run."""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import transformers
 from rich.console import Console
 
+from applications import processes
 from applications.errors import UsageError
 from applications.families.family import Family
+from applications.models.loading import device
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.commands import COMMANDS
@@ -37,7 +42,8 @@ def run_command(
 
     Returns:
         The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        after an interruption. Of several processes that torchrun has started, the first one alone
+        prints results.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     quiet()
@@ -45,15 +51,28 @@ def run_command(
     groups = COMMANDS[family.command].groups
     try:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
-        if instead(options, words):
-            return 0
-        if options.dry_run:
-            Console().print(plan_table(estimates(options, family)))
-        else:
-            print(result(finetune(options, family)))
+        with processes.together(device(options.model)), spoken_once():
+            if not processes.is_first():
+                options = replace(options, run=replace(options.run, disable_tqdm=True))
+            if instead(options, words):
+                return 0
+            if options.dry_run:
+                Console().print(plan_table(estimates(options, family)))
+            else:
+                print(result(finetune(options, family)))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not processes.was_left(error):
+            raise
+        print(
+            f"error: process {processes.rank()} of {processes.count()} ends, because another one "
+            f"is gone (what it said stands above or in its own log; if it said nothing, it was "
+            f"killed, as for memory): --resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,6 +80,16 @@ def run_command(
         print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def spoken_once() -> Iterator[None]:
+    """Let the first process of a run speak, and no other."""
+    if processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def result(summary: Mapping[str, Any]) -> str:

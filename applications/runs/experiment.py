@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from applications import processes
 from applications.data.splits import at_most, sizes, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
@@ -44,7 +45,7 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     work = prepare(options, family, task, split_task(task, options.data))
     splits = work.splits
     held_out = selection_data(work)
-    sequence = phases(work)
+    sequence = processes.drawn_apart(phases(work))
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)
@@ -80,9 +81,9 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         device=place,
     )
     folder.write_summary(summary)
-    run_report(
-        folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
-    )
+    if processes.is_first():
+        parts, notes = sizes(splits), splits.notes
+        run_report(folder, summary=summary, evaluations=evaluations, sizes=parts, notes=notes)
     return summary
 
 
@@ -114,7 +115,7 @@ def selected_step(
     if done.selected is None or held_out is None:
         return None
     score = scorer(phase.model, work)
-    put_values(phase.model, folder.read_selected())
+    put_values(phase.model, processes.from_first(folder.read_selected))
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from applications import processes
 from applications.pages.writing import write_json, write_whole
 
 SUMMARY_KEYS = (
@@ -53,7 +54,7 @@ FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run.
+    """The files of one run; of several processes the first alone changes them.
 
     ``config.json`` (its options, a configuration file), ``metrics.jsonl`` (a line a log step),
     ``checkpoints/``, and at the end ``adapter/`` (``model/`` where all weights are trained),
@@ -64,7 +65,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the results of an earlier run, known by its config.json; other files stay."""
-        if not (self.path / "config.json").exists():
+        if not processes.is_first() or not (self.path / "config.json").exists():
             return
         for name in FOLDERS:
             if (self.path / name).exists():
@@ -78,6 +79,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.is_first():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -91,6 +94,8 @@ class RunFolder:
 
     def forget_after(self, phase: int, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that the resumed phase will write again."""
+        if not processes.is_first():
+            return
         kept = [
             line
             for line in self.metrics()
@@ -114,6 +119,8 @@ class RunFolder:
         """
         path = self.path / "checkpoints" / CHECKPOINT.format(phase, round_)
         write_whole(path, lambda draft: torch.save(dict(state), draft))
+        if not processes.is_first():
+            return
         for old in self.checkpoints(phase)[:-keep]:
             old.unlink()
 
