@@ -55,11 +55,10 @@ def together(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         _check_devices(device)
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device.type == "cpu")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     yield
-    state.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 def _check_devices(device: torch.device) -> None:

@@ -83,7 +83,11 @@ def norm(x: Tensors) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    norms = torch._foreach_norm(x, dtype=_accumulator(x))
+    wide = _accumulator(x)
+    if any(map(_is_distributed, x)):  # beside others, torch's kernel does not take them
+        norms = [_entire(torch.linalg.vector_norm(t, dtype=wide)) for t in x]
+    else:
+        norms = list(torch._foreach_norm(x, dtype=wide))
     gathered = torch.stack([n.to(norms[0].device) for n in norms])
     return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
 
@@ -100,7 +104,9 @@ def length(x: Tensors) -> float:
     wide = _accumulator(x)
     if _squares_fit(fast, wide):
         return fast
-    largest = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in x if t.numel()]
+    largest = [
+        float(_entire(torch.linalg.vector_norm(t.detach(), math.inf))) for t in x if t.numel()
+    ]
     if any(math.isnan(m) for m in largest):
         return math.nan
     m = max(largest, default=0.0)
@@ -179,7 +185,7 @@ def average(vectors: Sequence[Tensors]) -> Tensors:
 
 def sum_all(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors without dimensions, on the device of the first."""
-    first, *rest = terms
+    first, *rest = map(_entire, terms)
     for term in rest:
         first = first + term.to(first.device)
     return first
@@ -190,12 +196,24 @@ def _numbers(scalars: Iterable[Tensor]) -> list[float]:
 
     Their absolute values, as those of complex tensors have real types.
     """
-    gathered = tuple(scalars)
+    gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
     wide, device = _accumulator(gathered), gathered[0].device
     numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
     return numbers
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def _entire(scalar: Tensor) -> Tensor:
+    """Return a scalar of a distributed tensor as a plain one, on all processes."""
+    if not _is_distributed(scalar):
+        return scalar
+    entire: Tensor = scalar.full_tensor()  # type: ignore[operator]
+    return entire
 
 
 def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
