@@ -1,6 +1,7 @@
 """Two levels in `transformers.Trainer`, and in trainers that are built on it."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -172,6 +173,8 @@ class TwoLevelMixin(_Base):
         waiting, self._waiting = self._waiting, []
         batches = [MicroBatch(i, n, len(waiting)) for i, n in waiting]
         self._engine.graph.probe(self._engine.graph["lower"], batches[0])
+        if self._engine.round == 0 and self._engine.turn.step == 1:
+            self._warn_of_scaled_loss(batches[0])
         with _replaced(self, "_counting", True):
             total = self._engine.backward("lower", batches)
         return torch.tensor(total.loss, device=self.args.device)
@@ -211,8 +214,8 @@ class TwoLevelMixin(_Base):
         if then != now:
             raise ValueError(
                 f"resume_from_checkpoint {checkpoint!r} was written by {then} processes, and there "
-                f"are {now}, which would see other batches; start as many, or load the adapter from "
-                "it with PEFT, and train anew"
+                f"are {now}, which would see other batches; start as many, or load the adapter "
+                "from it with PEFT, and train anew"
             )
         if self.args.process_index:
             path = Path(checkpoint) / self._state_name()
@@ -285,6 +288,28 @@ class TwoLevelMixin(_Base):
                 parameter.requires_grad_(flag)
         (loss,) = taken
         return loss if batch.of == 1 else loss * batch.of
+
+    def _warn_of_scaled_loss(self, batch: MicroBatch) -> None:
+        """Warn where Trainer multiplies the loss by the number of processes in place of dividing it
+        by what all of them have counted: the model takes that number and leaves it unused.
+        """
+        args, number = self.args, batch.num_items
+        if args.world_size == 1 or number is None or not args.average_tokens_across_devices:
+            return
+        losses = []
+        for count in (number, 2 * number):
+            with torch.no_grad(), torch.random.fork_rng(), self._counts_kept():
+                inputs = self._prepare_inputs({**batch.inputs})
+                with self.compute_loss_context_manager():
+                    taken = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count)
+                losses.append(float(taken))
+        if losses[0] == losses[1] != 0.0:
+            warnings.warn(
+                f"the loss of {type(self.model).__name__} does not depend on num_items_in_batch, "
+                f"which its forward pass takes, so that Trainer multiplies it by {args.world_size},"
+                " the number of processes; give average_tokens_across_devices=False",
+                stacklevel=2,
+            )
 
     def _upper_loss(self, batch: MicroBatch) -> Tensor:
         assert self.upper_compute_loss is not None

@@ -41,8 +41,9 @@ def words(folder: Path, given: dict[str, Any], size: int) -> dict[str, list[str]
 
     still = ("--learning_rate", "1e-30", "--max_steps", "1", "--max_eval_samples", "7")
     trains = ("--learning_rate", "1e-2", "--max_steps", "3", "--eval_steps", "2")
+    exact = ("--hypergradient", "t1t2", "--upper_fraction", "0.3333")  # of 48: whole batches
     return {
-        "nlu": line("nlu", "nlu", "bilora", *trains, "--max_eval_samples", "29"),
+        "nlu": line("nlu", "nlu", "bilora", *trains, *exact, "--max_eval_samples", "29"),
         "token_classification": line("tags", "token_classification", "lora", *still),
         "nlg": line("nlg", "nlg", "lora", *still, "--max_new_tokens", "4", "--num_beams", "1"),
         "whole": line(
@@ -117,10 +118,6 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
 def test_a_command_in_two_processes_is_the_run_of_one_with_twice_the_batch(
     two: tuple[Path, list[dict[str, Any]]], alone: Path
 ) -> None:
@@ -163,7 +160,9 @@ def test_the_first_process_alone_speaks_and_writes(
         assert [answer["commands"][name][0] for answer in answers] == [0, 0]
     assert "results in" in answers[0]["commands"]["nlu"][1]
     assert [text for answer in answers[1:] for text in answer["commands"]["nlu"][1:]] == ["", ""]
-    rounds = [json.loads(line) for line in (folder / "nlu" / "metrics.jsonl").open()]
+    rounds = [
+        json.loads(line) for line in (folder / "nlu" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["round"] for line in rounds if "losses" in line] == [1, 2, 3]
 
 
@@ -206,13 +205,14 @@ def test_a_trainer_in_two_processes_is_that_of_one_with_twice_the_batch(
     first, second = (answer["trainers"][kind]["values"] for answer in two[1])
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert_close(first, expected)
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_masks_are_each_process_s_own_and_the_gradient_is_their_mean(
     two: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     runs = [answer["trainers"]["masks"] for answer in two[1]]
+    assert any("multiplies it by 2" in text for text in runs[0]["said"])
     states = [run["seen"][0] for run in runs]
     assert not torch.equal(*states)
     for ours, theirs in zip(*(run["seen"][1] for run in runs), strict=True):
