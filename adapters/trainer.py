@@ -302,7 +302,7 @@ class TwoLevelMixin(_Base):
                 inputs = self._prepare_inputs({**batch.inputs})
                 with self.compute_loss_context_manager():
                     taken = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count)
-                losses.append(float(taken))
+                losses.append(float(taken[0] if isinstance(taken, tuple) else taken))
         if losses[0] == losses[1] != 0.0:
             warnings.warn(
                 f"the loss of {type(self.model).__name__} does not depend on num_items_in_batch, "

@@ -43,6 +43,19 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
+def refuse_several(command: str) -> None:
+    """Raise where a launcher has started several processes of a command that is one process.
+
+    Raises:
+        UsageError: naming the number.
+    """
+    if launched() > 1:
+        raise UsageError(
+            f"{command} is one process that starts its runs by itself, and a launcher has started "
+            f"{launched()} of it; start it with python -m {command}"
+        )
+
+
 @contextmanager
 def together(device: torch.device) -> Iterator[None]:
     """Join the other processes of the launcher for a block: Gloo on a CPU, NCCL on CUDA devices.
@@ -106,9 +119,9 @@ def from_first(make: Callable[[], T]) -> T:
     return made
 
 
-def own_share(items: Sequence[T]) -> Sequence[T]:
+def own_share(items: Sequence[T]) -> list[T]:
     """This process's share: every `count()`-th item. The shares together are all items, once."""
-    return items[rank() :: count()]
+    return list(items[rank() :: count()])
 
 
 def whole(shares: Sequence[Sequence[T]]) -> list[T]:
@@ -127,9 +140,9 @@ def own_batches(sampler: Sampler[list[int]]) -> Sampler[list[int]]:
     """
     if count() == 1:
         return sampler
-    from accelerate.data_loader import BatchSamplerShard
+    from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-untyped]
 
-    own: Sampler[list[int]] = BatchSamplerShard(sampler, count(), rank())  # type: ignore[arg-type]
+    own: Sampler[list[int]] = BatchSamplerShard(sampler, count(), rank())
     return own
 
 

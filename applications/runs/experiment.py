@@ -82,8 +82,8 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     )
     folder.write_summary(summary)
     if processes.is_first():
-        parts, notes = sizes(splits), splits.notes
-        run_report(folder, summary=summary, evaluations=evaluations, sizes=parts, notes=notes)
+        counted, notes = sizes(splits), splits.notes
+        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     return summary
 
 

@@ -105,13 +105,12 @@ class Reduction:
         if self.is_local or not like:
             return tuple(gradient), self.means(beside)
         if any_sharded(like):
-            pairs = [(g, t) for g, t in zip(gradient, like, strict=True) if not is_sharded(t)]
-            values, beside = self.gradient(
-                [g for g, _ in pairs], tuple(t for _, t in pairs), beside
+            own = [i for i, t in enumerate(like) if not is_sharded(t)]
+            parts, aside = self.gradient(
+                [gradient[i] for i in own], tuple(like[i] for i in own), beside
             )
-            plain = iter(values)
-            both = zip(gradient, like, strict=True)
-            return tuple(g if is_sharded(t) else next(plain) for g, t in both), beside
+            plain = dict(zip(own, parts, strict=True))
+            return tuple(plain.get(i, gradient[i]) for i in range(len(like))), aside
         there = like[0].new_tensor([g is not None for g in gradient])
         dense = tuple(
             torch.zeros_like(t) if g is None else g.to_dense() if g.is_sparse else g

@@ -50,7 +50,7 @@ def backward_gradient(
         p.grad = None
     try:
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return tuple(p.grad for p in inputs)
     finally:
         for p, grad in held:

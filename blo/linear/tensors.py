@@ -210,9 +210,8 @@ def _is_distributed(tensor: Tensor) -> bool:
 
 def _entire(scalar: Tensor) -> Tensor:
     """Return a scalar of a distributed tensor as a plain one, on all processes."""
-    if not _is_distributed(scalar):
-        return scalar
-    entire: Tensor = scalar.full_tensor()  # type: ignore[operator]
+    gather = getattr(scalar, "full_tensor", None)
+    entire: Tensor = scalar if gather is None else gather()
     return entire
 
 
