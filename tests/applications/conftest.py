@@ -16,8 +16,11 @@ from transformers import (
     set_seed,
 )
 
+import applications.comparison.figures
+import applications.runs.report
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
+from applications.pages.drawing import Drawing
 from tests.applications.tiny_runs import Run
 
 TOPICS = {
@@ -34,6 +37,17 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let ``datasets`` write to, and find, nothing but an empty folder."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of pages empty, which takes a third of a tiny run, except in tests marked
+    figures.
+    """
+    if request.node.get_closest_marker("figures") is None:
+        empty = lambda figure, title, text: Drawing(title, text, f"<svg><!-- {title} --></svg>")
+        for module in (applications.runs.report, applications.comparison.figures):
+            monkeypatch.setattr(module, "drawn", empty)
 
 
 @pytest.fixture(scope="session")

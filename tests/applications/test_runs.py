@@ -26,6 +26,7 @@ CONTRACT = [
 ]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None:
     summary, folder = run(tiny(method, "--eval_steps", "3"))
@@ -56,6 +57,7 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     page = (folder / "report.html").read_text()
     assert "<svg" in page
+    assert "one batch" in page  # the legend of a figure
     assert "src=" not in page
     assert "<link" not in page
 
