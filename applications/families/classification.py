@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData, load_task
 from applications.data.inputs import input_texts
@@ -77,14 +78,15 @@ class TextClassification:
         """Loss and metrics of the model on the examples."""
         options, tokenizer = setting.options, setting.tokenizer
         encoded = self.encode(examples, tokenizer, options)
+        rows = sorted(encoded, key=lambda row: len(row["input_ids"]))
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
-        outputs, labels = [], []
+        own, collator = processes.own_share(rows), self.collator(tokenizer)
         with evaluating(model, options):
-            for batch in evaluation_batches(encoded, self.collator(tokenizer), size=size):
-                outputs.append(predict(batch))
-                labels.append(batch["labels"])
-        return evaluation(torch.cat(outputs), torch.cat(labels), setting.task.kind)
+            found = [predict(batch) for batch in evaluation_batches(own, collator, size=size)]
+        shares = [[row for part in share for row in part] for share in processes.gathered(found)]
+        labels = torch.tensor([row["labels"] for row in rows])
+        return evaluation(torch.stack(processes.whole(shares)), labels, setting.task.kind)
 
     def predict(
         self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Batch, Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData
 from applications.data.inputs import input_texts
@@ -231,13 +232,14 @@ def mean_loss(model: nn.Module, rows: Encoded, collator: Collator, options: Opti
     longest = max(len(row["input_ids"]) for row in rows)
     size = min(options.run.per_device_eval_batch_size, max(1, MAX_TOKENS // longest))
     total, count = 0.0, 0
-    for batch in evaluation_batches(rows, collator, size=size):
+    for batch in evaluation_batches(processes.own_share(rows), collator, size=size):
         labels = batch["labels"][:, 1:]
         written = labels != IGNORED
         logits = predict(batch)[:, :-1][written]
         total += float(F.cross_entropy(logits, labels[written], reduction="none").double().sum())
         count += int(written.sum())
-    return total / count
+    shares = processes.gathered((total, count))
+    return sum(total for total, _ in shares) / sum(count for _, count in shares)
 
 
 class NoRepetition(LogitsProcessor):
@@ -287,11 +289,12 @@ def generated(
     )
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     size = max(1, options.run.per_device_eval_batch_size // how.num_beams)
+    own = processes.own_share(order)
     texts = [""] * len(prompts)
     hidden = True if options.run.disable_tqdm else None
-    with tqdm(total=len(prompts), desc=f"generate {split}", unit="text", disable=hidden) as bar:
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+    with tqdm(total=len(own), desc=f"generate {split}", unit="text", disable=hidden) as bar:
+        for start in range(0, len(own), size):
+            chosen = own[start : start + size]
             batch = padded_left([prompts[n] for n in chosen], padding=tokenizer.pad_token_id)
             length = batch["input_ids"].shape[1]
             repeats = how.no_repeat_ngram_size
@@ -305,6 +308,9 @@ def generated(
             for number, text in zip(chosen, found, strict=True):
                 texts[number] = " ".join(text.split())
             bar.update(len(chosen))
+    written_here = processes.gathered([texts[number] for number in own])
+    for number, text in zip(order, processes.whole(written_here), strict=True):
+        texts[number] = text
     return texts
 
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.conll import read_conll
 from applications.data.examples import TaskData
@@ -134,12 +135,13 @@ class TokenClassification:
         found: list[Tensor] = []
         size = options.run.per_device_eval_batch_size
         with evaluating(model, options):
-            ordered = [rows[number] for number in order]
+            ordered = [rows[number] for number in processes.own_share(order)]
             for batch in evaluation_batches(ordered, self.collator(tokenizer), size=size):
                 marked = batch["labels"] != IGNORED
                 logits = predict(batch)
                 found += [each[mask] for each, mask in zip(logits, marked, strict=True)]
         position = {number: place for place, number in enumerate(order)}
+        found = processes.whole(processes.gathered(found))
         return [found[position[number]] for number in range(len(rows))], words
 
     def predict(

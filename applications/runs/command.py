@@ -5,9 +5,12 @@ and a misspelt flag need none of them.
 """
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 
 from applications.errors import UsageError
 from applications.options.arguments import Options
@@ -32,19 +35,38 @@ def run_command(
 
     Returns:
         The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        after an interruption. Of several processes that torchrun has started, the first one alone
+        prints results.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     prog = f"python -m applications.{command}"
     groups = COMMANDS[command].groups
     try:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
+        from applications import processes
+        from applications.models.loading import device
+
         quiet()
-        if not instead(options, words):
-            run(options, command)
+        with processes.together(device(options.model)), spoken_once():
+            if not processes.is_first():
+                options = replace(options, run=replace(options.run, disable_tqdm=True))
+            if not instead(options, words):
+                run(options, command)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from applications import processes
+
+        if not processes.was_left(error):
+            raise
+        print(
+            f"error: process {processes.rank()} of {processes.count()} ends, because another one "
+            f"is gone (what it said stands above or in its own log; if it said nothing, it was "
+            f"killed, as for memory): --resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -68,6 +90,18 @@ def run(options: Options, command: str) -> None:
         Console().print(plan_table(estimates(options, family)))
         return
     print("\n".join(closing(finetune(options, family), options, family)))
+
+
+@contextmanager
+def spoken_once() -> Iterator[None]:
+    """Let the first process of a run speak, and no other."""
+    from applications import processes
+
+    if processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def quiet() -> None:

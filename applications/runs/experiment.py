@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from applications import processes
 from applications.data.splits import at_most, sizes, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
@@ -49,7 +50,7 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     work = prepare(options, family, task, split_task(task, options.data))
     splits = work.splits
     held_out = selection_data(work)
-    sequence = phases(work)
+    sequence = processes.drawn_apart(phases(work))
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)
@@ -91,8 +92,10 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         say(note)
     notes = (*splits.notes, *left)
     levels = {"lower": len(work.lower), "upper": len(work.upper)}
-    write_cards(folder.path, Told(options, summary, family, folder.path, levels, notes))
-    run_report(folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=notes)
+    if processes.is_first():
+        counted = sizes(splits)
+        write_cards(folder.path, Told(options, summary, family, folder.path, levels, notes))
+        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     return summary
 
@@ -125,7 +128,7 @@ def selected_step(
     if done.selected is None or held_out is None:
         return None
     score = scorer(phase.model, work)
-    put_values(phase.model, folder.read_selected())
+    put_values(phase.model, processes.from_first(folder.read_selected))
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from applications import processes
 from applications.pages.writing import write_json, write_whole
 
 SUMMARY_KEYS = (
@@ -54,7 +55,7 @@ FILES = ("config.json", "task.json", "metrics.jsonl", "summary.json", "report.ht
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run.
+    """The files of one run; of several processes the first alone changes them.
 
     ``config.json`` (its options, a configuration file), ``metrics.jsonl`` (a line a log step),
     ``checkpoints/``, and at the end ``adapter/`` and ``adapter_training/`` (``model/`` where all
@@ -66,7 +67,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the results of an earlier run, known by its config.json; other files stay."""
-        if not (self.path / "config.json").exists():
+        if not processes.is_first() or not (self.path / "config.json").exists():
             return
         for name in FOLDERS:
             if (self.path / name).exists():
@@ -80,6 +81,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.is_first():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -93,6 +96,8 @@ class RunFolder:
 
     def forget_after(self, phase: int, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that the resumed phase will write again."""
+        if not processes.is_first():
+            return
         kept = [
             line
             for line in self.metrics()
@@ -116,6 +121,8 @@ class RunFolder:
         """
         path = self.path / "checkpoints" / CHECKPOINT.format(phase, round_)
         write_whole(path, lambda draft: torch.save(dict(state), draft))
+        if not processes.is_first():
+            return
         for old in self.checkpoints(phase)[:-keep]:
             old.unlink()
 

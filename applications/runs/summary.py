@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adapters import levels
+from applications import processes
 from applications.families.metrics import Evaluation
 from applications.options.arguments import AdapterOptions
 from applications.options.versions import versions
@@ -146,7 +147,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The device in words, and the number of processes where there are several."""
+    among = f", {processes.count()} processes" if processes.count() > 1 else ""
     if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+        return str(torch.cuda.get_device_name(device)) + among
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads){among}"

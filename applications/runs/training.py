@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from applications import processes
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import FREE_ON_RESUME, Options
@@ -19,6 +20,8 @@ from applications.runs.selection import Selection
 from applications.runs.trackers import Trackers
 from blo import Engine, Info, Record
 
+# What each process has of its own in an engine's state.
+OWN_STATE = ("random_state", "random_state_of_libraries", "buffers")
 Score = Callable[[], Evaluation]
 
 
@@ -202,8 +205,10 @@ class Training:
         run = self.loop.options.run
         if not (self.last or self.stopped or self.round % run.save_steps == 0):
             return
+        engine = self.engine.state_dict()
         state = {
-            "engine": self.engine.state_dict(),
+            "engine": engine,
+            "processes": processes.gathered({name: engine[name] for name in OWN_STATE}),
             "stateful": [item.state_dict() for item in self.phase.stateful],
             "round": self.round,
             "seconds": self.seconds,
@@ -217,10 +222,11 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
-        folder, index = self.loop.folder, self.loop.index
-        if folder.checkpoints(index):
-            state = read_checkpoint(folder, index, self.loop.options)
-            self.engine.load_state_dict(state["engine"])
+        folder, index, options = self.loop.folder, self.loop.index, self.loop.options
+        state = processes.from_first(lambda: read_checkpoint(folder, index, options))
+        if state is not None:
+            own = state["processes"][processes.rank()]
+            self.engine.load_state_dict(state["engine"] | own)
             for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
                 item.load_state_dict(kept)
             for name in ("round", "seconds", "stopped", "hypergradient"):
@@ -230,14 +236,24 @@ class Training:
         folder.forget_after(index, self.round)
 
 
-def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
-    """The newest checkpoint of a phase.
+def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any] | None:
+    """The newest checkpoint of a phase, if there is one.
 
     Raises:
-        UsageError: it belongs to a run with other options.
+        UsageError: it belongs to a run with other options, or of another number of processes.
     """
-    path = folder.checkpoints(index)[-1]
+    found = folder.checkpoints(index)
+    if not found:
+        return None
+    path = found[-1]
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state.setdefault("processes", [{}])  # written before a run could have several
+    then_processes = len(state["processes"])
+    if then_processes != processes.count():
+        raise UsageError(
+            f"argument --resume: {path} was written by {then_processes} processes, and there are "
+            f"{processes.count()}; start as many, or use another --output_dir"
+        )
     now, then = options.as_dict(), state["options"]
     changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
     if changed:

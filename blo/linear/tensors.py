@@ -83,10 +83,15 @@ def norm(x: Tensors) -> Tensor:
     """
     if not x:
         return torch.zeros(())
+    wide = _accumulator(x)
     if len(x) == 1:
-        return torch.linalg.vector_norm(x[0], dtype=_accumulator(x))
-    norms = torch._foreach_norm(x, dtype=_accumulator(x))
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+        return _entire(torch.linalg.vector_norm(x[0], dtype=wide))
+    if any(map(_is_distributed, x)):  # beside others, torch's kernel does not take them
+        norms = [_entire(torch.linalg.vector_norm(t, dtype=wide)) for t in x]
+    else:
+        norms = list(torch._foreach_norm(x, dtype=wide))
+    gathered: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return gathered
 
 
 def length(x: Tensors) -> float:
@@ -102,7 +107,7 @@ def length(x: Tensors) -> float:
     if _squares_fit(fast, wide):
         return fast
     # Torch's infinity norm takes ten times as long.
-    largest = [float(t.detach().abs().amax()) for t in x if t.numel()]
+    largest = [float(_entire(t.detach().abs().amax())) for t in x if t.numel()]
     if any(math.isnan(m) for m in largest):
         return math.nan
     m = max(largest, default=0.0)
@@ -194,7 +199,7 @@ def average(vectors: Sequence[Tensors]) -> Tensors:
 
 def sum_all(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors without dimensions, on the device of the first."""
-    first, *rest = terms
+    first, *rest = map(_entire, terms)
     for term in rest:
         first = first + term.to(first.device)
     return first
@@ -205,12 +210,23 @@ def _numbers(scalars: Iterable[Tensor]) -> list[float]:
 
     Their absolute values, as those of complex tensors have real types.
     """
-    gathered = tuple(scalars)
+    gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
     wide, device = _accumulator(gathered), gathered[0].device
     numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
     return numbers
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def _entire(scalar: Tensor) -> Tensor:
+    """Return a scalar of a distributed tensor as a plain one, on all processes."""
+    gather = getattr(scalar, "full_tensor", None)
+    entire: Tensor = scalar if gather is None else gather()
+    return entire
 
 
 def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
