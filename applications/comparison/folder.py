@@ -17,13 +17,13 @@ from typing import Any
 from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
 from applications.errors import UsageError
+from applications.options.arguments import FREE_ON_RESUME
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts, write_json
 from applications.runs import mark as marks
 from applications.runs.claim import NEXT
-from applications.runs.training import FREE_ON_RESUME
 
-RESULTS = ("checkpoints", "adapter", "model", "lora", "selected", NEXT)
+RESULTS = ("checkpoints", "adapter", "adapter_training", "model", "lora", "selected", NEXT)
 WHOLE_SUMMARY = ("method", "seed", "test_metric", "test_loss", "num_gradients")
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+from applications import processes
 
 Batch = dict[str, Tensor]
 Encoded = list[dict[str, Any]]
@@ -15,14 +17,17 @@ Collator = Callable[[list[dict[str, Any]]], Batch]
 def training_batches(encoded: Encoded, collator: Collator, *, size: int, seed: int) -> Any:
     """Shuffled batches, padded to their longest example; the order depends on ``seed`` alone.
 
-    The loader draws from a generator of its own, which the engine saves and restores.
+    Of several processes each takes its own of them, so that together they see what one process
+    sees with batches of ``size`` times their number. The loader draws from a generator of its own,
+    which the engine saves and restores.
     """
+    generator = torch.Generator().manual_seed(seed)
+    order = RandomSampler(encoded, generator=generator)
     return DataLoader(
         encoded,  # type: ignore[arg-type]
-        batch_size=size,
-        shuffle=True,
+        batch_sampler=processes.own_batches(BatchSampler(order, size, drop_last=False)),
         collate_fn=collator,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
     )
 
 

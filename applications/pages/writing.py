@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from applications import processes
+
 BEFORE = "before"
 DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 """What tempfile makes of the prefix in `write_whole`."""
@@ -19,7 +21,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place.
 
     It is on the disk before it does. What a process that is killed leaves, `remove_drafts` mends.
+    Of several processes of a run, the first one alone writes.
     """
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as place:
         draft = Path(place) / path.name

@@ -9,10 +9,11 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from applications import processes
 from applications.errors import UsageError
 from applications.models.loading import location
 from applications.options.arguments import Options
@@ -48,12 +49,18 @@ class Claim:
     def begin(self, mark: Mark, say: Callable[[str], None]) -> RunFolder:
         """The folder that the run works in, with its mark, empty of what it will not go on from.
 
+        Of several processes, the first one alone changes it.
+
         Raises:
             UsageError: ``resume`` was asked for and the folder holds another run.
         """
+        self.folder = processes.from_first(lambda: self.prepared(mark, say))
+        return self.folder
+
+    def prepared(self, mark: Mark, say: Callable[[str], None]) -> RunFolder:
+        """Do so."""
         folder = self.working(mark, say) if self.resume else self.emptied(mark, say)
         then = read_mark(folder.path) if self.resume else None
-        self.folder = folder
         # Where a finished result is gone on with, it stays whole: files are replaced one by one.
         self.mark = replace(mark, finished=None if then is None else then.finished)
         self.mark.write(folder.path)
@@ -104,6 +111,8 @@ class Claim:
 
     def finish(self) -> None:
         """Say that the result is whole, and give it the place of an earlier one."""
+        if not processes.is_first():
+            return
         assert self.folder is not None
         assert self.mark is not None
         names = tuple(result_names(self.folder.path))
@@ -113,6 +122,17 @@ class Claim:
 
 @contextmanager
 def claimed(options: Options) -> Iterator[Claim]:
+    """The run's folder, held by the first of its processes.
+
+    Raises:
+        UsageError: as `taken`, in all processes.
+    """
+    with ExitStack() as stack:
+        yield processes.from_first(lambda: stack.enter_context(taken(options)))
+
+
+@contextmanager
+def taken(options: Options) -> Iterator[Claim]:
     """The run's folder, held against other runs; removed again where nothing was begun in it.
 
     Raises:

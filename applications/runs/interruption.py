@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from applications import processes
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,12 +30,14 @@ class Signals:
 
     Attributes:
         asked: the signal, None where there was none.
+        ending: whether some process of the run had one when they last agreed.
         patient: whether a signal is kept until somebody looks at ``asked``; if not, it raises a
             KeyboardInterrupt where it arrives, as a second one always does.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.ending = False
         self.patient = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -45,9 +49,13 @@ class Signals:
         os.write(2, b"\nending after this update; once more ends at once\n")
 
     def check(self) -> None:
-        """Raise a KeyboardInterrupt if there was a signal."""
-        if self.asked is not None:
+        """Raise a KeyboardInterrupt if the run is to end."""
+        if self.ending:
             raise KeyboardInterrupt
+
+    def agree(self) -> None:
+        """Let all processes of the run end if one of them was asked to."""
+        self.ending = any(asked is not None for asked in processes.gathered(self.asked))
 
     @contextmanager
     def waiting(self, patient: bool) -> Iterator[None]:

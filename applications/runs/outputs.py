@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
+from applications import processes
 from applications.pages.writing import write_json, write_text, write_whole
 from applications.runs.mark import read_mark
 from blo.state_files import is_sealed, sealed
@@ -51,24 +50,28 @@ SUMMARY_KEYS = (
 )
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = "phase-{}-round-{:08d}.pt"
-FOLDERS = (CHECKPOINTS, "adapter", "model", "lora", "selected")
-FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
+FOLDERS = (
+    *(CHECKPOINTS, "adapter", "adapter_training", "model", "lora"),
+    *("selected", "selected_training", "logs"),
+)
+FILES = ("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run.
+    """The files of one run; of several processes the first alone changes them.
 
     ``config.json`` (its options, a configuration file), ``metrics.jsonl`` (a line a log step),
-    ``checkpoints/``, and at the end ``adapter/`` (``model/`` where all weights are trained),
-    ``selected/`` (the same at the selected step), ``summary.json`` and ``report.html``.
+    ``checkpoints/``, and at the end ``adapter/`` and ``adapter_training/`` (``model/`` where all
+    weights are trained), ``selected/`` (the same at the selected step), ``task.json`` (what a
+    prediction has to know of the data), ``summary.json`` and ``report.html``.
     """
 
     path: Path
 
     def clear(self) -> None:
         """Remove the results of an earlier run, where there is its mark; other files stay."""
-        if read_mark(self.path) is None:
+        if not processes.is_first() or read_mark(self.path) is None:
             return
         for name in result_names(self.path):
             path = self.path / name
@@ -80,6 +83,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.is_first():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -93,6 +98,8 @@ class RunFolder:
 
     def forget_after(self, phase: int, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that the resumed phase will write again."""
+        if not processes.is_first():
+            return
         kept = [
             line
             for line in self.metrics()
@@ -118,6 +125,8 @@ class RunFolder:
         torch.save(dict(state), buffer)
         content = sealed(buffer.getvalue())
         write_whole(path, lambda draft: draft.write_bytes(content))
+        if not processes.is_first():
+            return
         for old in self.checkpoints(phase)[:-keep]:
             old.unlink()
 
@@ -141,12 +150,6 @@ class RunFolder:
         path = self.path / "checkpoints" / "selected.pt"
         values: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return values
-
-    def save_model(self, model: PeftModel | PreTrainedModel, name: str | None = None) -> None:
-        """Write the adapter in PEFT's form, or the whole model where there is no adapter."""
-        default = "adapter" if isinstance(model, PeftModel) else "model"
-        path = self.path / (name or default)
-        write_whole(path, lambda draft: model.save_pretrained(str(draft)))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.

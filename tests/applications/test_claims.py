@@ -338,7 +338,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     folder = RunFolder(tmp_path)
     asked = options(tmp_path)
     for number in (2, 4):
-        state = {"round": number, "options": asked.as_dict()}
+        state = {"round": number, "options": asked.as_dict(), "processes": [{}]}
         folder.save_checkpoint(0, number, state, keep=2)
     for path in reversed(folder.checkpoints()):
         content = bytearray(path.read_bytes())
@@ -358,6 +358,7 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     with signals() as found, found.waiting(True):
         os.kill(os.getpid(), signal.SIGTERM)
         assert found.asked == signal.SIGTERM
+        found.agree()
         with pytest.raises(KeyboardInterrupt):
             found.check()
         with pytest.raises(KeyboardInterrupt):

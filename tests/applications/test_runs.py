@@ -27,13 +27,16 @@ CONTRACT = [
 ]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None:
     summary, folder = run(tiny(method, "--eval_steps", "3"))
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html", "mark.json", "lock"),
+        *("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html"),
+        *("mark.json", "lock"),
         *("adapter", "checkpoints"),
+        *(["adapter_training"] if method.startswith("bi") else []),
     }
     written = json.loads((folder / "summary.json").read_text())
     assert list(written) == CONTRACT == list(SUMMARY_KEYS)
@@ -57,6 +60,7 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     page = (folder / "report.html").read_text()
     assert "<svg" in page
+    assert "one batch" in page  # the legend of a figure
     assert "src=" not in page
     assert "<link" not in page
 
