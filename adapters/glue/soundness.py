@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -68,7 +69,7 @@ def warn_of_half(model: nn.Module) -> None:
 
 def warn_of_frozen_head(model: nn.Module) -> None:
     """Warn where the head of a classifier stays as it is, which task_type decides."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     kind = type(base).__name__
     if "Classification" not in kind and "QuestionAnswering" not in kind:
         return

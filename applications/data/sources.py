@@ -87,10 +87,10 @@ def refuse_missing(options: DataOptions, command: str) -> None:
     if options.train_file is None:
         check_command(options.task_name, command)
     named = ("train_file", "validation_file", "test_file")
-    for name in named:
-        file = getattr(options, name)
+    for argument in named:
+        file = getattr(options, argument)
         if file is not None and not Path(file).is_file():
-            raise UsageError(f"argument --{name}: {file!r} is no file; check its name")
+            raise UsageError(f"argument --{argument}: {file!r} is no file; check its name")
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
         raise UsageError(f"argument --data_dir: {options.data_dir!r} is no folder; check its name")
     if options.train_file is not None:

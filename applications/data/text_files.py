@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 
 from applications.errors import UsageError
@@ -210,8 +209,8 @@ def uniform(file: Path, name: str, values: list[Any]) -> list[Any]:
             f"alike"
         )
     try:
-        pa.array(values)
-    except (pa.ArrowException, OverflowError) as error:
+        Dataset.from_dict({name: values})
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
         raise UsageError(f"{file}, column {name!r}: cannot be read: {error}") from error
     return values
 

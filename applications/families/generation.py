@@ -120,7 +120,7 @@ class TextGeneration:
 
     def texts(self, examples: Dataset) -> Iterable[str]:
         """The inputs."""
-        return iter(examples["source"])
+        return list(examples["source"])
 
     def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
         """Raise a UsageError for prompts that leave no room to generate in, and for references that
