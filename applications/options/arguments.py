@@ -471,6 +471,8 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     generation: GenerationOptions | None = None
     """Only where text is generated."""
+    weighting: Any = None
+    """Only where sources are weighed."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
 

@@ -1,6 +1,6 @@
 """One fine-tuning run, from options to a folder of results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -42,9 +42,18 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         torch.cuda.reset_peak_memory_stats(place)
     task = family.load_task(options.data)
     work = prepare(options, family, task, split_task(task, options.data))
-    splits = work.splits
+    return carried_out(work, phases(work), say=say)
+
+
+def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[str, Any]:
+    """Train the phases of a run and write its folder; returns the summary.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; the message says how to go on.
+    """
+    options, task, splits = work.options, work.task, work.splits
+    place = device(options.model)
     held_out = selection_data(work)
-    sequence = phases(work)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)

@@ -22,8 +22,8 @@ class Weighed:
     path: str
     size: int
     weight: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def kept(sources: Sequence[Weighed]) -> list[Weighed]:
