@@ -74,14 +74,14 @@ class WeightingOptions:
     )
     num_explained: int = option(3, "examples each way that --explain shows of a source")
     weight_learning_rate: float | None = option(
-        None, "learning rate of Adam on the weights; default: 0.3 for features, 0.05 for online"
+        None, "learning rate of Adam on the weights; default: 0.5 for features, 0.05 for online"
     )
     max_weight_steps: int = option(
-        40, "most upper steps of the search on features; how many is chosen by cross-validation"
+        15, "most upper steps of the search on features; how many is chosen by cross-validation"
     )
     weight_folds: int = option(5, "folds of the target: for the number of steps, and intervals")
     weight_seeds: int = option(1, "how often the target is divided into folds")
-    ridge: float = option(1e-3, "ridge of the head on frozen features")
+    ridge: float = option(1e-2, "ridge of the head on frozen features")
     num_axes: int = option(128, "principal axes of the frozen features that are kept")
     features_per_source: int = option(
         1000, "most examples of a source that the search on features sees"

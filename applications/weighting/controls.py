@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def weighted(given: Comparison, weights: Tensor) -> Outcome:
 
 def union(given: Comparison) -> Outcome:
     """All examples together, those of the target among them, each counting the same."""
-    return Outcome(pooled(given, given.target, 1.0), given.even)
+    return Outcome(pooled(given, given.target, times=1.0), given.even)
 
 
 def target_only(given: Comparison) -> Outcome:
@@ -76,13 +77,14 @@ def target_only(given: Comparison) -> Outcome:
 def weighted_union(given: Comparison) -> Outcome:
     """All examples together; what a target example counts is chosen by cross-validation."""
     scores = [
-        cross_validated(given.target, given.parts, lambda kept, at=at: pooled(given, kept, at))
-        for at in TARGET_WEIGHTS
+        cross_validated(given.target, given.parts, partial(pooled, given, times=times))
+        for times in TARGET_WEIGHTS
     ]
-    return Outcome(pooled(given, given.target, TARGET_WEIGHTS[scores.index(min(scores))]))
+    best = TARGET_WEIGHTS[scores.index(min(scores))]
+    return Outcome(pooled(given, given.target, times=best))
 
 
-def pooled(given: Comparison, target: Examples, times: float) -> Tensor:
+def pooled(given: Comparison, target: Examples, *, times: float) -> Tensor:
     """The head on sources and target, of which an example counts ``times`` as much."""
     sources = given.sources.examples
     both = sources.joined(target)

@@ -110,7 +110,8 @@ def right(gathered: Gathered) -> Tensor | None:
         for name in group.members:
             same[names.index(name)] += equal
             count[names.index(name)] += len(given)
-    return same / count
+    found: Tensor = same / count
+    return found
 
 
 def flat(group: Group, examples: Dataset | None) -> list[int]:

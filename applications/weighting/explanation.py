@@ -1,6 +1,6 @@
 """Which examples pull the weight of their source up, and which down."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -104,7 +104,7 @@ def mean_pulls(found: Tensor, sources: Sources) -> Tensor:
 
 
 def as_data(
-    values: dict[str, dict[str, list[Pull]]],
+    values: Mapping[str, Mapping[str, Sequence[Pull]]],
 ) -> dict[str, dict[str, list[dict[str, object]]]]:
     """The same for weights.json."""
     return {

@@ -155,9 +155,14 @@ def divided(
     for number, (members, chosen) in enumerate(positions.items()):
         path = folder / "sources" / f"{number:03d}-{file_name(members)}.jsonl"
         part = rest.select(chosen)
-        write_whole(path, lambda draft, part=part: part.to_json(str(draft)))
+        write_rows(part, path)
         found.append((JOINED.join(members), str(path), members))
     return found
+
+
+def write_rows(rows: Dataset, path: Path) -> None:
+    """Write rows as a jsonl file."""
+    write_whole(path, lambda draft: rows.to_json(str(draft)))
 
 
 def members_of(cells: Sequence[Any], file: Path, columns: Sequence[str]) -> tuple[str, ...]:

@@ -91,7 +91,8 @@ def online(
     def lower_loss(batch: Batch) -> Tensor:
         inputs = {name: value for name, value in batch.items() if name != MEMBERS}
         each = each_loss(model(**inputs), batch["labels"], work.family.task_type)
-        return ((batch[MEMBERS] @ weights()) * each).mean()
+        result: Tensor = ((batch[MEMBERS] @ weights()) * each).mean()
+        return result
 
     def upper_loss(batch: Batch) -> Tensor:
         found: Tensor = model(**batch).loss

@@ -34,7 +34,7 @@ from applications.weighting.route import learn
 from applications.weighting.search import Search
 
 Say = Callable[[str], None]
-LR = 0.3
+LR = 0.5
 
 
 @dataclass

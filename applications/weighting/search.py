@@ -46,8 +46,8 @@ class Search:
     form: Form = "softmax"
     floor: float = 0.1
     ridge: float = 1e-2
-    lr: float = 0.3
-    max_steps: int = 40
+    lr: float = 0.5
+    max_steps: int = 15
     method: Method = cg(15)
 
 
