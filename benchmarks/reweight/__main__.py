@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 
+from applications.runs.command import quiet
 from benchmarks.reweight import finetuned, labelling_functions, on_features, tables
 from benchmarks.reweight.rows import RESULTS, append, done, read
 from benchmarks.reweight.shards import PAIRS
 
 TUNED = RESULTS.with_name("tuning.jsonl")
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS, TUNING_LABELS = (100, 101), (60,)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +69,7 @@ def tune(asked: argparse.Namespace) -> None:
     """Every rate for every method, on the seeds for tuning."""
     task = PAIRS[asked.task]
     for seed in TUNING_SEEDS:
-        for labels in asked.labels or (24, 60, 200):
+        for labels in asked.labels or TUNING_LABELS:
             for rate in finetuned.RATES:
                 of = {"labels": labels, "seed": seed, "learning_rate": rate}
                 told(
@@ -106,7 +106,7 @@ def main() -> None:
     """Run what is asked for."""
     asked = parser().parse_args()
     torch.set_num_threads(1)
-    datasets.disable_progress_bars()
+    quiet()
     if asked.part == "table":
         print(tables.markdown(read()))
         return

@@ -57,7 +57,7 @@ def rows(
     for method in methods:
         if method in done:
             continue
-        chosen = rate or best_rate(tuned, method, labels)
+        chosen = rate or best_rate(tuned, method)
         started = time.process_time()
         weights, metric = trained(task, given, data, method, seed=seed, rate=chosen)
         yield {
@@ -66,7 +66,7 @@ def rows(
             "labels": labels,
             "seed": seed,
             "method": method,
-            "test_metric": metric,
+            "test_metric": round(metric, 6),
             "learning_rate": chosen,
             "rate_tuned": rate is None and any(row["method"] == method for row in tuned),
             "cpu_seconds": round(time.process_time() - started, 1),
@@ -74,11 +74,11 @@ def rows(
         }
 
 
-def best_rate(tuned: Sequence[dict[str, Any]], method: str, labels: int) -> float:
+def best_rate(tuned: Sequence[dict[str, Any]], method: str) -> float:
     """The learning rate with the best mean on the seeds for tuning."""
     scores: dict[float, list[float]] = {}
     for row in tuned:
-        if row["method"] == method and row["labels"] == labels:
+        if row["method"] == method:
             scores.setdefault(row["learning_rate"], []).append(row["test_metric"])
     if not scores:
         return DEFAULT_RATE

@@ -93,7 +93,9 @@ def about(weights: Tensor | None, rates: Tensor) -> dict[str, Any]:
     """
     if weights is None:
         return {}
-    means = {str(round(float(r), 3)): round(float(weights[rates == r].mean()), 3) for r in rates.unique()}
+    means = {
+        str(round(float(r), 3)): round(float(weights[rates == r].mean()), 3) for r in rates.unique()
+    }
     clean, wrong = weights[rates == 0], weights[rates > 0]
     larger = (clean[:, None] > wrong).double() + 0.5 * (clean[:, None] == wrong).double()
     return {"weights": means, "auc": round(float(larger.mean()), 4)}
