@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from applications import processes
-
 BEFORE = "before"
 DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 """What tempfile makes of the prefix in `write_whole`."""
@@ -23,6 +21,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     It is on the disk before it does. What a process that is killed leaves, `remove_drafts` mends.
     Of several processes of a run, the first one alone writes.
     """
+    from applications import processes  # brings torch, which --help goes without
+
     if not processes.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

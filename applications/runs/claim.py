@@ -46,6 +46,11 @@ class Claim:
     folder: RunFolder | None = None
     mark: Mark | None = None
 
+    def reserve(self, mark: Mark) -> None:
+        """Mark the folder before the run begins, for what is written there on the way to it."""
+        if processes.is_first() and read_mark(self.place) is None:
+            mark.write(self.place)
+
     def begin(self, mark: Mark, say: Callable[[str], None]) -> RunFolder:
         """The folder that the run works in, with its mark, empty of what it will not go on from.
 

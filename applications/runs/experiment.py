@@ -1,7 +1,8 @@
 """One fine-tuning run, from options to a folder of results."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -47,23 +48,36 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     """
     options = completed(options, family)
     check_trackers(options.run.report_to or ())
+    with held(options) as (claim, asked):
+        place = device(options.model)
+        if place.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(place)
+        task = family.load_task(options.data)
+        work = prepare(options, family, task, split_task(task, options.data))
+        return trained_in(claim, asked, work, phases(work), say)
+
+
+@contextmanager
+def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
+    """The run's folder, held against other runs, and the signals that end the run.
+
+    Raises:
+        Interrupted: after a signal, with what is true of the run then.
+    """
     with signals() as asked, claimed(options) as claim:
         try:
-            return trained_in(claim, options, family, asked, say)
+            yield claim, asked
         except KeyboardInterrupt:
             number = signal.SIGINT if asked.asked is None else asked.asked
             raise Interrupted(how_to_go_on(claim), number) from None
 
 
 def trained_in(
-    claim: Claim, options: Options, family: Family, asked: Signals, say: Say
+    claim: Claim, asked: Signals, work: Workload, sequence: Iterator[Phase], say: Say
 ) -> dict[str, Any]:
-    """Do so in a folder that is held against other runs."""
+    """Train the phases in a folder that is held, and write it; returns the summary."""
+    options, task, splits, family = work.options, work.task, work.splits, work.family
     place = device(options.model)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-    task = family.load_task(options.data)
-    work = prepare(options, family, task, split_task(task, options.data))
     mark = mark_of(
         family.command,
         method=str(options.adapter.method),
@@ -71,9 +85,8 @@ def trained_in(
         splits=task.splits,
         device=place,
     )
-    splits = work.splits
     held_out = selection_data(work)
-    sequence = processes.drawn_apart(phases(work))
+    sequence = processes.drawn_apart(sequence)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = claim.begin(mark, say)
@@ -112,13 +125,12 @@ def trained_in(
         device=place,
     )
     folder.write_summary(summary)
-    left += chance_notes(work, evaluations, folder.path)
-    for note in left:
-        say(note)
-    notes = (*splits.notes, *left)
-    levels = {"lower": len(work.lower), "upper": len(work.upper)}
     if processes.is_first():
-        counted = sizes(splits)
+        left += chance_notes(work, evaluations, folder.path)
+        for note in left:
+            say(note)
+        notes, counted = (*splits.notes, *left), sizes(splits)
+        levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
         run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])

@@ -47,6 +47,11 @@ class Mark:
         """Write mark.json."""
         write_json(folder / NAME, {"format": FORMAT, **asdict(self)})
 
+    @property
+    def early(self) -> bool:
+        """Whether the folder was reserved for a run that has not begun."""
+        return not self.data
+
     def differences(self, then: "Mark") -> str | None:
         """Why this run cannot go on from the one marked ``then``, in words; None where it can."""
         for name, flag in (("command", None), ("method", "--method"), ("model", "--model")):
@@ -54,6 +59,8 @@ class Mark:
             if now != before:
                 remedy = f"python -m applications.{before}" if flag is None else f"{flag} {before}"
                 return f"it holds a run with {name} {before!r}, not {now!r}; use {remedy}"
+        if then.early:
+            return None
         if self.model_digest != then.model_digest:
             return (
                 f"the weights of {self.model!r} (or the seed of the new head) are no longer those "
@@ -75,7 +82,7 @@ class Mark:
             for name in ("threads", "device")
             if getattr(self, name) != getattr(then, name)
         ]
-        if not changed:
+        if not changed or then.early:
             return None
         return (
             f"warning: the run began with {' and '.join(changed)}: its result is no longer "
@@ -118,6 +125,11 @@ def digest_of_model(model: nn.Module) -> str:
         step = max(1, flat.numel() // SAMPLE)
         found.update(flat[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def early_mark(command: str, method: str, model: str) -> Mark:
+    """The mark of a folder that is reserved: model and data have not been looked at."""
+    return Mark(command, method, model, "", {}, torch.get_num_threads(), "")
 
 
 def mark_of(
