@@ -140,7 +140,7 @@ def own_batches(sampler: Sampler[list[int]]) -> Sampler[list[int]]:
     """
     if count() == 1:
         return sampler
-    from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-untyped]
+    from accelerate.data_loader import BatchSamplerShard
 
     own: Sampler[list[int]] = BatchSamplerShard(sampler, count(), rank())
     return own

@@ -27,7 +27,12 @@ from transformers import (
 from applications import processes
 from applications.data.batches import Batch, Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData
-from applications.data.meaning_representations import load_generation_task
+from applications.data.inputs import input_texts
+from applications.data.meaning_representations import (
+    SOURCE_COLUMNS,
+    linearised,
+    load_generation_task,
+)
 from applications.errors import UsageError
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation
@@ -50,6 +55,7 @@ class TextGeneration:
 
     command: str = "nlg"
     task_type: TaskType = TaskType.CAUSAL_LM
+    auto_model: type[Any] = AutoModelForCausalLM
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The inputs that the options ask for, each with all its references.
@@ -72,7 +78,7 @@ class TextGeneration:
         """
         if options.model_name_or_path == smollm2.NAME:
             options = replace(options, model_name_or_path=str(smollm2.smollm2_folder()))
-        model, tokenizer = load_pretrained(AutoModelForCausalLM, options)
+        model, tokenizer = load_pretrained(self.auto_model, options)
         if tokenizer.eos_token_id is None:
             raise UsageError(
                 f"argument --model_name_or_path: the tokenizer of {options.model_name_or_path!r} "
@@ -140,6 +146,17 @@ class TextGeneration:
                     write_texts(file, sources, references, texts)
         perplexity = math.exp(loss) if loss < 700 else None
         return Evaluation(loss, {**scores, "perplexity": perplexity})
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The text that is written for each input."""
+        options, tokenizer = setting.options, setting.tokenizer
+        (inputs,) = input_texts(rows, columns, options.data, usual=SOURCE_COLUMNS)
+        sources = [linearised(meaning) for meaning in inputs]
+        with evaluating(model, options):
+            texts = generated(model, sources, tokenizer, options, "predictions")
+        return [{"prediction": text} for text in texts]
 
 
 def prompt_tokens(

@@ -5,7 +5,6 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,11 +13,10 @@ from adapters import levels
 from applications import processes
 from applications.families.metrics import Evaluation
 from applications.options.arguments import AdapterOptions
+from applications.options.versions import versions
 from applications.runs.costs import Costs
 from applications.runs.phases import Model, Workload
 from applications.runs.training import Trained
-
-PACKAGES = ("torch", "peft", "transformers", "blo-torch")
 
 
 def summarise(
@@ -154,14 +152,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device)) + among
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads){among}"
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that made the numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

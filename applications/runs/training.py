@@ -12,22 +12,14 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from applications import processes
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
-from applications.options.arguments import Options
+from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
 from applications.runs.selection import Selection
+from applications.runs.trackers import Trackers
 from blo import Engine, Info, Record
 
-# Options that may differ between a run and its continuation: they change no number.
-FREE_ON_RESUME = (
-    "output_dir",
-    "save_steps",
-    "save_total_limit",
-    "resume",
-    "disable_tqdm",
-    "device",
-)
 # What each process has of its own in an engine's state.
 OWN_STATE = ("random_state", "random_state_of_libraries", "buffers")
 Score = Callable[[], Evaluation]
@@ -53,12 +45,14 @@ class Loop:
         options: all are kept in the checkpoints.
         before: the costs of the phases already trained.
         index: the number of phases already trained.
+        trackers: what is sent the log lines too.
     """
 
     folder: RunFolder
     options: Options
     before: Costs = field(default_factory=Costs)
     index: int = 0
+    trackers: Trackers = field(default_factory=Trackers)
 
     def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
         """Train one phase to its end, from its last checkpoint where ``resume`` is set.
@@ -153,7 +147,7 @@ class Training:
     def log(self, record: Record) -> None:
         """Write the round's line, where it has one."""
         if self.logged:
-            self.loop.folder.log(self.place() | line(record))
+            self.note(line(record))
 
     def evaluate(self) -> None:
         """Score the round on the held-out data, where it is its turn, and select the best one."""
@@ -165,11 +159,19 @@ class Training:
             return
         found = self.validate()
         scores = {"loss": found.loss, **found.metrics}
-        self.loop.folder.log(self.place() | {"validation": scores})
+        self.note({"validation": scores})
         if self.selection is not None:
             if self.selection.improved(found, self.costs().lower_steps):
                 self.loop.folder.save_selected(trained_values(self.phase.model))
             self.stopped = self.selection.exhausted and not self.last
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Write a line of the log, and send it to the trackers."""
+        noted = self.place() | found
+        self.loop.folder.log(noted)
+        # A phase of the upper level alone goes on counting.
+        steps = self.round * max(1, self.phase.updates.steps)
+        self.loop.trackers.log(noted, self.loop.before.lower_steps + steps)
 
     def selected(self) -> int | None:
         """The lower steps at the selected step."""

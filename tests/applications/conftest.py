@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import pytest
@@ -22,6 +23,9 @@ from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.pages.drawing import Drawing
 from tests.applications.tiny_runs import Run
+
+if TYPE_CHECKING:
+    from tests.applications import left_runs
 
 TOPICS = {
     "animals": ["cat", "dog", "horse", "bird", "fish"],
@@ -113,3 +117,13 @@ def tiny(tiny_model: str, tiny_data: Path, tmp_path: Path) -> Run:
         )
 
     return options
+
+
+@pytest.fixture(scope="session")
+def left(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_data: Path
+) -> "dict[str, left_runs.Left]":
+    """What runs of every kind have left, by the names in `tests.applications.left_runs`."""
+    from tests.applications import left_runs
+
+    return left_runs.left_runs(tmp_path_factory.mktemp("left"), tiny_model, tiny_data)
