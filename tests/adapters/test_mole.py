@@ -255,7 +255,8 @@ def test_experts_that_do_not_see_the_gate_do_not_respond_to_it() -> None:
     off = []
     for name, method in METHODS.items():
         for found, gate in zip(alone_below(method()), expected, strict=True):
-            if not torch.equal(found, gate): off.append((name, (found-gate).abs().max().item()))
+            if not torch.equal(found, gate):
+                off.append((name, (found - gate).abs().max().item()))
     assert not off
 
 
