@@ -2,48 +2,44 @@
 
 The options, the graphs, the phases and the page ask these rows; nothing else knows a method by its
 name. A new method is a new row, and an option where it has one of its own.
+
+What a row makes is named and imported when it is made: the options and ``--help`` read the rows
+without torch and PEFT, which take seconds to import.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
-from torch import Tensor, nn
-
-from adapters import (
-    Allocation,
-    AutoLoraConfig,
-    BiDoraConfig,
-    BiLoraConfig,
-    Binarisation,
-    DirectionOrthogonality,
-    LoraDropoutConfig,
-    LoraWeightDecayConfig,
-    Orthogonality,
-    WeightDecay,
-    export_lora,
-)
 from applications.errors import UsageError
-from blo import (
-    Method,
-    alternating,
-    cg,
-    darts,
-    minres,
-    neumann,
-    nystrom,
-    sama,
-    t1t2,
-    unrolled,
-)
 
-Penalty = Callable[[nn.Module], Tensor]
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig, LoraConfig, PeftConfig
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from adapters import Allocation, BeamSearch, BiLoraConfig, MoleConfig
+    from blo import Method
+
+Penalty: TypeAlias = "Callable[[nn.Module], Tensor]"
+Hook: TypeAlias = "Callable[[Optimizer, Any, int, Optimizer | None], Any]"
 Retraining = Literal["none", "values", "ranks"]
 Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
 ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
 BI_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "joint", "two_stage", "same_data")
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function that imports the one called ``name`` when it is called, and calls it."""
+
+    def call(*values: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*values, **options)
+
+    return call
 
 
 def no_options() -> dict[str, str]:
@@ -61,6 +57,8 @@ class Row:
         takes: the parameters of ``config`` beside rank, alpha, dropout and modules, each with the
             option that gives it (``num_steps``: the updates of the run).
         bi_level: whether it has an upper level.
+        second_level: what ``--two_levels`` adds to the parameters of ``config``; None where there
+            is one level, or always two.
         note: what ``--help`` says of it in brackets.
         mask_rate: of LoRA Dropout where ``--mask_rate`` gives none, 0 for no masks; None where the
             factors cannot be masked.
@@ -73,7 +71,8 @@ class Row:
         response_alone: why the upper level moves through the lower one's response alone, where it
             does: controls without a response are refused with these words.
         export: writes the adapter as a plain LoRA.
-        hook: what acts after each step of the optimizer, from it and the model.
+        hook: makes what acts after each step of the optimizer, from it, the model, the number of
+            its steps, and the optimizer of the upper level where there is one.
         unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
     """
 
@@ -81,6 +80,7 @@ class Row:
     config: Callable[..., PeftConfig] | None
     takes: Mapping[str, str] = field(default_factory=no_options)
     bi_level: bool = False
+    second_level: Mapping[str, Any] | None = None
     note: str = ""
     mask_rate: float | None = None
     orthogonality: Callable[[float, bool], Penalty] | None = None
@@ -90,7 +90,7 @@ class Row:
     selects_ranks: bool = False
     response_alone: str | None = None
     export: Callable[..., object] | None = None
-    hook: Callable[..., Any] | None = None
+    hook: Hook | None = None
     unpublished: str | None = None
 
 
@@ -105,11 +105,15 @@ def bilora_config(**settings: Any) -> BiLoraConfig:
             "argument --lora_r: one softmax value is always 1, got 1; use a rank of at least 2, "
             "or --singular_values real"
         )
+    from adapters import BiLoraConfig
+
     return BiLoraConfig(**settings)
 
 
 def dora_config(**settings: Any) -> LoraConfig:
     """PEFT's DoRA."""
+    from peft import LoraConfig
+
     return LoraConfig(use_dora=True, **settings)
 
 
@@ -122,6 +126,8 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
 
     Reference: Zhang et al. (2023), arXiv:2303.10512.
     """
+    from peft import AdaLoraConfig
+
     initial = math.ceil(1.5 * r)
     return AdaLoraConfig(
         init_r=initial,
@@ -136,21 +142,75 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
     )
 
 
+def mole_config(
+    *,
+    experts: list[str] | None,
+    num_experts: int,
+    train_experts: bool = False,
+    r: int,
+    lora_alpha: float,
+    **settings: Any,
+) -> MoleConfig:
+    """MoLE of folders of plain LoRA, or of new experts, each with the rank and the scale of LoRA.
+
+    Raises:
+        UsageError: new experts without a second level, which would never be trained.
+    """
+    from adapters import MoleConfig
+
+    if experts:
+        return MoleConfig(experts=experts, train_experts=train_experts, **settings)
+    if not train_experts:
+        raise UsageError(
+            "argument --experts: method mole weighs adapters that exist, got none; give their "
+            "folders, or --two_levels to train new ones through the gate"
+        )
+    return MoleConfig(
+        ranks=[r] * num_experts,
+        lora_alpha=lora_alpha * num_experts,  # type: ignore[arg-type]
+        train_experts=True,
+        **settings,
+    )
+
+
+def allocation(
+    optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
+) -> Allocation:
+    """AdaLoRA's allocator, which has a schedule of its own."""
+    from adapters import Allocation
+
+    del num_steps, upper
+    return Allocation(optimizer, model)
+
+
+def beam_search(
+    optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
+) -> BeamSearch:
+    """Twelve moves a run, as in the authors' script (every 3,000 of 37,000 steps), at most.
+
+    The first half of the period leads to a snapshot; nothing is moved in the last period.
+    """
+    from adapters import BeamSearch
+
+    every = max(4, 2 * (num_steps // 24))
+    return BeamSearch(optimizer, model, every=every, num_steps=num_steps, score_optimizer=upper)
+
+
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
     Row("full", None, note="all weights"),
-    Row("lora", LoraConfig, note="PEFT's own"),
+    Row("lora", later("peft", "LoraConfig"), note="PEFT's own"),
     Row("dora", dora_config, note="PEFT's own"),
     Row(
         "adalora",
         adalora_config,
         {"num_steps": "num_steps"},
         note="PEFT's own",
-        hook=Allocation,
+        hook=allocation,
     ),
     Row(
         "lora_dropout",
-        LoraDropoutConfig,
+        later("adapters", "LoraDropoutConfig"),
         mask_rate=0.5,
         unpublished=f"the tables of LoRA Dropout's paper {NEVER_RELEASED}",
     ),
@@ -160,30 +220,66 @@ ROWS = (
         {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
         bi_level=True,
         mask_rate=0.0,
-        orthogonality=Orthogonality,
-        binarisation=Binarisation,
-        export=export_lora,
+        orthogonality=later("adapters", "Orthogonality"),
+        binarisation=later("adapters", "Binarisation"),
+        export=later("adapters", "export_lora"),
         unpublished=f"the tables of BiLoRA's paper {NEVER_RELEASED}",
     ),
     Row(
         "bidora",
-        BiDoraConfig,
+        later("adapters", "BiDoraConfig"),
         {"norm_axis": "norm_axis"},
         bi_level=True,
         mask_rate=0.0,
-        orthogonality=DirectionOrthogonality,
+        orthogonality=later("adapters", "DirectionOrthogonality"),
         retraining="values",
     ),
-    Row("autolora", AutoLoraConfig, bi_level=True, retraining="ranks", selects_ranks=True),
+    Row(
+        "autolora",
+        later("adapters", "AutoLoraConfig"),
+        bi_level=True,
+        retraining="ranks",
+        selects_ranks=True,
+    ),
     Row(
         "lora_weight_decay",
-        LoraWeightDecayConfig,
+        later("adapters", "LoraWeightDecayConfig"),
         {"initial_weight_decay": "initial_weight_decay"},
         bi_level=True,
         note="a weight decay for each layer above",
-        penalty=WeightDecay,
+        penalty=later("adapters", "WeightDecay"),
         response_alone="its decays act on held-out data through the lower level's response alone",
-        export=export_lora,
+        export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "beam_lora",
+        later("adapters", "BeamLoraConfig"),
+        second_level={"score_level": "upper"},
+        export=later("adapters", "export_lora"),
+        hook=beam_search,
+    ),
+    Row(
+        "mole",
+        mole_config,
+        {"experts": "experts", "num_experts": "num_experts"},
+        second_level={"train_experts": True},
+        note="of the adapters that --experts names",
+        export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "sd_lora",
+        later("adapters", "SdLoraConfig"),
+        second_level={"magnitude_level": "upper"},
+        note="one task; applications.continual trains several",
+        export=later("adapters", "export_lora"),
+    ),
+    Row(
+        "rep_lora",
+        later("adapters", "RepLoraConfig"),
+        {"generator": "generator", "width": "generator_width"},
+        second_level={"generator_level": "upper"},
+        export=later("adapters", "export_lora"),
+        unpublished="the sizes of RepLoRA's network were never published",
     ),
 )
 METHODS: dict[str, Row] = {row.name: row for row in ROWS}
@@ -251,20 +347,28 @@ def difference(products: int, steps: int) -> Price:
 SCALE = {"scale": "scale"}
 DAMPED = {"max_products": "products", "damping": "damping"}
 HYPERGRADIENTS: Mapping[str, Hypergradient] = {
-    "darts": Hypergradient(darts, difference, SCALE),
-    "t1t2": Hypergradient(t1t2, lambda products, steps: Price(1, 1, 1), SCALE),
+    "darts": Hypergradient(later("blo", "darts"), difference, SCALE),
+    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(1, 1, 1), SCALE),
     "neumann": Hypergradient(
-        neumann, lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
+        later("blo", "neumann"), lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
     ),
-    "cg": Hypergradient(cg, lambda products, steps: Price(1, products + 1, 4), DAMPED),
-    "minres": Hypergradient(minres, lambda products, steps: Price(1, products + 1, 7), DAMPED),
+    "cg": Hypergradient(
+        later("blo", "cg"), lambda products, steps: Price(1, products + 1, 4), DAMPED
+    ),
+    "minres": Hypergradient(
+        later("blo", "minres"), lambda products, steps: Price(1, products + 1, 7), DAMPED
+    ),
     "nystrom": Hypergradient(
-        nystrom, lambda products, steps: Price(1, products + 2, products + 2), {"rank": "products"}
+        later("blo", "nystrom"),
+        lambda products, steps: Price(1, products + 2, products + 2),
+        {"rank": "products"},
     ),
-    "sama": Hypergradient(sama, difference),
-    "unrolled": Hypergradient(unrolled, lambda products, steps: Price(steps, steps, 3)),
+    "sama": Hypergradient(later("blo", "sama"), difference),
+    "unrolled": Hypergradient(
+        later("blo", "unrolled"), lambda products, steps: Price(steps, steps, 3)
+    ),
     "alternating": Hypergradient(
-        alternating, lambda products, steps: Price(0, 0, 0), responds=False
+        later("blo", "alternating"), lambda products, steps: Price(0, 0, 0), responds=False
     ),
 }
 

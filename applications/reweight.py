@@ -21,7 +21,9 @@ from applications.families.tagging import TokenClassification
 from applications.options.arguments import GenerationOptions, Options
 from applications.options.command_line import GROUPS, parse_options
 from applications.options.weighting import WeightingOptions
-from applications.runs.command import quiet, result
+from applications.runs.closing import closing
+from applications.runs.command import quiet
+from applications.runs.usage import left_model
 from applications.weighting.gathering import gather
 from applications.weighting.mixture import Weighed
 from applications.weighting.report import HEAD, weight_rows
@@ -57,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             summary, sources = reweight(options, family)
             Console().print(weights_table(sources))
-            print(result(summary))
+            options, _ = prepared(options, family)
+            lines = closing(summary, options, family)
+            trained = left_model(Path(str(options.run.output_dir))).is_dir()
+            print("\n".join(lines if trained else lines[:1]))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -234,8 +234,9 @@ def next_task(
         keeper: Any = variant.keeper(owner)
         trained = variant.parameters(owner, adapter).requires_grad
         getattr(keeper, variant.container)[adapter] = nn.Parameter(grown, requires_grad=trained)
-        if variant.level == "upper" and (watch := config.joint_watch()) is not None:
-            watch.over(variant.parameters(owner, adapter), "upper")
+        watch = config.joint_watch() if variant.level == "upper" else None
+        if watch is not None:
+            watch.over(getattr(keeper, variant.container)[adapter], "upper")
         for layer, each in members:
             if not dropped:
                 pair = factors(layer, adapter)
@@ -245,6 +246,9 @@ def next_task(
                     both = each.side_by_side(layer, adapter, both)
                 _keep(layer, adapter, both.A, both.B)
             restart_factors(layer, adapter, config.init_lora_weights, rank=rank)
+            if watch is not None and rank != config.r:  # A and B are new parameters
+                for factor in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                    watch.over(factor.weight, "lower")
             each.sizes = [*each.sizes[: -1 if dropped else None], rank]
     root: Any = math.sqrt if config.use_rslora else float
     grown_config = copy.copy(config)

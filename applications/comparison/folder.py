@@ -19,10 +19,10 @@ from typing import Any
 from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
 from applications.errors import UsageError
+from applications.options.arguments import FREE_ON_RESUME
 from applications.pages.writing import write_json
-from applications.runs.training import FREE_ON_RESUME
 
-RESULTS = ("checkpoints", "adapter", "lora")
+RESULTS = ("checkpoints", "adapter", "adapter_training", "lora")
 WHOLE_SUMMARY = ("method", "seed", "test_metric", "test_loss", "num_gradients")
 
 

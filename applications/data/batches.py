@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, WeightedRandomSampler
+
+from applications import processes
 
 Batch = dict[str, Tensor]
 Encoded = list[dict[str, Any]]
@@ -22,19 +24,18 @@ def training_batches(
 ) -> Any:
     """Shuffled batches, padded to their longest example; the order depends on ``seed`` alone.
 
-    With ``weights`` each row of an epoch is drawn with a probability proportional to its weight,
-    with replacement. The loader draws from a generator of its own, which the engine saves and
-    restores.
+    Of several processes each takes its own of them, so that together they see what one process
+    sees with batches of ``size`` times their number. With ``weights`` each row of an epoch is drawn
+    with a probability proportional to its weight, with replacement. The loader draws from a
+    generator of its own, which the engine saves and restores.
     """
     generator = torch.Generator().manual_seed(seed)
-    sampler = None
+    order: Sampler[int] = RandomSampler(encoded, generator=generator)
     if weights is not None:
-        sampler = WeightedRandomSampler(weights, len(encoded), generator=generator)
+        order = WeightedRandomSampler(weights, len(encoded), generator=generator)
     return DataLoader(
         encoded,  # type: ignore[arg-type]
-        batch_size=size,
-        shuffle=sampler is None,
-        sampler=sampler,
+        batch_sampler=processes.own_batches(BatchSampler(order, size, drop_last=False)),
         collate_fn=collator,
         generator=generator,
     )

@@ -1,5 +1,6 @@
 """Texts, or pairs of texts, with a class or a number each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData, load_task
+from applications.data.inputs import input_texts
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, evaluation
 from applications.families.prediction import evaluating, predictor
@@ -29,6 +32,7 @@ class TextClassification:
 
     command: str = "nlu"
     task_type: TaskType = TaskType.SEQ_CLS
+    auto_model: type[Any] = AutoModelForSequenceClassification
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The examples that the options ask for."""
@@ -46,7 +50,7 @@ class TextClassification:
                 "label2id": {name: number for number, name in enumerate(task.label_names)},
             }
         return load_pretrained(
-            AutoModelForSequenceClassification,
+            self.auto_model,
             options,
             num_labels=task.num_labels,
             # A checkpoint with a head of another size gets a new one, as one without a head does.
@@ -74,11 +78,37 @@ class TextClassification:
         """Loss and metrics of the model on the examples."""
         options, tokenizer = setting.options, setting.tokenizer
         encoded = self.encode(examples, tokenizer, options)
+        rows = sorted(encoded, key=lambda row: len(row["input_ids"]))
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
-        outputs, labels = [], []
+        own, collator = processes.own_share(rows), self.collator(tokenizer)
         with evaluating(model, options):
-            for batch in evaluation_batches(encoded, self.collator(tokenizer), size=size):
-                outputs.append(predict(batch))
-                labels.append(batch["labels"])
-        return evaluation(torch.cat(outputs), torch.cat(labels), setting.task.kind)
+            found = [predict(batch) for batch in evaluation_batches(own, collator, size=size)]
+        shares = [[row for part in share for row in part] for share in processes.gathered(found)]
+        labels = torch.tensor([row["labels"] for row in rows])
+        return evaluation(torch.stack(processes.whole(shares)), labels, setting.task.kind)
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The most probable class and the probability of each, or the number."""
+        options, tokenizer, task = setting.options, setting.tokenizer, setting.task
+        texts = input_texts(rows, columns, options.data)
+        examples = Dataset.from_dict(
+            dict(zip(columns, texts, strict=True)) | {"label": [0] * len(rows)}
+        )
+        encoded = self.encode(examples, tokenizer, options)
+        order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
+        predict, size = predictor(model, options), options.run.per_device_eval_batch_size
+        with evaluating(model, options):
+            batches = evaluation_batches(encoded, self.collator(tokenizer), size=size)
+            found = torch.cat([predict(batch) for batch in batches]).double()
+        outputs = torch.empty_like(found)
+        outputs[order] = found  # the batches are sorted by length, and sorting is stable
+        if task.kind == "regression":
+            return [{"prediction": value} for value in outputs.squeeze(-1).tolist()]
+        return [
+            {"prediction": task.label_names[row.argmax()]}
+            | {f"probability_{n}": p for n, p in zip(task.label_names, row.tolist(), strict=True)}
+            for row in outputs.softmax(-1)
+        ]

@@ -24,9 +24,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Batch, Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData
-from applications.data.meaning_representations import load_generation_task
+from applications.data.inputs import input_texts
+from applications.data.meaning_representations import (
+    SOURCE_COLUMNS,
+    linearised,
+    load_generation_task,
+)
 from applications.errors import UsageError
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation
@@ -49,6 +55,7 @@ class TextGeneration:
 
     command: str = "nlg"
     task_type: TaskType = TaskType.CAUSAL_LM
+    auto_model: type[Any] = AutoModelForCausalLM
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The inputs that the options ask for, each with all its references.
@@ -71,7 +78,7 @@ class TextGeneration:
         """
         if options.model_name_or_path == smollm2.NAME:
             options = replace(options, model_name_or_path=str(smollm2.smollm2_folder()))
-        model, tokenizer = load_pretrained(AutoModelForCausalLM, options)
+        model, tokenizer = load_pretrained(self.auto_model, options)
         if tokenizer.eos_token_id is None:
             raise UsageError(
                 f"argument --model_name_or_path: the tokenizer of {options.model_name_or_path!r} "
@@ -139,6 +146,17 @@ class TextGeneration:
                     write_texts(file, sources, references, texts)
         perplexity = math.exp(loss) if loss < 700 else None
         return Evaluation(loss, {**scores, "perplexity": perplexity})
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The text that is written for each input."""
+        options, tokenizer = setting.options, setting.tokenizer
+        (inputs,) = input_texts(rows, columns, options.data, usual=SOURCE_COLUMNS)
+        sources = [linearised(meaning) for meaning in inputs]
+        with evaluating(model, options):
+            texts = generated(model, sources, tokenizer, options, "predictions")
+        return [{"prediction": text} for text in texts]
 
 
 def prompt_tokens(
@@ -214,13 +232,14 @@ def mean_loss(model: nn.Module, rows: Encoded, collator: Collator, options: Opti
     longest = max(len(row["input_ids"]) for row in rows)
     size = min(options.run.per_device_eval_batch_size, max(1, MAX_TOKENS // longest))
     total, count = 0.0, 0
-    for batch in evaluation_batches(rows, collator, size=size):
+    for batch in evaluation_batches(processes.own_share(rows), collator, size=size):
         labels = batch["labels"][:, 1:]
         written = labels != IGNORED
         logits = predict(batch)[:, :-1][written]
         total += float(F.cross_entropy(logits, labels[written], reduction="none").double().sum())
         count += int(written.sum())
-    return total / count
+    shares = processes.gathered((total, count))
+    return sum(total for total, _ in shares) / sum(count for _, count in shares)
 
 
 class NoRepetition(LogitsProcessor):
@@ -270,11 +289,12 @@ def generated(
     )
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     size = max(1, options.run.per_device_eval_batch_size // how.num_beams)
+    own = processes.own_share(order)
     texts = [""] * len(prompts)
     hidden = True if options.run.disable_tqdm else None
-    with tqdm(total=len(prompts), desc=f"generate {split}", unit="text", disable=hidden) as bar:
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+    with tqdm(total=len(own), desc=f"generate {split}", unit="text", disable=hidden) as bar:
+        for start in range(0, len(own), size):
+            chosen = own[start : start + size]
             batch = padded_left([prompts[n] for n in chosen], padding=tokenizer.pad_token_id)
             length = batch["input_ids"].shape[1]
             repeats = how.no_repeat_ngram_size
@@ -288,6 +308,9 @@ def generated(
             for number, text in zip(chosen, found, strict=True):
                 texts[number] = " ".join(text.split())
             bar.update(len(chosen))
+    written_here = processes.gathered([texts[number] for number in own])
+    for number, text in zip(order, processes.whole(written_here), strict=True):
+        texts[number] = text
     return texts
 
 

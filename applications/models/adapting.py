@@ -39,6 +39,8 @@ def adapter_config(
         settings |= {"mask_rate": rate, "learn_mask_rate": options.learn_mask_rate}
     known = {**vars(options), "num_steps": num_steps}
     settings |= {parameter: known[name] for parameter, name in row.takes.items()}
+    if options.two_levels:
+        settings |= row.second_level or {}
     try:
         return row.config(**settings)
     except UsageError:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from applications.errors import UsageError
 from applications.methods import (
@@ -22,9 +22,22 @@ from applications.methods import (
     those_with,
 )
 
+if TYPE_CHECKING:
+    from applications.options.sequences import SequenceOptions
+
 T = TypeVar("T")
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+# Options that may differ between a run and its continuation: they change no number.
+FREE_ON_RESUME = (
+    "output_dir",
+    "save_steps",
+    "save_total_limit",
+    "resume",
+    "disable_tqdm",
+    "device",
+    "report_to",
+)
 
 
 def option(default: T, description: str, *aliases: str, choices: Collection[T] = ()) -> T:
@@ -190,6 +203,21 @@ class AdapterOptions:
     initial_weight_decay: float = option(
         0.01, "lora_weight_decay: what the learned weight decay of every layer starts at"
     )
+    two_levels: bool = option(
+        False,
+        f"{', '.join(those_with('second_level'))}: train scores, gates, magnitudes or the network "
+        f"on D2, above the rest (ours; the papers have one level)",
+    )
+    experts: list[str] | None = option(
+        None, "mole: folders of plain LoRA adapters of the same base model"
+    )
+    num_experts: int = option(
+        3, "mole: new experts of rank lora_r, where --two_levels trains them and --experts has none"
+    )
+    generator: Literal["rows", "seed"] = option(
+        "rows", "rep_lora: the network makes each row of the factors, or whole ones from a seed"
+    )
+    generator_width: int = option(64, "rep_lora: hidden width of the network")
     orthogonality: float = option(
         0.0, "weight of the method's squared orthogonality penalty on the lower level"
     )
@@ -208,7 +236,8 @@ class AdapterOptions:
     def __post_init__(self) -> None:
         known = self.method is None or self.method in METHODS
         require(known, "method", self.method, f"must be one of {', '.join(METHODS)}")
-        require_all(self, ("lora_r",), 1, "must be at least 1")
+        require_all(self, ("lora_r", "generator_width"), 1, "must be at least 1")
+        require_all(self, ("num_experts",), 2, "must be at least 2")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be greater than 0")
         inside = 0 <= self.lora_dropout < 1
         require(inside, "lora_dropout", self.lora_dropout, "must be at least 0 and less than 1")
@@ -227,8 +256,8 @@ class AdapterOptions:
         require_all(self, ("num_masks",), 1, "must be at least 1")
         if self.learn_mask_rate and not self.masks:
             require(False, "learn_mask_rate", True, "needs --method lora_dropout or --mask_rate")
-        modules = separated(self.lora_target_modules)
-        object.__setattr__(self, "lora_target_modules", modules)
+        for name in ("lora_target_modules", "experts"):
+            object.__setattr__(self, name, separated(getattr(self, name)))
 
     @property
     def row(self) -> Row:
@@ -243,7 +272,7 @@ class AdapterOptions:
     @property
     def bi_level(self) -> bool:
         """Whether the method has an upper level."""
-        return self.row.bi_level or self.learn_mask_rate
+        return self.row.bi_level or self.learn_mask_rate or self.two_levels
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -385,6 +414,11 @@ class RunOptions:
     save_total_limit: int = option(1, "checkpoints kept")
     resume: bool = option(False, "go on from the last checkpoint in --output_dir")
     disable_tqdm: bool = option(False, "no progress bar")
+    report_to: list[str] | None = option(
+        None,
+        "trackers of accelerate that are sent the log lines too (tensorboard, wandb, mlflow, ...; "
+        "all: those installed); default: none",
+    )
 
     def __post_init__(self) -> None:
         counts = (
@@ -409,6 +443,7 @@ class RunOptions:
         require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "must be > 0")
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
+        object.__setattr__(self, "report_to", separated(self.report_to))
         schedule = self.lr_scheduler_type
         require(schedule in SCHEDULES, "lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
 
@@ -471,6 +506,8 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     generation: GenerationOptions | None = None
     """Only where text is generated."""
+    sequence: "SequenceOptions | None" = None
+    """Only of ``applications.continual``."""
     weighting: Any = None
     """Only where sources are weighed."""
     dry_run: bool = False

@@ -67,6 +67,12 @@ def check_adapter(adapter: AdapterOptions) -> None:
             f"argument --export_lora: only {' and '.join(those_with('export'))} become a plain "
             f"LoRA, got --method {row.name}"
         )
+    if adapter.two_levels and row.second_level is None:
+        has = "always has an" if row.bi_level else "has no"
+        raise UsageError(
+            f"argument --two_levels: method {row.name} {has} upper level, got True; leave it "
+            f"out, or choose one of {', '.join(those_with('second_level'))}"
+        )
     if adapter.mask_rate is not None and row.mask_rate is None:
         raise UsageError(
             f"argument --mask_rate: method {row.name} has no masks, got {adapter.mask_rate}; "
@@ -92,6 +98,11 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
                 f"argument --cross_fitting: needs a bi-level method, a retraining, and neither "
                 f"--control nor --upper_warmup_steps, got {level.cross_fitting} with --method "
                 f"{method}, --control {control} and --retraining {retraining}"
+            )
+        if adapter.row.hook is not None:
+            raise UsageError(
+                f"argument --cross_fitting: method {method} acts on its one optimizer after each "
+                f"step, and every fold has its own, got {level.cross_fitting}; leave it out"
             )
     if retraining == "none":
         return

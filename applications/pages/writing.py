@@ -8,9 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from applications import processes
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place."""
+    """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place.
+
+    Of several processes of a run, the first one alone writes.
+    """
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as place:
         draft = Path(place) / path.name

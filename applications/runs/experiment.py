@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from applications import processes
 from applications.data.splits import at_most, sizes, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
@@ -17,10 +18,14 @@ from applications.models.loading import device, precision
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.pages.writing import write_whole
+from applications.runs.card import Told, write_cards
+from applications.runs.chance import chance_notes
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
 from applications.runs.report import run_report
+from applications.runs.saved import save_model, save_task
 from applications.runs.summary import at_step, num_parameters, summarise
+from applications.runs.trackers import check_trackers, trackers
 from applications.runs.training import Loop, Trained, put_values
 from blo import Engine
 
@@ -37,6 +42,7 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         UsageError: something that was asked for cannot be done; the message says how to go on.
     """
     options = completed(options, family)
+    check_trackers(options.run.report_to or ())
     place = device(options.model)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
@@ -54,13 +60,15 @@ def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[
     options, task, splits = work.options, work.task, work.splits
     place = device(options.model)
     held_out = selection_data(work)
+    sequence = processes.drawn_apart(sequence)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)
     for note in splits.notes:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {folder.path}")
-    loop = Loop(folder, options)
+    save_task(folder.path, work)
+    loop = Loop(folder, options, trackers=trackers(options, folder.path))
     trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
     for phase in chain([first], sequence):
         say(f"{phase.name}: {phase.updates.rounds} updates")
@@ -76,7 +84,7 @@ def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
     model = phase.model
-    folder.save_model(model)
+    left = save_model(folder.path, model, work)
     export = options.adapter.row.export
     if options.adapter.export_lora and export is not None:
         write_whole(folder.path / "lora", lambda draft: export(model, str(draft)))
@@ -89,9 +97,16 @@ def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[
         device=place,
     )
     folder.write_summary(summary)
-    run_report(
-        folder, summary=summary, evaluations=evaluations, sizes=sizes(splits), notes=splits.notes
-    )
+    left += chance_notes(work, evaluations, folder.path)
+    for note in left:
+        say(note)
+    notes = (*splits.notes, *left)
+    levels = {"lower": len(work.lower), "upper": len(work.upper)}
+    if processes.is_first():
+        counted = sizes(splits)
+        write_cards(folder.path, Told(options, summary, work.family, folder.path, levels, notes))
+        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
+    loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     return summary
 
 
@@ -123,12 +138,12 @@ def selected_step(
     if done.selected is None or held_out is None:
         return None
     score = scorer(phase.model, work)
-    put_values(phase.model, folder.read_selected())
+    put_values(phase.model, processes.from_first(folder.read_selected))
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")
     result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
-    folder.save_model(phase.model, "selected")
+    save_model(folder.path, phase.model, work, "selected")
     return result
 
 

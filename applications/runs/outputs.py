@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
+from applications import processes
 from applications.pages.writing import write_json, write_whole
 
 SUMMARY_KEYS = (
@@ -47,24 +46,28 @@ SUMMARY_KEYS = (
     "phases",
 )
 CHECKPOINT = "phase-{}-round-{:08d}.pt"
-FOLDERS = ("checkpoints", "adapter", "model", "lora", "selected")
-FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
+FOLDERS = (
+    *("checkpoints", "adapter", "adapter_training", "model", "lora"),
+    *("selected", "selected_training", "logs"),
+)
+FILES = ("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run.
+    """The files of one run; of several processes the first alone changes them.
 
     ``config.json`` (its options, a configuration file), ``metrics.jsonl`` (a line a log step),
-    ``checkpoints/``, and at the end ``adapter/`` (``model/`` where all weights are trained),
-    ``selected/`` (the same at the selected step), ``summary.json`` and ``report.html``.
+    ``checkpoints/``, and at the end ``adapter/`` and ``adapter_training/`` (``model/`` where all
+    weights are trained), ``selected/`` (the same at the selected step), ``task.json`` (what a
+    prediction has to know of the data), ``summary.json`` and ``report.html``.
     """
 
     path: Path
 
     def clear(self) -> None:
         """Remove the results of an earlier run, known by its config.json; other files stay."""
-        if not (self.path / "config.json").exists():
+        if not processes.is_first() or not (self.path / "config.json").exists():
             return
         for name in FOLDERS:
             if (self.path / name).exists():
@@ -78,6 +81,8 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.is_first():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -91,6 +96,8 @@ class RunFolder:
 
     def forget_after(self, phase: int, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that the resumed phase will write again."""
+        if not processes.is_first():
+            return
         kept = [
             line
             for line in self.metrics()
@@ -114,6 +121,8 @@ class RunFolder:
         """
         path = self.path / "checkpoints" / CHECKPOINT.format(phase, round_)
         write_whole(path, lambda draft: torch.save(dict(state), draft))
+        if not processes.is_first():
+            return
         for old in self.checkpoints(phase)[:-keep]:
             old.unlink()
 
@@ -127,12 +136,6 @@ class RunFolder:
         path = self.path / "checkpoints" / "selected.pt"
         values: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return values
-
-    def save_model(self, model: PeftModel | PreTrainedModel, name: str | None = None) -> None:
-        """Write the adapter in PEFT's form, or the whole model where there is no adapter."""
-        default = "adapter" if isinstance(model, PeftModel) else "model"
-        path = self.path / (name or default)
-        write_whole(path, lambda draft: model.save_pretrained(str(draft)))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.

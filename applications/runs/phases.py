@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, set_seed
 
 from adapters import retrain, retrain_config
@@ -150,8 +151,7 @@ def one_level(work: Workload, model: Model, steps: int) -> Phase:
     """Plain training of all trainable parameters."""
     options, run = work.options, work.options.run
     optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
-    hook = options.adapter.row.hook
-    stateful: tuple[Stateful, ...] = () if hook is None else (hook(optimizer, model),)
+    stateful = hooks(work, model, optimizer, steps)
     graph = graphs.one_level(
         model,
         work.batches(work.lower, run.seed),
@@ -160,6 +160,14 @@ def one_level(work: Workload, model: Model, steps: int) -> Phase:
         options=options,
     )
     return Phase("training", model, graph, Plan(steps, 1, False), True, stateful)
+
+
+def hooks(
+    work: Workload, model: Model, optimizer: Optimizer, steps: int, upper: Optimizer | None = None
+) -> tuple[Stateful, ...]:
+    """What acts after each step of the optimizer of A and B, where the method has such a thing."""
+    hook = work.options.adapter.row.hook
+    return () if hook is None else (hook(optimizer, model, steps, upper),)
 
 
 def joint(work: Workload, model: Model, steps: int) -> Phase:
@@ -176,7 +184,8 @@ def joint(work: Workload, model: Model, steps: int) -> Phase:
         options=options,
         penalty=[*graphs.penalties(options.adapter), *graphs.upper_penalties(options.adapter)],
     )
-    return Phase("training", model, graph, Plan(steps, 1, False), True)
+    stateful = hooks(work, model, optimizer, steps)
+    return Phase("training", model, graph, Plan(steps, 1, False), True, stateful)
 
 
 def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
@@ -239,7 +248,9 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
         updates=updates,
         options=options,
     )
-    yield Phase("search", model, graph, updates, level.retraining == "none")
+    (upper,) = (p.optimizer for p in graph.problems if p.name == "upper")
+    stateful = hooks(work, model, lower, updates.num_lower_steps, upper)
+    yield Phase("search", model, graph, updates, level.retraining == "none", stateful)
 
 
 def cross_fitting(work: Workload, model: Model, steps: int, count: int) -> Phase:

@@ -9,24 +9,19 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from applications import processes
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
-from applications.options.arguments import Options
+from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
 from applications.runs.selection import Selection
+from applications.runs.trackers import Trackers
 from blo import Engine, Info, Record
 
-# Options that may differ between a run and its continuation: they change no number.
-FREE_ON_RESUME = (
-    "output_dir",
-    "save_steps",
-    "save_total_limit",
-    "resume",
-    "disable_tqdm",
-    "device",
-)
+# What each process has of its own in an engine's state.
+OWN_STATE = ("random_state", "random_state_of_libraries", "buffers")
 Score = Callable[[], Evaluation]
 
 
@@ -50,12 +45,14 @@ class Loop:
         options: all are kept in the checkpoints.
         before: the costs of the phases already trained.
         index: the number of phases already trained.
+        trackers: what is sent the log lines too.
     """
 
     folder: RunFolder
     options: Options
     before: Costs = field(default_factory=Costs)
     index: int = 0
+    trackers: Trackers = field(default_factory=Trackers)
 
     def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
         """Train one phase to its end, from its last checkpoint where ``resume`` is set.
@@ -150,7 +147,7 @@ class Training:
     def log(self, record: Record) -> None:
         """Write the round's line, where it has one."""
         if self.logged:
-            self.loop.folder.log(self.place() | line(record))
+            self.note(line(record))
 
     def evaluate(self) -> None:
         """Score the round on the held-out data, where it is its turn, and select the best one."""
@@ -162,11 +159,19 @@ class Training:
             return
         found = self.validate()
         scores = {"loss": found.loss, **found.metrics}
-        self.loop.folder.log(self.place() | {"validation": scores})
+        self.note({"validation": scores})
         if self.selection is not None:
             if self.selection.improved(found, self.costs().lower_steps):
                 self.loop.folder.save_selected(trained_values(self.phase.model))
             self.stopped = self.selection.exhausted and not self.last
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Write a line of the log, and send it to the trackers."""
+        noted = self.place() | found
+        self.loop.folder.log(noted)
+        # A phase of the upper level alone goes on counting.
+        steps = self.round * max(1, self.phase.updates.steps)
+        self.loop.trackers.log(noted, self.loop.before.lower_steps + steps)
 
     def selected(self) -> int | None:
         """The lower steps at the selected step."""
@@ -200,8 +205,10 @@ class Training:
         run = self.loop.options.run
         if not (self.last or self.stopped or self.round % run.save_steps == 0):
             return
+        engine = self.engine.state_dict()
         state = {
-            "engine": self.engine.state_dict(),
+            "engine": engine,
+            "processes": processes.gathered({name: engine[name] for name in OWN_STATE}),
             "stateful": [item.state_dict() for item in self.phase.stateful],
             "round": self.round,
             "seconds": self.seconds,
@@ -215,10 +222,11 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
-        folder, index = self.loop.folder, self.loop.index
-        if folder.checkpoints(index):
-            state = read_checkpoint(folder, index, self.loop.options)
-            self.engine.load_state_dict(state["engine"])
+        folder, index, options = self.loop.folder, self.loop.index, self.loop.options
+        state = processes.from_first(lambda: read_checkpoint(folder, index, options))
+        if state is not None:
+            own = state["processes"][processes.rank()]
+            self.engine.load_state_dict(state["engine"] | own)
             for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
                 item.load_state_dict(kept)
             for name in ("round", "seconds", "stopped", "hypergradient"):
@@ -228,14 +236,24 @@ class Training:
         folder.forget_after(index, self.round)
 
 
-def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
-    """The newest checkpoint of a phase.
+def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any] | None:
+    """The newest checkpoint of a phase, if there is one.
 
     Raises:
-        UsageError: it belongs to a run with other options.
+        UsageError: it belongs to a run with other options, or of another number of processes.
     """
-    path = folder.checkpoints(index)[-1]
+    found = folder.checkpoints(index)
+    if not found:
+        return None
+    path = found[-1]
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state.setdefault("processes", [{}])  # written before a run could have several
+    then_processes = len(state["processes"])
+    if then_processes != processes.count():
+        raise UsageError(
+            f"argument --resume: {path} was written by {then_processes} processes, and there are "
+            f"{processes.count()}; start as many, or use another --output_dir"
+        )
     now, then = options.as_dict(), state["options"]
     changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
     if changed:

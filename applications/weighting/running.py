@@ -15,11 +15,11 @@ from applications.errors import UsageError
 from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
+from applications.options.versions import versions
 from applications.options.weighting import WeightingOptions
 from applications.pages.writing import write_json
 from applications.runs.experiment import carried_out
 from applications.runs.outputs import SUMMARY_KEYS
-from applications.runs.summary import versions
 from applications.weighting.comparing import compared, named, rows
 from applications.weighting.controls import Comparison
 from applications.weighting.embedding import Reader, embedded

@@ -110,6 +110,40 @@ def adam(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, 
     return y, State(state.num_steps + 1, slots)
 
 
+def adam_by_gradient(y: Tensor, after: State, g: Tensor, options: Options) -> Tensor | None:
+    """Return the derivative of the step of `adam` by its gradient, the diagonal of ``dU/dg``; None
+    with amsgrad, whose largest `v` may be an earlier one.
+
+    ``-lr / (1 - beta1^t) [(1 - beta1) / b - m (1 - beta2) g / ((1 - beta2^t) r b^2)]`` with
+    ``r = sqrt(v')`` and ``b = r + eps``, from the state after the step; the second term is zero
+    where `v` is.
+
+    Args:
+        y: the parameter before the step.
+        after: the state after it.
+        g: what it was taken with.
+        options: all of them plain numbers.
+    """
+    if options["amsgrad"]:
+        return None
+    lr, eps = float(options["lr"]), float(options["eps"])
+    beta1, beta2 = (float(beta) for beta in options["betas"])
+    t = float(after.num_steps)
+    _, g = _decayed(y, _signed(g, options), lr, options)
+    m, v = after.slots
+    root = v.sqrt().div_((1 - beta2**t) ** 0.5)
+    bottom = root + eps
+    tiny = torch.finfo(root.dtype).tiny
+    found = (m * g).mul_(-(1 - beta2) / (1 - beta2**t)).div_(root.clamp_(min=tiny)).div_(bottom)
+    found.add_(1 - beta1).div_(bottom)
+    return found.mul_((lr if options["maximize"] else -lr) / (1 - beta1**t))
+
+
+def adamw_by_gradient(y: Tensor, after: State, g: Tensor, options: Options) -> Tensor | None:
+    """Return the derivative of the step of `adamw` by its gradient."""
+    return adam_by_gradient(y, after, g, {"decoupled_weight_decay": True, **options})
+
+
 def adamw(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
     """Return the step of `torch.optim.AdamW`: that of `adam` with decoupled decay."""
     # Torch before 2.7 does not write into AdamW's groups that its decay is decoupled.

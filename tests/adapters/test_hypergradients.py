@@ -31,11 +31,11 @@ def names(model: PeftModel) -> tuple[list[str], list[str]]:
     return upper, [name for name in trained if name not in upper]
 
 
-def unrolled(model: PeftModel, lr: float = LR) -> tuple[Objective, Tensors]:
-    """The one-step-unrolled objective of the upper parameters, and where they are."""
+def unrolled(model: PeftModel, lr: float = LR, *, steps: int = 1) -> tuple[Objective, Tensors]:
+    """The objective of the upper parameters after steps of the lower ones, and where they are."""
     upper_names, lower_names = names(model)
     parameters = dict(model.named_parameters())
-    lower = tuple(parameters[name].detach().requires_grad_() for name in lower_names)
+    start = tuple(parameters[name].detach().requires_grad_() for name in lower_names)
     train, held_out = inputs("bert", 10), inputs("bert", 11)
 
     def loss(upper: Tensors, lower: Tensors, batch: dict[str, Tensor]) -> Tensor:
@@ -44,9 +44,11 @@ def unrolled(model: PeftModel, lr: float = LR) -> tuple[Objective, Tensors]:
         return value
 
     def objective(upper: Tensors) -> Tensor:
-        gradient = torch.autograd.grad(loss(upper, lower, train), lower, create_graph=True)
-        stepped = tuple(y - lr * g for y, g in zip(lower, gradient, strict=True))
-        return loss(upper, stepped, held_out)
+        lower = start
+        for _ in range(steps):
+            gradient = torch.autograd.grad(loss(upper, lower, train), lower, create_graph=True)
+            lower = tuple(y - lr * g for y, g in zip(lower, gradient, strict=True))
+        return loss(upper, lower, held_out)
 
     return objective, tuple(parameters[name].detach() for name in upper_names)
 
@@ -55,10 +57,16 @@ def relative_errors(model: PeftModel) -> list[float]:
     """Automatic against central differences along random directions, each of norm one."""
     objective, at = unrolled(model)
     upper = tuple(x.clone().requires_grad_() for x in at)
-    hypergradient = torch.autograd.grad(objective(upper), upper)
+    return against_differences(torch.autograd.grad(objective(upper), upper), objective, at)
+
+
+def against_differences(
+    hypergradient: Tensors, objective: Objective, at: Tensors, *, directions: int = 6
+) -> list[float]:
+    """A hypergradient against central differences of the objective, relative to its length."""
     scale = torch.cat([g.flatten() for g in hypergradient]).norm().item()
     errors = []
-    for _ in range(6):
+    for _ in range(directions):
         direction = tuple(torch.randn_like(x) for x in at)
         size = torch.cat([d.flatten() for d in direction]).norm()
         direction = tuple(d / size for d in direction)
@@ -68,7 +76,7 @@ def relative_errors(model: PeftModel) -> list[float]:
             return objective(tuple(x + step * d for x, d in points)).item()
 
         # Fourth order, so that the difference itself is good to 1e-10.
-        h = 1e-3
+        h = 1e-4
         difference = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
         pairs = zip(hypergradient, direction, strict=True)
         exact = sum((g * d).sum().item() for g, d in pairs)

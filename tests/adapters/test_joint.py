@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from adapters import BiLoraConfig, levels, two_level
+from adapters import BiLoraConfig, SdLoraConfig, levels, next_task, two_level
 from blo import Engine, t1t2
-from tests.adapters.models import adapted, inputs
+from tests.adapters.models import adapted, inputs, mlp, move
 
 
 def scalar(*, joint: bool = False) -> PeftModel:
@@ -63,3 +63,15 @@ def test_it_is_not_said_where_it_is_meant_or_not_done() -> None:
     for parameter in split.upper:
         parameter.requires_grad_(False)
     model(torch.ones(1, 1).double()).sum().backward()
+
+
+@pytest.mark.parametrize("rank", [2, 1])
+def test_it_is_said_of_a_later_task_too(rank: int) -> None:
+    config = SdLoraConfig(r=2, magnitude_level="upper", target_modules=["first", "second"])
+    model = move(get_peft_model(mlp(), config), 0.3)
+    next_task(model, rank=rank)
+    split = levels(model)
+    for parameters in (split.upper, split.lower):
+        model(**inputs("mlp")).sum().backward(inputs=parameters)
+    with pytest.warns(UserWarning, match="both levels of a SdLoraConfig adapter"):
+        model(**inputs("mlp")).sum().backward()

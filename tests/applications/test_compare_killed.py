@@ -34,8 +34,8 @@ def test_a_grid_killed_in_the_middle_ends_with_the_results_of_a_straight_one(
         "model": tiny_model,
         "device": "cpu",
         "lora_r": 2,
-        "max_steps": 300,
-        "save_steps": 10,
+        "max_steps": 100,
+        "save_steps": 4,
         "logging_steps": 50,
     }
     tasks = {"topics": {"task_name": None, "data_dir": str(tiny_data)}}
@@ -48,15 +48,18 @@ def test_a_grid_killed_in_the_middle_ends_with_the_results_of_a_straight_one(
         stdout=subprocess.DEVNULL,
     )
     folder = cut / "runs" / "topics" / "all" / "lora" / "seed0"
-    limit = time.monotonic() + 90
-    while not list((folder / "checkpoints").glob("phase-*.pt")):
-        assert starter.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    os.kill(starter.pid, signal.SIGKILL)
-    starter.wait()
-    # The run itself outlives its starter, and keeps the lock, until it is killed too.
-    os.kill(int((folder / "lock").read_text().split()[0]), signal.SIGKILL)
+    limit = time.monotonic() + 600  # two interpreters import torch first: slow on a busy machine
+    try:
+        while not list((folder / "checkpoints").glob("phase-*.pt")):
+            assert starter.poll() is None, "the grid ended before it was killed"
+            assert time.monotonic() < limit, "no checkpoint in ten minutes"
+            time.sleep(0.01)
+    finally:
+        starter.kill()
+        starter.wait()
+        # The run itself outlives its starter, and keeps the lock, until it is killed too.
+        if (folder / "lock").exists():
+            os.kill(int((folder / "lock").read_text().split()[0]), signal.SIGKILL)
     assert not (folder / "summary.json").exists()
     assert not (cut / "results.jsonl").exists()
 
@@ -64,4 +67,4 @@ def test_a_grid_killed_in_the_middle_ends_with_the_results_of_a_straight_one(
     (found,) = lines(cut)
     assert [found] == lines(straight)
     assert scores(cut) == scores(straight)
-    assert found["num_lower_steps"] == 300
+    assert found["num_lower_steps"] == 100

@@ -26,13 +26,15 @@ CONTRACT = [
 ]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None:
     summary, folder = run(tiny(method, "--eval_steps", "3"))
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        *("config.json", "metrics.jsonl", "summary.json", "report.html"),
+        *("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html"),
         *("adapter", "checkpoints"),
+        *(["adapter_training"] if method.startswith("bi") else []),
     }
     written = json.loads((folder / "summary.json").read_text())
     assert list(written) == CONTRACT == list(SUMMARY_KEYS)
@@ -56,6 +58,7 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     page = (folder / "report.html").read_text()
     assert "<svg" in page
+    assert "one batch" in page  # the legend of a figure
     assert "src=" not in page
     assert "<link" not in page
 

@@ -1,0 +1,69 @@
+"""Learn classes that come one after the other: SD-LoRA, its form on two levels, and controls.
+
+The classes of a data set are dealt to tasks. A task's loss sees its new classes only, the tests see
+all that have come. Finished sequences are not run again: the same command goes on after an
+interruption.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from applications.errors import UsageError
+from applications.options.command_line import parse_options
+from applications.options.sequences import SEQUENCE_GROUPS
+from applications.runs.command import quiet
+from applications.sequences.grid import Grid, summary_table
+from applications.sequences.material import gathered, placed
+
+PROG = "python -m applications.continual"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
+        after an interruption.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console()
+    quiet()
+    try:
+        options = placed(
+            parse_options(words, groups=SEQUENCE_GROUPS, description=__doc__ or "", prog=PROG)
+        )
+        assert options.sequence is not None
+        grid = Grid(Path(str(options.sequence.output_dir)), options)
+        if options.dry_run:
+            for order, variant in grid.left():
+                print(f"order {order} {variant}: to run")
+            return 0
+        if grid.left():
+            material = gathered(options)
+            for note in material.task.notes:
+                print(note)
+            for line in grid.lines(material):
+                print(
+                    f"order {line['order']} {line['variant']}: last {line['last']:.4f}, average "
+                    f"{line['average']:.4f}, forgetting {line['forgetting']:.4f}, "
+                    f"{line['seconds']:.0f} s",
+                    flush=True,
+                )
+        console.print(summary_table(grid.results()))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

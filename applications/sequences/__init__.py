@@ -1,0 +1,1 @@
+"""Classes that come one after the other, a task at a time."""

@@ -1,0 +1,129 @@
+"""All sequences of one run: which are left, and what the finished ones say."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from applications.comparison.statistics import mean_interval, spread
+from applications.errors import UsageError
+from applications.options.arguments import Options
+from applications.options.sequences import VARIANTS
+from applications.sequences.material import Material, settings
+from applications.sequences.run import run_sequence
+from applications.sequences.tasks import drawn
+from applications.sequences.variants import ROWS
+
+RESULTS = "results.jsonl"
+MEASURES = ("last", "average", "forgetting")
+REFERENCE = "sd_lora"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sequences of every variant and order.
+
+    Args:
+        folder: where their results are.
+        options: which they are.
+
+    Raises:
+        UsageError: the folder holds results of other settings.
+    """
+
+    folder: Path
+    options: Options
+
+    def __post_init__(self) -> None:
+        now = json.loads(json.dumps(settings(self.options)))
+        for line in self.results():
+            changed = [name for name in now if line["settings"].get(name) != now[name]]
+            if changed:
+                name = changed[0]
+                raise UsageError(
+                    f"argument --{name}: {self.folder / RESULTS} holds results of "
+                    f"{line['settings'].get(name)!r}, got {now[name]!r}; use the same options, or "
+                    f"another --output_dir"
+                )
+
+    def results(self) -> list[dict[str, Any]]:
+        """The lines of the finished sequences."""
+        file = self.folder / RESULTS
+        if not file.is_file():
+            return []
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line without an end is what an interruption has left of one.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def left(self) -> list[tuple[int, str]]:
+        """Order and variant of the sequences that are not finished; every variant of an order
+        before the next order.
+        """
+        sequence = self.options.sequence
+        assert sequence is not None
+        done = {(line["order"], line["variant"]) for line in self.results()}
+        orders = range(sequence.first_order, sequence.first_order + sequence.num_orders)
+        every = [(order, name) for order in orders for name in sequence.variants or VARIANTS]
+        return [each for each in every if each not in done]
+
+    def lines(self, material: Material) -> Iterator[dict[str, Any]]:
+        """Run what is left; each line as it is finished, and written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, name in self.left():
+            order = drawn(number, material.task.num_labels, material.sequence.num_tasks)
+            state = self.folder / "states" / f"{number}-{name}"
+            line = run_sequence(material, order, ROWS[name], state)
+            mend(self.folder / RESULTS)
+            with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            yield line
+
+
+def mend(file: Path) -> None:
+    """Take away a last line without an end."""
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            file.write_text(whole, encoding="utf-8")
+
+
+def summary_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean and standard deviation over the orders, and the paired difference to plain SD-LoRA in
+    the last accuracy, with a 95 % interval (Student's t).
+    """
+    table = Table(title="Accuracy in % over the orders of the classes")
+    for head in ("variant", "orders", *MEASURES, f"last, less {REFERENCE}", "units", "seconds"):
+        table.add_column(head, justify="left" if head == "variant" else "right")
+    for name in VARIANTS:
+        own = {line["order"]: line for line in lines if line["variant"] == name}
+        if own:
+            table.add_row(*cells(name, own, lines))
+    return table
+
+
+def cells(
+    name: str, own: Mapping[int, Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """A row of the table."""
+    found = [name, str(len(own))]
+    for measure in MEASURES:
+        values = spread([100 * line[measure] for line in own.values()])
+        assert values is not None
+        found.append(
+            f"{values.mean:.1f}" if values.std is None else f"{values.mean:.1f} ± {values.std:.1f}"
+        )
+    reference = {line["order"]: line for line in lines if line["variant"] == REFERENCE}
+    pairs = [
+        100 * (own[k]["last"] - reference[k]["last"]) for k in sorted(own.keys() & reference.keys())
+    ]
+    text = "" if name == REFERENCE or not pairs else f"{sum(pairs) / len(pairs):+.1f}"
+    if text and len(pairs) > 1:
+        interval = mean_interval([pairs])
+        text += f" [{interval.low:+.1f}, {interval.high:+.1f}]"
+    units = sum(line["num_gradients"] for line in own.values()) / len(own)
+    seconds = sum(line["seconds"] for line in own.values()) / len(own)
+    return [*found, text, f"{units:.0f}", f"{seconds:.0f}"]

@@ -1,0 +1,279 @@
+"""Classes that come one after the other, against loops and numbers by hand."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from adapters import levels, next_task
+from applications import continual
+from applications.errors import UsageError
+from applications.options.arguments import ModelOptions
+from applications.options.sequences import SequenceOptions
+from applications.sequences import run as sequence_run
+from applications.sequences.learning import Learner, Task
+from applications.sequences.losses import incremental_cross_entropy
+from applications.sequences.scores import Scores, accuracies
+from applications.sequences.tasks import drawn, kept
+from applications.sequences.variants import ROWS
+from tests.adapters.models import bert, move
+
+Batch = dict[str, Tensor]
+
+
+def row(label: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(label)
+    return {"input_ids": torch.randint(1, 40, (6,), generator=generator), "labels": label % 4}
+
+
+def stacked(rows: list[dict[str, Any]]) -> Batch:
+    return {
+        "input_ids": torch.stack([r["input_ids"] for r in rows]),
+        "labels": torch.tensor([r["labels"] for r in rows]),
+    }
+
+
+# What comes when
+
+
+def test_every_class_comes_once_and_its_number_draws_the_order() -> None:
+    order = drawn(3, 77, 7)
+    assert sorted(order.classes) == list(range(77))
+    assert order.ends == [11, 22, 33, 44, 55, 66, 77]
+    assert drawn(3, 77, 7) == order != drawn(4, 77, 7)
+    assert drawn(0, 7, 3).ends == [2, 4, 7]
+    rows = order.renamed([{"labels": kind, "name": kind} for kind in range(77)])
+    assert [r["name"] for r in order.of(1, rows)] == sorted(order.classes[11:22])
+    assert all(order.classes[r["labels"]] == r["name"] for r in rows)
+
+
+def test_a_memory_has_as_many_of_every_class_and_no_example_twice() -> None:
+    rows = [{"labels": number % 3, "name": number} for number in range(30)]
+    rows += [{"labels": 3, "name": 30 + number} for number in range(3)]
+    memory, rest = kept(drawn(1, 4, 2), rows, 4)
+    assert [sum(r["labels"] == kind for r in memory) for kind in range(4)] == [4, 4, 4, 1]
+    assert sorted(r["name"] for r in [*memory, *rest]) == list(range(33))
+    assert memory != kept(drawn(2, 4, 2), rows, 4)[0]
+
+
+# What is measured
+
+
+def test_the_scores_are_those_of_a_sequence_by_hand() -> None:
+    scores = Scores([[0.9], [0.5, 0.8], [0.6, 0.2, 0.7]], [0.9, 0.6, 0.5])
+    assert scores.last == 0.5
+    assert scores.average == pytest.approx(2 / 3)
+    assert scores.forgetting == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+    labels = torch.tensor([0, 0, 1, 2, 3, 3])
+    each, whole = accuracies(torch.tensor([0, 1, 1, 2, 2, 2]), labels, [2, 4])
+    assert each == pytest.approx([2 / 3, 1 / 3])
+    assert whole == pytest.approx(0.5)
+
+
+# The loss
+
+
+def test_new_examples_compete_among_new_classes_and_old_ones_among_all_that_came() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([2, 3, 1])
+    found = incremental_cross_entropy(logits, labels, first=2, seen=4, apart=True)
+    new = F.cross_entropy(logits[:2, 2:4], labels[:2] - 2, reduction="sum")
+    old = F.cross_entropy(logits[2:, :4], labels[2:], reduction="sum")
+    torch.testing.assert_close(found, (new + old) / 3)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert (gradient[:2, :2] == 0).all()  # exactly: Adam then leaves old rows of the head alone
+    assert (gradient[:, 4:] == 0).all()
+    found = incremental_cross_entropy(logits, labels, first=2, seen=4, apart=False)
+    torch.testing.assert_close(found, F.cross_entropy(logits[:, :4], labels))
+
+
+# The training
+
+
+# Adam's first step has the length of its rate, whatever the gradient: a high one tells data apart.
+OPTIONS = SequenceOptions(
+    upper_learning_rate=0.3,
+    lora_r=2,
+    lower_steps=2,
+    num_train_epochs=4.0,
+    hypergradient="alternating",
+    share="layer",
+)
+ROWS_OF_TWO_TASKS = [row(label) for label in range(16)]
+SECOND = Task(
+    1,
+    [r for r in ROWS_OF_TWO_TASKS if r["labels"] >= 2],
+    [r for r in ROWS_OF_TWO_TASKS[4:] if r["labels"] >= 2],
+    ROWS_OF_TWO_TASKS[:4],
+    first=2,
+    seen=4,
+)
+
+
+def after_a_task(name: str) -> PeftModel:
+    torch.manual_seed(0)
+    model = get_peft_model(bert(num_labels=4), ROWS[name].config(OPTIONS))
+    move(model, 0.1)
+    if ROWS[name].decoupled:
+        next_task(model)
+    return model
+
+
+def learned(name: str) -> PeftModel:
+    """The model after four epochs of the second task, a step each: a batch holds all of it."""
+    model = after_a_task(name)
+    place = ModelOptions(device="cpu")
+    Learner(model, ROWS[name], OPTIONS, place, stacked, 0).learn(SECOND)
+    return model
+
+
+def by_hand(name: str) -> PeftModel:
+    model = after_a_task(name)
+    split = levels(model) if ROWS[name].fitted or ROWS[name].magnitudes == "frozen" else None
+    trained = [p for p in model.parameters() if p.requires_grad] if split is None else split.lower
+    direction = torch.optim.AdamW(trained, 1e-3, weight_decay=0.0)
+    magnitudes = None
+    if split is not None:
+        magnitudes = torch.optim.AdamW(split.upper, 1e-2, weight_decay=0.0)
+
+    def step(
+        optimizer: torch.optim.Optimizer, rate: float, rows: list[dict[str, Any]], apart: bool
+    ) -> None:
+        optimizer.param_groups[0]["lr"] = rate
+        held = optimizer.param_groups[0]["params"]
+        batch = stacked(rows)
+        logits = model(input_ids=batch["input_ids"]).logits
+        each = []
+        for z, y in zip(logits, batch["labels"], strict=True):
+            first = 2 if apart and y >= 2 else 0
+            each.append(F.cross_entropy(z[None, first:], y[None] - first))
+        gradients = torch.autograd.grad(torch.stack(each).mean(), held)
+        for p, g in zip(held, gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+
+    rows = SECOND.rest if ROWS[name].fitted else SECOND.own
+    if ROWS[name].replay:
+        rows = [*rows, *(r for r in SECOND.memory if r["labels"] < 2)]
+    for number in range(4):
+        step(direction, 1e-3 * (1 - number / 4), rows, True)
+        if name == "sd_lora_two_level" and number % 2:
+            assert magnitudes is not None
+            step(magnitudes, 0.3 if number == 1 else 0.15, SECOND.memory, False)
+    for rate in (0.3, 0.15) if name == "sd_lora_afterwards" else ():
+        assert magnitudes is not None
+        step(magnitudes, rate, SECOND.memory, False)
+    return model
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_task_is_trained_as_by_hand(name: str) -> None:
+    found, expected, before = learned(name), by_hand(name), after_a_task(name)
+    moved = set()
+    for (key, ours), theirs, start in zip(
+        found.named_parameters(), expected.parameters(), before.parameters(), strict=True
+    ):
+        # Batches come in another order of their rows: sums are rounded otherwise.
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+        if not torch.equal(ours, start):
+            moved.add(key.split(".")[-2] if "magnitudes" in key else key)
+    assert ("lora_task_magnitudes" in moved) == (ROWS[name].magnitudes not in ("none", "frozen"))
+    old = found.base_model.model.classifier.modules_to_save["default"].weight[:2]
+    start = before.base_model.model.classifier.modules_to_save["default"].weight[:2]
+    assert torch.equal(old, start) is not ROWS[name].replay
+
+
+# The command
+
+
+@pytest.fixture
+def asked(tiny_model: str, tmp_path: Path) -> Callable[..., list[str]]:
+    words = {"cat": "the cat", "bread": "a bread", "saw": "old saw", "dog": "big dog"}
+    lines = [f"{text} {filler},{kind}" for kind, text in words.items() for filler in ("of", "and")]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines * 3]) + "\n")
+    (tmp_path / "test.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+
+    def flags(folder: str, *more: str) -> list[str]:
+        return [
+            *("--model", tiny_model, "--device", "cpu", "--data_dir", str(tmp_path)),
+            *("--num_tasks", "2", "--num_orders", "1", "--lora_r", "2", "--lower_steps", "2"),
+            *("--memory_per_class", "2", "--learning_rate", "1e-2", "--num_train_epochs", "2"),
+            *("--output_dir", str(tmp_path / folder), *more),
+        ]
+
+    return flags
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_an_interrupted_sequence_ends_where_a_whole_one_does(
+    asked: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variant = "sd_lora_two_level"
+    assert continual.main(asked("whole", "--variants", variant)) == 0
+    tested = sequence_run.tested
+
+    def interrupted(model: Any, rows: Any, ends: Any, material: Any) -> Any:
+        if len(ends) == 2:
+            raise KeyboardInterrupt
+        return tested(model, rows, ends, material)
+
+    monkeypatch.setattr(sequence_run, "tested", interrupted)
+    assert continual.main(asked("parts", "--variants", variant)) == 130
+    assert os.listdir(tmp_path / "parts" / "states") == [f"0-{variant}"]
+    monkeypatch.setattr(sequence_run, "tested", tested)
+    capsys.readouterr()
+    assert continual.main(asked("parts", "--variants", variant, "--lora_r", "3")) == 2
+    assert "was left by a run with other options" in capsys.readouterr().err
+    (tmp_path / "parts" / "results.jsonl").write_text('{"a line that was not fini')
+    assert continual.main(asked("parts", "--variants", variant)) == 0
+    (whole,), (parts,) = results(tmp_path / "whole"), results(tmp_path / "parts")
+    assert whole == parts
+    assert [len(values) for values in whole["magnitudes"].values()] == [2]
+    assert whole["accuracies"][1] != [1.0, 1.0]
+    before = (tmp_path / "parts" / "results.jsonl").read_bytes()
+    assert continual.main(asked("parts", "--variants", variant)) == 0
+    assert (tmp_path / "parts" / "results.jsonl").read_bytes() == before
+    assert continual.main(asked("parts", "--lora_r", "3")) == 2
+    assert "holds results of 2, got 3" in capsys.readouterr().err
+
+
+def test_misuse_is_refused(
+    asked: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        (("--num_tasks", "3"), "4 classes are too few for 3 tasks of at least two, got 3"),
+        (("--variants", "lora,other"), "must be among lora, lora_replay"),
+        (("--max_eval_samples", "2"), "of 2; give more, or fewer tasks"),
+        (("--test_on", "validation"), "cut one from the training examples"),
+        (("--num_tasks", "1"), "must be at least 2, got 1"),
+    ):
+        assert continual.main(asked("run", *words)) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(UsageError, match="use at most 1"):
+        drawn(0, 3, 2)
+
+
+def test_a_dry_run_lists_what_is_left(
+    asked: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert continual.main(asked("run", "--variants", "lora,sd_lora", "--dry_run")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "order 0 lora: to run",
+        "order 0 sd_lora: to run",
+    ]
+    assert not (tmp_path / "run").exists()
