@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from applications import processes
 from applications.comparison.attempt import Ended
 from applications.comparison.backends import Pool, Processes, RayTasks, Work, outcomes
 from applications.comparison.folder import place_of, refuse_changed
@@ -89,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked, rest = parser().parse_known_args(words if file is None else words[1:])
         check_numbers(asked)
+        from applications import processes  # brings torch, which --help goes without
+
         processes.refuse_several("applications.compare")
         return compare(asked, file, rest, words, console)
     except UsageError as error:

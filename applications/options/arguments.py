@@ -508,6 +508,8 @@ class Options:
     """Only where text is generated."""
     sequence: "SequenceOptions | None" = None
     """Only of ``applications.continual``."""
+    weighting: Any = None
+    """Only where sources are weighed."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
 

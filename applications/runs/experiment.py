@@ -1,6 +1,6 @@
 """One fine-tuning run, from options to a folder of results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -48,9 +48,19 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         torch.cuda.reset_peak_memory_stats(place)
     task = family.load_task(options.data)
     work = prepare(options, family, task, split_task(task, options.data))
-    splits = work.splits
+    return carried_out(work, phases(work), say=say)
+
+
+def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[str, Any]:
+    """Train the phases of a run and write its folder; returns the summary.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; the message says how to go on.
+    """
+    options, task, splits = work.options, work.task, work.splits
+    place = device(options.model)
     held_out = selection_data(work)
-    sequence = processes.drawn_apart(phases(work))
+    sequence = processes.drawn_apart(sequence)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
     folder = prepared_folder(options)
@@ -87,14 +97,13 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
         device=place,
     )
     folder.write_summary(summary)
-    left += chance_notes(work, evaluations, folder.path)
-    for note in left:
-        say(note)
-    notes = (*splits.notes, *left)
-    levels = {"lower": len(work.lower), "upper": len(work.upper)}
     if processes.is_first():
-        counted = sizes(splits)
-        write_cards(folder.path, Told(options, summary, family, folder.path, levels, notes))
+        left += chance_notes(work, evaluations, folder.path)
+        for note in left:
+            say(note)
+        notes, counted = (*splits.notes, *left), sizes(splits)
+        levels = {"lower": len(work.lower), "upper": len(work.upper)}
+        write_cards(folder.path, Told(options, summary, work.family, folder.path, levels, notes))
         run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     return summary

@@ -1,6 +1,6 @@
 """What a run trains, one phase after the other: a search, and what follows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, set_seed
 
 from adapters import retrain, retrain_config
-from applications.data.batches import training_batches
+from applications.data.batches import Collator, Encoded, training_batches
 from applications.data.examples import TaskData
 from applications.data.splits import Splits, folds, two_levels
 from applications.errors import UsageError
@@ -63,12 +63,29 @@ class Workload(Setting):
     base: PreTrainedModel
     lower: Dataset
     upper: Dataset
+    mixed: Sequence[tuple[Dataset, float]] = ()
+    """The groups that the training examples consist of, with their weights; none: all alike."""
 
     def batches(self, examples: Dataset, seed: int) -> Any:
-        """Shuffled training batches."""
-        encoded = self.family.encode(examples, self.tokenizer, self.options)
-        size = self.options.run.per_device_train_batch_size
-        return training_batches(encoded, self.family.collator(self.tokenizer), size=size, seed=seed)
+        """Shuffled training batches; of all training examples by their weights, where they have
+        any.
+        """
+        size, collator = self.options.run.per_device_train_batch_size, self.collator
+        if self.mixed and examples is self.splits.train:
+            groups = [(self.encoded(group), weight) for group, weight in self.mixed]
+            rows = [row for group, _ in groups for row in group]
+            weights = [weight for group, weight in groups for _ in group]
+            return training_batches(rows, collator, size=size, seed=seed, weights=weights)
+        return training_batches(self.encoded(examples), collator, size=size, seed=seed)
+
+    @property
+    def collator(self) -> Collator:
+        """From rows to a padded batch."""
+        return self.family.collator(self.tokenizer)
+
+    def encoded(self, examples: Dataset) -> Encoded:
+        """Training rows."""
+        return self.family.encode(examples, self.tokenizer, self.options)
 
 
 def prepare(options: Options, family: Family, task: TaskData, splits: Splits) -> Workload:

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-import blo
 from adapters import Balance, MoleConfig, export_lora, keep_experts, levels, singular_values
 from adapters.glue.sharing import layer_of
-from blo import Engine, Problem, ProblemGraph, alternating
+from blo import Engine, Problem, ProblemGraph, alternating, cg, darts, dense, soba, t1t2, unrolled
 from tests.adapters.models import BASES, bert, inputs, mlp, move, output
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -185,23 +184,12 @@ def test_a_gate_of_the_input_does_not_fold(folders: list[str], tmp_path: Path) -
 
 
 METHODS: dict[str, Callable[[], Any]] = {
-    "darts": blo.darts,
-    "t1t2": blo.t1t2,
-    "sama": blo.sama,
-    "unrolled": blo.unrolled,
-    "forward_mode": blo.forward_mode,
-    "neumann": lambda: blo.neumann(3, scale=0.1),
-    "cg": lambda: blo.cg(3),
-    "minres": lambda: blo.minres(3),
-    "gmres": lambda: blo.gmres(3),
-    "bicgstab": lambda: blo.bicgstab(3),
-    "normal_cg": lambda: blo.normal_cg(3),
-    "nystrom": lambda: blo.nystrom(3),
-    "dense": lambda: blo.dense(damping=1.0),
-    "soba": lambda: blo.soba(0.1),
-    "f2sa": lambda: blo.f2sa(3, lr=0.05, delta=0.01),
-    "pbgd": lambda: blo.pbgd(lr=0.02),
-    "evolution": lambda: blo.evolution(2),
+    "darts": darts,
+    "t1t2": t1t2,
+    "unrolled": unrolled,
+    "cg": lambda: cg(3),
+    "dense": lambda: dense(damping=1.0),
+    "soba": lambda: soba(0.1),
 }
 
 
@@ -252,12 +240,9 @@ def alone_below(method: Any) -> list[Tensor]:
 def test_experts_that_do_not_see_the_gate_do_not_respond_to_it() -> None:
     expected = alone_below(alternating())
     assert all((gate != 0).all() for gate in expected)
-    off = []
     for name, method in METHODS.items():
         for found, gate in zip(alone_below(method()), expected, strict=True):
-            if not torch.equal(found, gate):
-                off.append((name, (found - gate).abs().max().item()))
-    assert not off
+            assert torch.equal(found, gate), name
 
 
 def test_misuse_is_refused(folders: list[str]) -> None:
