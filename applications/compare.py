@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked, rest = parser().parse_known_args(words if file is None else words[1:])
         check_numbers(asked)
-        from applications import processes
+        from applications import processes  # brings torch, which --help goes without
 
         processes.refuse_several("applications.compare")
         return compare(asked, file, rest, words, console)

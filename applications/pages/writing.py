@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from applications import processes
-
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place.
 
     Of several processes of a run, the first one alone writes.
     """
+    from applications import processes  # brings torch, which --help goes without
+
     if not processes.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

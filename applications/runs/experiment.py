@@ -97,13 +97,12 @@ def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[
         device=place,
     )
     folder.write_summary(summary)
-    left += chance_notes(work, evaluations, folder.path)
-    for note in left:
-        say(note)
-    notes = (*splits.notes, *left)
-    levels = {"lower": len(work.lower), "upper": len(work.upper)}
     if processes.is_first():
-        counted = sizes(splits)
+        left += chance_notes(work, evaluations, folder.path)
+        for note in left:
+            say(note)
+        notes, counted = (*splits.notes, *left), sizes(splits)
+        levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, work.family, folder.path, levels, notes))
         run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
