@@ -35,7 +35,7 @@ from benchmarks.reweight.shards import Drawn, Shards, labelled
 from blo import Engine
 
 STEPS, BATCH = 300, 16
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 DEFAULT_RATE = 1e-3
 METHODS = ("two_stage", LEARNED, "agreement", "oracle", "online", "union", "agreeing_examples")
 

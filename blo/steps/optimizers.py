@@ -221,7 +221,7 @@ class UpdateMap:
             if rule.by_gradient is not None and not variables:
                 with torch.no_grad():
                     ends.append(rule.step(y, state, g, group))
-                    diagonal = rule.by_gradient(y, ends[-1][1], g, group)
+                    diagonal = rule.by_gradient(y, state, ends[-1][1], g, group)
                 if diagonal is not None:
                     of_gradient.append(diagonal.mul_(weight))
                     continue

@@ -27,16 +27,16 @@ class Rule:
             group says that the decay is decoupled.
         untouched: from the slots and the options to the elements that have seen no gradient but
             zero; None for a step that is not divided by the size of the gradients seen.
-        by_gradient: from the parameter before a step, the state after it, its gradient and its
-            options, all plain numbers, to the diagonal of the step's derivative by the gradient,
-            new memory; None, or a rule that returns None, for automatic differentiation.
+        by_gradient: from the parameter before a step, the states before and after it, its gradient
+            and its options, all plain numbers, to the diagonal of the step's derivative by the
+            gradient, in new memory; None, or a result of None, for automatic differentiation.
     """
 
     step: Step
     slots: Callable[[Options], Slots]
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
-    by_gradient: Callable[[Tensor, State, Tensor, Options], Tensor | None] | None = None
+    by_gradient: Callable[[Tensor, State, State, Tensor, Options], Tensor | None] | None = None
 
 
 def register_update(

@@ -9,7 +9,7 @@ from applications.errors import UsageError
 from applications.options.command_line import parse_options
 from applications.runs.trackers import check_trackers
 
-COMMANDS = ("nlu", "nlg", "token_classification", "compare", "report", "predict")
+COMMANDS = ("nlu", "nlg", "token_classification", "compare", "report", "predict", "reweight")
 HEAVY = ("torch", "peft", "datasets", "torchmetrics", "accelerate", "matplotlib", "scipy")
 SCRIPT = f"""
 import sys

@@ -72,7 +72,8 @@ def assert_equal_to_one_process(answers, alone):
     for key, run in runs.items():
         known = alone[key]
         assert (run["statuses"], run["cost"]) == (known["statuses"], known["cost"]), key
-        off[key] = (torch.tensor(run["value"]) - torch.tensor(known["value"])).abs().max().item()
+        ours, theirs = (torch.tensor(r["value"], dtype=torch.float64) for r in (run, known))
+        off[key] = (ours - theirs).abs().max().item()
     assert max(off.values()) < 1e-10, off
     assert {name for name, _ in off} == set(METHODS)
 
