@@ -118,7 +118,9 @@ def lines_by(
         labelled(axes, x[1], y[1])
         if x[0] == "num_levels":
             axes.set_xscale("linear")
-            axes.set_xlim(1.8, axes.get_xlim()[1])
+            axes.set_xlim(
+                1.8, max(across for points in curves.values() for across, _ in points) + 0.2
+            )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     keyed(figure, libraries)
     return drawn(figure, title, text)
