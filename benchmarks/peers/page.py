@@ -155,7 +155,11 @@ def keyed(figure: Figure, libraries: Iterable[str]) -> None:
         marks.append(mark)
     if marks:
         figure.legend(
-            handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, frameon=False
+            handles=marks,
+            loc="outside lower center",
+            ncols=min(len(marks), 3 if figure.get_figwidth() < 6 else 8),
+            fontsize=8,
+            frameon=False,
         )
 
 
@@ -244,7 +248,7 @@ def sections(
     if steps:
         everything = [("reweighting", lambda line: True)]
         x = "num_steps", "lower steps that are differentiated"
-        text = "Largest sum of allocations of a round beyond what stood before."
+        text = "What a training needs beyond its parameters and data."
         memory = lines_by(steps, "Memory against steps", text, everything, x, MIB)
         time = lines_by(steps, "Time against steps", "Process time of a round.", everything, x, MS)
         found.append(Section("Unrolled steps", drawings=[memory, time]))
@@ -294,8 +298,8 @@ NOTES = (
     "Errors are relative, of the hypergradient that the optimizer above received in the first "
     "round, against the float64 value of what the method claims, computed by other means.",
     "Times are medians over blocks of rounds that were run in turns; ratios are medians of ratios "
-    "of neighbouring blocks, of process time. Memory is the peak of a round's allocations beyond "
-    "what stood before it.",
+    "of neighbouring blocks, of process time. Memory is what a training needs beyond its "
+    "parameters and data: what its first round leaves, and the peak of the next beyond that.",
     "'By hand' is a loop for one method and one problem that checks nothing. Betty's DARTS takes "
     "1 for the learning rate; its CG 0.2.1 takes wrong directions from the second product on.",
 )
