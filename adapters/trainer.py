@@ -1,9 +1,11 @@
 """Two levels in `transformers.Trainer`, and in trainers that are built on it."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,6 +81,10 @@ class TwoLevelMixin(_Base):
     hold the upper level's optimizer, schedule, place in its data and the state of the method, in
     ``two_level.pt``; going on from one is bit-identical on a CPU.
 
+    In several processes (torchrun, accelerate launch) each takes its share of both data sets and
+    draws its own masks; the engine averages over them, and the model is not wrapped in
+    ``DistributedDataParallel``. ``two_level_1.pt`` ... are the other processes' parts.
+
     Args:
         upper_dataset: Held-out data, prepared and collated as ``train_dataset`` is; or the share of
             ``train_dataset``, in (0, 1), that is split off for it (with ``data_seed`` or ``seed``).
@@ -131,6 +137,10 @@ class TwoLevelMixin(_Base):
         _refuse_generating(type(self))
         super().__init__(*args, **kwargs)
         _refuse(self)
+        # The engine averages over the processes, in place of DistributedDataParallel.
+        self.accelerator.prepare_model = partial(
+            self.accelerator.prepare_model, evaluation_mode=True
+        )
         self.upper_dataset = self._prepared(upper_dataset)
         self.upper_optimizer = upper_optimizer
         self.method = method
@@ -163,6 +173,8 @@ class TwoLevelMixin(_Base):
         waiting, self._waiting = self._waiting, []
         batches = [MicroBatch(i, n, len(waiting)) for i, n in waiting]
         self._engine.graph.probe(self._engine.graph["lower"], batches[0])
+        if self._engine.round == 0 and self._engine.turn.step == 1:
+            self._warn_of_scaled_loss(batches[0])
         with _replaced(self, "_counting", True):
             total = self._engine.backward("lower", batches)
         return torch.tensor(total.loss, device=self.args.device)
@@ -176,9 +188,15 @@ class TwoLevelMixin(_Base):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._engine is not None and self.args.should_save:
-            state = {"engine": self._engine.state_dict(), "data": self._upper_stream.state_dict()}
-            torch.save(state, Path(output_dir) / STATE)
+        if self._engine is not None:
+            state = {
+                "engine": self._engine.state_dict(),
+                "data": self._upper_stream.state_dict(),
+                "processes": self.args.world_size,
+            }
+            path = Path(output_dir) / self._state_name()
+            path.parent.mkdir(parents=True, exist_ok=True)  # where the first process is not yet
+            torch.save(state, path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -191,7 +209,23 @@ class TwoLevelMixin(_Base):
                 "level's optimizer and data position: it was not written by a two-level trainer, "
                 "or with save_only_model=True. Load the adapter from it with PEFT, and train anew"
             )
-        self._resumed = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        then, now = state.get("processes", 1), self.args.world_size
+        if then != now:
+            raise ValueError(
+                f"resume_from_checkpoint {checkpoint!r} was written by {then} processes, and there "
+                f"are {now}, which would see other batches; start as many, or load the adapter "
+                "from it with PEFT, and train anew"
+            )
+        if self.args.process_index:
+            path = Path(checkpoint) / self._state_name()
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        self._resumed = state
+
+    def _state_name(self) -> str:
+        """The file in a checkpoint that holds this process's part."""
+        rank = self.args.process_index
+        return f"{Path(STATE).stem}_{rank}.pt" if rank else STATE
 
     # The two levels.
 
@@ -219,6 +253,8 @@ class TwoLevelMixin(_Base):
         self._engine = Engine(graph)  # accelerate runs the model under autocast
         self._upper_stream = BatchStream(self._upper_dataloader(), "upper")
         self._waiting, self._upper_totals = [], []
+        if self.args.world_size > 1:  # until here all drew alike; dropout is each process's own
+            torch.manual_seed(self.args.seed + 1_000_003 * (1 + self.args.process_index))
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             self._engine.load_state_dict(resumed["engine"])
@@ -252,6 +288,28 @@ class TwoLevelMixin(_Base):
                 parameter.requires_grad_(flag)
         (loss,) = taken
         return loss if batch.of == 1 else loss * batch.of
+
+    def _warn_of_scaled_loss(self, batch: MicroBatch) -> None:
+        """Warn where Trainer multiplies the loss by the number of processes in place of dividing it
+        by what all of them have counted: the model takes that number and leaves it unused.
+        """
+        args, number = self.args, batch.num_items
+        if args.world_size == 1 or number is None or not args.average_tokens_across_devices:
+            return
+        losses = []
+        for count in (number, 2 * number):
+            with torch.no_grad(), torch.random.fork_rng(), self._counts_kept():
+                inputs = self._prepare_inputs({**batch.inputs})
+                with self.compute_loss_context_manager():
+                    taken = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=count)
+                losses.append(float(taken[0] if isinstance(taken, tuple) else taken))
+        if losses[0] == losses[1] != 0.0:
+            warnings.warn(
+                f"the loss of {type(self.model).__name__} does not depend on num_items_in_batch, "
+                f"which its forward pass takes, so that Trainer multiplies it by {args.world_size},"
+                " the number of processes; give average_tokens_across_devices=False",
+                stacklevel=2,
+            )
 
     def _upper_loss(self, batch: MicroBatch) -> Tensor:
         assert self.upper_compute_loss is not None
@@ -390,7 +448,8 @@ class TwoLevelTrainer(TwoLevelMixin, Trainer):
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> bert = BertConfig(vocab_size=20, intermediate_size=8, **sizes)
         >>> model = BertForSequenceClassification(bert)
-        >>> model = get_peft_model(model, BiLoraConfig(r=2, target_modules=["query", "value"]))
+        >>> adapter = BiLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+        >>> model = get_peft_model(model, adapter)
         >>> data = [{"input_ids": [i, i + 1], "labels": i % 2} for i in range(16)]
         >>> folder = tempfile.mkdtemp()
         >>> args = TrainingArguments(folder, max_steps=4, use_cpu=True, report_to="none",
@@ -474,7 +533,11 @@ def _refuse(trainer: Any) -> None:
         (trainer.is_deepspeed_enabled, "DeepSpeed", "plain data parallel"),
         (trainer.is_fsdp_enabled, "FSDP", "plain data parallel"),
         (args.n_gpu > 1, f"DataParallel over {args.n_gpu} devices", "CUDA_VISIBLE_DEVICES=0"),
-        (args.world_size > 1, f"{args.world_size} processes", "a single process"),
+        (
+            getattr(args, "parallelism_config", None) is not None,
+            "parallelism_config (tensor, context or sequence parallel)",
+            "plain data parallel",
+        ),
         (args.fp16, "fp16, whose loss scaling it does not know", "bf16=True"),
         (args.torch_compile, "torch_compile", "torch_compile=False"),
         (args.auto_find_batch_size, "auto_find_batch_size", "a fixed batch size"),

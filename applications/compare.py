@@ -20,11 +20,11 @@ from applications.comparison.attempt import Ended
 from applications.comparison.backends import Pool, Processes, RayTasks, Work, outcomes
 from applications.comparison.folder import place_of, refuse_changed
 from applications.comparison.grid import Grid, Run, narrowed, planned, read_grid, shard
-from applications.comparison.page import write_report
 from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
-from applications.comparison.settings import check_command, given
+from applications.comparison.settings import check_command, given, refuse_without_data
 from applications.errors import UsageError
+from applications.options.versions import told
 
 SUFFIXES = (".json", ".yaml", ".yml")
 PROG = "python -m applications.compare"
@@ -48,6 +48,7 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     add = made.add_argument
+    add("--version", action="version", version=told(PROG))
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the grid")
     add("--tasks", nargs="+", metavar="NAME", help="tasks: some of the file's, or plain names")
     add("--methods", nargs="+", metavar="NAME", help="methods: some of the file's, or plain names")
@@ -87,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked, rest = parser().parse_known_args(words if file is None else words[1:])
         check_numbers(asked)
+        from applications import processes  # brings torch, which --help goes without
+
+        processes.refuse_several("applications.compare")
         return compare(asked, file, rest, words, console)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -131,6 +135,7 @@ def compare(
             raise UsageError(f"command line: option {name!r} is an axis of the grid: use {axis}")
     grid = asked_grid(asked, file)
     runs = part(planned(grid, flags), asked.shard)
+    refuse_without_data(runs)
     if asked.dry_run:
         for run in runs:
             done = "finished" if place_of(out, run).finished(run) else "to run"
@@ -207,6 +212,8 @@ def run_all(runs: Sequence[Run], asked: argparse.Namespace, console: Console) ->
 
 def finish(out: Path, console: Console, *, missing: int) -> int:
     """Write the results and the report, and say where they are; returns the exit status."""
+    from applications.comparison.page import write_report  # brings matplotlib, scipy
+
     results = write_results(out)
     for failure in failures(out):
         place = f"{failure['folder']}: {failure['reason']}; see log.txt there"

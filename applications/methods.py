@@ -2,55 +2,44 @@
 
 The options, the graphs, the phases and the page ask these rows; nothing else knows a method by its
 name. A new method is a new row, and an option where it has one of its own.
+
+What a row makes is named and imported when it is made: the options and ``--help`` read the rows
+without torch and PEFT, which take seconds to import.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from adapters import (
-    Allocation,
-    AutoLoraConfig,
-    BeamLoraConfig,
-    BeamSearch,
-    BiDoraConfig,
-    BiLoraConfig,
-    Binarisation,
-    DirectionOrthogonality,
-    LoraDropoutConfig,
-    LoraWeightDecayConfig,
-    MoleConfig,
-    Orthogonality,
-    RepLoraConfig,
-    SdLoraConfig,
-    WeightDecay,
-    export_lora,
-)
 from applications.errors import UsageError
-from blo import (
-    Method,
-    alternating,
-    cg,
-    darts,
-    minres,
-    neumann,
-    nystrom,
-    sama,
-    t1t2,
-    unrolled,
-)
 
-Penalty = Callable[[nn.Module], Tensor]
-Hook = Callable[[Optimizer, Any, int, Optimizer | None], Any]
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig, LoraConfig, PeftConfig
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from adapters import Allocation, BeamSearch, BiLoraConfig, MoleConfig
+    from blo import Method
+
+Penalty: TypeAlias = "Callable[[nn.Module], Tensor]"
+Hook: TypeAlias = "Callable[[Optimizer, Any, int, Optimizer | None], Any]"
 Retraining = Literal["none", "values", "ranks"]
 Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
 ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
 BI_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "joint", "two_stage", "same_data")
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function that imports the one called ``name`` when it is called, and calls it."""
+
+    def call(*values: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*values, **options)
+
+    return call
 
 
 def no_options() -> dict[str, str]:
@@ -116,11 +105,15 @@ def bilora_config(**settings: Any) -> BiLoraConfig:
             "argument --lora_r: one softmax value is always 1, got 1; use a rank of at least 2, "
             "or --singular_values real"
         )
+    from adapters import BiLoraConfig
+
     return BiLoraConfig(**settings)
 
 
 def dora_config(**settings: Any) -> LoraConfig:
     """PEFT's DoRA."""
+    from peft import LoraConfig
+
     return LoraConfig(use_dora=True, **settings)
 
 
@@ -133,6 +126,8 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
 
     Reference: Zhang et al. (2023), arXiv:2303.10512.
     """
+    from peft import AdaLoraConfig
+
     initial = math.ceil(1.5 * r)
     return AdaLoraConfig(
         init_r=initial,
@@ -161,6 +156,8 @@ def mole_config(
     Raises:
         UsageError: new experts without a second level, which would never be trained.
     """
+    from adapters import MoleConfig
+
     if experts:
         return MoleConfig(experts=experts, train_experts=train_experts, **settings)
     if not train_experts:
@@ -180,6 +177,8 @@ def allocation(
     optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
 ) -> Allocation:
     """AdaLoRA's allocator, which has a schedule of its own."""
+    from adapters import Allocation
+
     del num_steps, upper
     return Allocation(optimizer, model)
 
@@ -191,6 +190,8 @@ def beam_search(
 
     The first half of the period leads to a snapshot; nothing is moved in the last period.
     """
+    from adapters import BeamSearch
+
     every = max(4, 2 * (num_steps // 24))
     return BeamSearch(optimizer, model, every=every, num_steps=num_steps, score_optimizer=upper)
 
@@ -198,7 +199,7 @@ def beam_search(
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
     Row("full", None, note="all weights"),
-    Row("lora", LoraConfig, note="PEFT's own"),
+    Row("lora", later("peft", "LoraConfig"), note="PEFT's own"),
     Row("dora", dora_config, note="PEFT's own"),
     Row(
         "adalora",
@@ -209,7 +210,7 @@ ROWS = (
     ),
     Row(
         "lora_dropout",
-        LoraDropoutConfig,
+        later("adapters", "LoraDropoutConfig"),
         mask_rate=0.5,
         unpublished=f"the tables of LoRA Dropout's paper {NEVER_RELEASED}",
     ),
@@ -219,36 +220,42 @@ ROWS = (
         {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
         bi_level=True,
         mask_rate=0.0,
-        orthogonality=Orthogonality,
-        binarisation=Binarisation,
-        export=export_lora,
+        orthogonality=later("adapters", "Orthogonality"),
+        binarisation=later("adapters", "Binarisation"),
+        export=later("adapters", "export_lora"),
         unpublished=f"the tables of BiLoRA's paper {NEVER_RELEASED}",
     ),
     Row(
         "bidora",
-        BiDoraConfig,
+        later("adapters", "BiDoraConfig"),
         {"norm_axis": "norm_axis"},
         bi_level=True,
         mask_rate=0.0,
-        orthogonality=DirectionOrthogonality,
+        orthogonality=later("adapters", "DirectionOrthogonality"),
         retraining="values",
     ),
-    Row("autolora", AutoLoraConfig, bi_level=True, retraining="ranks", selects_ranks=True),
+    Row(
+        "autolora",
+        later("adapters", "AutoLoraConfig"),
+        bi_level=True,
+        retraining="ranks",
+        selects_ranks=True,
+    ),
     Row(
         "lora_weight_decay",
-        LoraWeightDecayConfig,
+        later("adapters", "LoraWeightDecayConfig"),
         {"initial_weight_decay": "initial_weight_decay"},
         bi_level=True,
         note="a weight decay for each layer above",
-        penalty=WeightDecay,
+        penalty=later("adapters", "WeightDecay"),
         response_alone="its decays act on held-out data through the lower level's response alone",
-        export=export_lora,
+        export=later("adapters", "export_lora"),
     ),
     Row(
         "beam_lora",
-        BeamLoraConfig,
+        later("adapters", "BeamLoraConfig"),
         second_level={"score_level": "upper"},
-        export=export_lora,
+        export=later("adapters", "export_lora"),
         hook=beam_search,
     ),
     Row(
@@ -257,21 +264,21 @@ ROWS = (
         {"experts": "experts", "num_experts": "num_experts"},
         second_level={"train_experts": True},
         note="of the adapters that --experts names",
-        export=export_lora,
+        export=later("adapters", "export_lora"),
     ),
     Row(
         "sd_lora",
-        SdLoraConfig,
+        later("adapters", "SdLoraConfig"),
         second_level={"magnitude_level": "upper"},
         note="one task; applications.continual trains several",
-        export=export_lora,
+        export=later("adapters", "export_lora"),
     ),
     Row(
         "rep_lora",
-        RepLoraConfig,
+        later("adapters", "RepLoraConfig"),
         {"generator": "generator", "width": "generator_width"},
         second_level={"generator_level": "upper"},
-        export=export_lora,
+        export=later("adapters", "export_lora"),
         unpublished="the sizes of RepLoRA's network were never published",
     ),
 )
@@ -340,20 +347,28 @@ def difference(products: int, steps: int) -> Price:
 SCALE = {"scale": "scale"}
 DAMPED = {"max_products": "products", "damping": "damping"}
 HYPERGRADIENTS: Mapping[str, Hypergradient] = {
-    "darts": Hypergradient(darts, difference, SCALE),
-    "t1t2": Hypergradient(t1t2, lambda products, steps: Price(1, 1, 1), SCALE),
+    "darts": Hypergradient(later("blo", "darts"), difference, SCALE),
+    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(1, 1, 1), SCALE),
     "neumann": Hypergradient(
-        neumann, lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
+        later("blo", "neumann"), lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
     ),
-    "cg": Hypergradient(cg, lambda products, steps: Price(1, products + 1, 4), DAMPED),
-    "minres": Hypergradient(minres, lambda products, steps: Price(1, products + 1, 7), DAMPED),
+    "cg": Hypergradient(
+        later("blo", "cg"), lambda products, steps: Price(1, products + 1, 4), DAMPED
+    ),
+    "minres": Hypergradient(
+        later("blo", "minres"), lambda products, steps: Price(1, products + 1, 7), DAMPED
+    ),
     "nystrom": Hypergradient(
-        nystrom, lambda products, steps: Price(1, products + 2, products + 2), {"rank": "products"}
+        later("blo", "nystrom"),
+        lambda products, steps: Price(1, products + 2, products + 2),
+        {"rank": "products"},
     ),
-    "sama": Hypergradient(sama, difference),
-    "unrolled": Hypergradient(unrolled, lambda products, steps: Price(steps, steps, 3)),
+    "sama": Hypergradient(later("blo", "sama"), difference),
+    "unrolled": Hypergradient(
+        later("blo", "unrolled"), lambda products, steps: Price(steps, steps, 3)
+    ),
     "alternating": Hypergradient(
-        alternating, lambda products, steps: Price(0, 0, 0), responds=False
+        later("blo", "alternating"), lambda products, steps: Price(0, 0, 0), responds=False
     ),
 }
 

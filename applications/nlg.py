@@ -7,13 +7,12 @@ text a line (--train_file, --test_file). Scores: BLEU, NIST, ROUGE-L, chrF and p
 import sys
 from collections.abc import Sequence
 
-from applications.families.generation import TextGeneration
 from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return run_command(TextGeneration(), arguments, description=__doc__)
+    return run_command("nlg", arguments, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,25 @@ Without options: a demo of LoRA and BiLoRA that needs no network and a few minut
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from applications.families.classification import TextClassification
 from applications.options.arguments import Options
-from applications.options.command_line import parse_options
 from applications.runs.command import run_command
-from applications.runs.demo import PRESETS, is_demo, run_demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return run_command(
-        TextClassification(), arguments, description=__doc__, instead=demo_where_asked
-    )
+    return run_command("nlu", arguments, description=__doc__, instead=demo_where_asked)
 
 
 def demo_where_asked(options: Options, words: Sequence[str]) -> bool:
     """Run the demo where no data were asked for."""
-    if not is_demo(options):
+    data = options.data
+    if not (data.task_name is None and data.data_dir is None and data.train_file is None):
         return False
+    from rich.console import Console
+
+    from applications.options.command_line import parse_options
+    from applications.runs.demo import PRESETS, run_demo
+
     run_demo(parse_options(words, presets=PRESETS), Console())
     return True
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from applications.comparison.page import write_report
 from applications.errors import UsageError
+from applications.options.versions import told
+
+PROG = "python -m applications.report"
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,7 +22,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The parser of this command's options."""
-    made = Parser(prog="python -m applications.report", description=__doc__, allow_abbrev=False)
+    made = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
+    made.add_argument("--version", action="version", version=told(PROG))
     made.add_argument("folder", type=Path, metavar="DIR", help="folder of the grid")
     made.add_argument("--out", type=Path, metavar="FILE", help="the page; default: DIR/report.html")
     made.add_argument(
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = parser().parse_args(arguments)
         if not asked.folder.is_dir():
             raise UsageError(f"there is no folder {str(asked.folder)!r}")
+        from applications.comparison.page import write_report  # brings matplotlib, scipy
+
         path = write_report(asked.folder, page=asked.out, reference=asked.reference)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

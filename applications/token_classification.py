@@ -7,13 +7,12 @@ and its tag a line, or json rows with lists of words and tags (--train_file, --t
 import sys
 from collections.abc import Sequence
 
-from applications.families.tagging import TokenClassification
 from applications.runs.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return run_command(TokenClassification(), arguments, description=__doc__)
+    return run_command("token_classification", arguments, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from blo.derivatives.random_state import is_generator, modules_named_by
+from blo.derivatives.sharded import fully_sharded, is_sharded
 from blo.methods.context import Requirements
 from blo.steps.clipping import Clip
 from blo.steps.registry import unwrapped
@@ -155,15 +156,13 @@ def refuse_wrapped(name: str, loss: Any, given: Sequence[nn.Module]) -> None:
                     )
                     + ": the Engine averages over the processes itself"
                 )
-        if any(
-            type(p).__name__ == "DTensor" or hasattr(p, "_local_tensor")
-            for p in module.parameters()
-        ):
+        known = {id(p) for part in fully_sharded(module) for p in part.parameters()}
+        if any(is_sharded(p) and id(p) not in known for p in module.parameters()):
             raise TypeError(
-                f"a module of problem {name!r} has sharded parameters (DTensor: fully_shard, or "
-                "tensor parallelism), of which torch.autograd.grad returns gradients that no "
-                "process has reduced; give a model whose parameters are whole on each process: the "
-                "Engine averages over the processes itself"
+                f"a module of problem {name!r} has distributed parameters (DTensor) that are not "
+                "those of fully_shard, such as tensor parallelism's or a part of a sharded model; "
+                "give the model that fully_shard was called on, or one whose parameters are whole "
+                "on each process: the Engine averages over the processes itself"
             )
 
 

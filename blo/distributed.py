@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blo.batches import leaves_of
 from blo.derivatives.reduction import Reduction
+from blo.derivatives.sharded import is_sharded
 from blo.graph import ProblemGraph
 from blo.problem import Problem
 
@@ -65,8 +66,11 @@ def refuse_unequal(graph: ProblemGraph, reduction: Reduction) -> None:
     owners = {id(t): p.name for p in graph.problems for t in p.parameters}
     parameters = graph.space.parameters()
     device = graph.problems[0].device
-    marks = torch.stack([_mark(t).to(device) for t in parameters])
-    for parameter, same in zip(parameters, _same(reduction, marks).tolist(), strict=True):
+    whole = [t for t in parameters if not is_sharded(t)]  # of the others each has its own part
+    if not whole:
+        return
+    marks = torch.stack([_mark(t).to(device) for t in whole])
+    for parameter, same in zip(whole, _same(reduction, marks).tolist(), strict=True):
         if not all(same):
             owner = owners.get(id(parameter))
             whose = "that no optimizer holds" if owner is None else f"of problem {owner!r}"

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from blo.batches import fresh, own_copy, version
 from blo.derivatives.objective import scalar
 from blo.derivatives.precision import coarsest, fresh_autocast
+from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import RandomState
+from blo.derivatives.sharded import backward_gradient, fully_sharded, written
 from blo.linear.tensors import Tensors
 
 Loss: TypeAlias = Callable[[Any], "Tensor | dict[str, Any]"]
@@ -41,8 +43,10 @@ class ParameterSpace:
         self._registers: list[dict[str, Any]] = []
         self._embeddings: list[nn.Embedding | nn.EmbeddingBag] = []
         self.names: dict[int, str] = {}
+        self._fully_sharded: list[nn.Module] = []
         seen: set[int] = set()
         for i, module in enumerate(modules):
+            self._fully_sharded += fully_sharded(module)
             for prefix, part in module.named_modules():
                 if id(part) in seen:
                     continue
@@ -166,6 +170,21 @@ class ParameterSpace:
             for register, content in kept:
                 register.update(content)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ``fully_shard`` was called on a module."""
+        return bool(self._fully_sharded)
+
+    @contextmanager
+    def written(self, parameters: Sequence[Tensor], values: Tensors) -> Iterator[None]:
+        """Run a block with `values` written into `parameters`: where they are sharded."""
+        with written(parameters, values, self._fully_sharded):
+            yield
+
+    def backward(self, loss: Tensor, inputs: Tensors) -> Gradient:
+        """Return the gradient of `loss` from ``backward()``: where parameters are sharded."""
+        return backward_gradient(loss, inputs, self.parameters())
+
     @contextmanager
     def dense_embeddings(self) -> Iterator[None]:
         """Run a block in which ``nn.Embedding(sparse=True)`` and ``nn.EmbeddingBag(sparse=True)``
@@ -268,6 +287,15 @@ class ModuleObjective:
                 return self.evaluate()
 
             yield evaluate
+
+    def by_backward(self, upper: Tensors, lower: Tensors) -> Gradient:
+        """Return the gradient of ``g(upper, lower)`` from ``backward()``."""
+        parameters, values = self.upper + self.lower + self.held, (*upper, *lower, *self.values)
+        with (
+            self.space.written(parameters, values),
+            self.space.substituted((), (), self.buffers),
+        ):
+            return self.space.backward(self.evaluate(), self.upper + self.lower)
 
     def evaluate(self) -> Tensor:
         """Return the loss at the parameters and buffers that the modules hold now, with the

@@ -108,6 +108,7 @@ class ProblemGraph:
         soundness.check_order(self)
         soundness.check_entries(self)
         soundness.check_reach(self)
+        soundness.refuse_sharded(self, self.space)
         soundness.warn_of_constant_responses(self)
         soundness.warn_of_constant_steps(self)
         self._derive()

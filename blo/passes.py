@@ -160,7 +160,13 @@ def _piece(
         met = _leaves_of(loss)
         found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
     grads: Gradient = (None,) * len(parameters)
-    if role.differentiable:
+    if role.differentiable and space.is_sharded:
+        others = tuple(t for q in role.unread for t in q.parameters)
+        taken = space.backward(loss, parameters + others)
+        grads, reached = taken[: len(parameters)], taken[len(parameters) :]
+        met = {id(t) for t, g in zip(others, reached, strict=True) if g is not None}
+        found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
+    elif role.differentiable:
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return _Piece(loss.detach(), grads, _scalars(output), state, buffers, found)
 

@@ -14,7 +14,7 @@ from blo.derivatives.precision import fresh_autocast
 from blo.derivatives.pullback import Gradient, pulled_back
 from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
 from blo.evaluation import ParameterSpace
-from blo.linear.tensors import Tensors, leaves
+from blo.linear.tensors import Tensors, leaves, sum_all
 from blo.problem import Problem
 
 
@@ -70,7 +70,7 @@ def _probed(
         torch.inference_mode(False),
         torch.enable_grad(),
         state.replay(),
-        space.substituted(owned, placed),
+        space.substituted(*(((), ()) if space.is_sharded else (owned, placed))),
         fresh_autocast(problem.device, precision),
     ):
         before, buffers, marks = versions(given, arrays=True), space.versions(), foreign_marks()
@@ -79,11 +79,18 @@ def _probed(
         if not loss.requires_grad:
             return Seen(None, *does)
         ends = (loss, *_ends_of(problem))
+        if space.is_sharded:
+            found = space.backward(sum_all(ends), owned)
+            return Seen(_names(problems, owned, found), *does)
         grads = pulled_back(ends, placed + owned, tuple(torch.ones_like(t) for t in ends))
     _refuse_captured(problem, space, owned, grads[len(owned) :])
-    reached = {id(t) for t, g in zip(owned, grads[: len(owned)], strict=True) if g is not None}
-    names = (p.name for p in problems if any(id(t) in reached for t in p.parameters))
-    return Seen(tuple(names), *does)
+    return Seen(_names(problems, owned, grads[: len(owned)]), *does)
+
+
+def _names(problems: Sequence[Problem], owned: Tensors, grads: Gradient) -> tuple[str, ...]:
+    """Return the names of the problems of which a parameter has a gradient."""
+    reached = {id(t) for t, g in zip(owned, grads, strict=True) if g is not None}
+    return tuple(p.name for p in problems if any(id(t) in reached for t in p.parameters))
 
 
 def _refuse_captured(

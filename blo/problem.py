@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blo import arguments
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import generators_of
+from blo.derivatives.sharded import is_sharded
 from blo.evaluation import Loss
 from blo.methods.context import Method
 from blo.methods.named import darts
@@ -311,6 +312,9 @@ def owned(gradient: Gradient) -> list[Tensor | None]:
     for g in gradient:
         if g is None or g.is_sparse:
             found.append(g)
+            continue
+        if is_sharded(g):  # without memory of its own to compare
+            found.append(g.detach().clone())
             continue
         storage = g.untyped_storage()
         whole = storage.nbytes() == g.numel() * g.element_size()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from blo.arguments import described
+from blo.derivatives.sharded import is_sharded
 from blo.evaluation import ParameterSpace
 from blo.problem import Problem
 from blo.streams import BatchStream
@@ -227,6 +228,35 @@ def warn_of_constant_responses(graph: Related) -> None:
                 "through_response=False: their response is left out of its Hessian, and the "
                 "hypergradients above it are biased",
                 stacklevel=3,
+            )
+
+
+def refuse_sharded(graph: Related, space: ParameterSpace) -> None:
+    """Raise unless all that is done with sharded parameters (``fully_shard``) can be done.
+
+    Raises:
+        NotImplementedError: naming the problem and the method or the setting.
+    """
+    if not space.is_sharded:
+        return
+    first_order = "darts(), f2sa(), pbgd() or alternating()"
+    for p in graph.problems:
+        if 0 < sum(map(is_sharded, p.parameters)) < len(p.parameters):
+            raise NotImplementedError(
+                f"problem {p.name!r} holds sharded parameters (fully_shard) beside whole ones; "
+                "give them problems of their own, or shard all"
+            )
+        if graph.inputs(p) and not p.method.requirements.first_order:
+            raise NotImplementedError(
+                f"{p.method!r} of problem {p.name!r} does not work with sharded parameters "
+                "(fully_shard), whose gradients backward() alone averages over the processes; use "
+                f"{first_order}, or whole parameters"
+            )
+        if graph.inputs(p) and graph.below(p) and p.through_response:
+            raise NotImplementedError(
+                f"problem {p.name!r} sees the solution of a problem below it, whose derivatives do "
+                "not work with sharded parameters (fully_shard); give it through_response=False, "
+                "or whole parameters"
             )
 
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from adapters.training.partition import levels
 from blo import Info
 
-__all__ = ["write_model_card"]
+__all__ = ["score_table", "write_model_card"]
 
 NAME = "README.md"
 START, END = "<!-- bi-level -->", "<!-- /bi-level -->"
@@ -97,7 +97,7 @@ def write_model_card(
             "## Bi-level training",
             _split(model, lower_examples, upper_examples),
             _settings(response, seeds, steps),
-            _table(scores, metrics),
+            score_table(scores, metrics),
             *([notes.strip()] if notes.strip() else []),
             END,
         ]
@@ -159,7 +159,29 @@ def _several(scale: float | tuple[float, ...]) -> str:
     return ", ".join(_number(value) for value in dict.fromkeys(scale))
 
 
-def _table(scores: Mapping[str, Mapping[str, float | None]], metrics: Sequence[str]) -> str:
+def score_table(
+    scores: Mapping[str, Mapping[str, float | None]], metrics: Sequence[str] = ("accuracy",)
+) -> str:
+    """Return a Markdown table of the numbers by split, and of the gaps between the splits.
+
+    Args:
+        scores: as in `write_model_card`.
+        metrics: the names among the scores that are shown, beside the loss and the ECE.
+
+    Raises:
+        ValueError: if a split or one of its numbers is missing or unknown.
+
+    Example:
+        >>> from adapters.results.model_card import score_table
+        >>> train, test = {"loss": 0.2, "accuracy": 0.9}, {"loss": 0.5, "accuracy": 0.8}
+        >>> scores = {"train": train, "test": test}
+        >>> print(score_table(scores))
+        | | loss | accuracy |
+        | --- | --- | --- |
+        | train | 0.2 | 0.9 |
+        | test | 0.5 | 0.8 |
+        | test - train | 0.3 | -0.1 |
+    """
     for split in scores:
         if split not in SPLITS:
             raise ValueError(f"scores must have the keys {SPLITS}, got {split!r}")

@@ -1,5 +1,7 @@
 """Texts, or pairs of texts, with a class or a number each."""
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +16,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData, load_task
+from applications.data.inputs import input_texts
+from applications.errors import UsageError
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, evaluation
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
+from applications.models.soundness import TOO_LONG, check_lengths, positions
 from applications.options.arguments import DataOptions, ModelOptions, Options
 
 
@@ -29,6 +35,7 @@ class TextClassification:
 
     command: str = "nlu"
     task_type: TaskType = TaskType.SEQ_CLS
+    auto_model: type[Any] = AutoModelForSequenceClassification
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The examples that the options ask for."""
@@ -45,14 +52,25 @@ class TextClassification:
                 "id2label": dict(enumerate(task.label_names)),
                 "label2id": {name: number for number, name in enumerate(task.label_names)},
             }
-        return load_pretrained(
-            AutoModelForSequenceClassification,
+        model, tokenizer = load_pretrained(
+            self.auto_model,
             options,
             num_labels=task.num_labels,
             # A checkpoint with a head of another size gets a new one, as one without a head does.
             ignore_mismatched_sizes=True,
             **settings,
         )
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token_id is None:
+                raise UsageError(
+                    f"argument --model_name_or_path: the tokenizer of "
+                    f"{options.model_name_or_path!r} has no token to pad with (pad_token), nor one "
+                    f"that ends a text; take another model"
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
 
     def encode(
         self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
@@ -64,6 +82,21 @@ class TextClassification:
         labels = examples["label"]
         return [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
 
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The texts, those of a pair one after the other."""
+        pairs = examples["pair"] if "pair" in examples.column_names else [""] * len(examples)
+        return (
+            f"{text} {pair}".strip() for text, pair in zip(examples["text"], pairs, strict=True)
+        )
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError where ``max_seq_length`` leaves texts longer than the model reads."""
+        if work.options.data.max_seq_length > (positions(model) or math.inf):
+            for split, examples in splits.items():
+                rows = self.encode(examples, work.tokenizer, work.options)
+                tokens = (row["input_ids"] for row in rows)
+                check_lengths(tokens, model, split, TOO_LONG)
+
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads to the longest row."""
         return DataCollatorWithPadding(tokenizer)
@@ -74,11 +107,37 @@ class TextClassification:
         """Loss and metrics of the model on the examples."""
         options, tokenizer = setting.options, setting.tokenizer
         encoded = self.encode(examples, tokenizer, options)
+        rows = sorted(encoded, key=lambda row: len(row["input_ids"]))
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
-        outputs, labels = [], []
+        own, collator = processes.own_share(rows), self.collator(tokenizer)
         with evaluating(model, options):
-            for batch in evaluation_batches(encoded, self.collator(tokenizer), size=size):
-                outputs.append(predict(batch))
-                labels.append(batch["labels"])
-        return evaluation(torch.cat(outputs), torch.cat(labels), setting.task.kind)
+            found = [predict(batch) for batch in evaluation_batches(own, collator, size=size)]
+        shares = [[row for part in share for row in part] for share in processes.gathered(found)]
+        labels = torch.tensor([row["labels"] for row in rows])
+        return evaluation(torch.stack(processes.whole(shares)), labels, setting.task.kind)
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The most probable class and the probability of each, or the number."""
+        options, tokenizer, task = setting.options, setting.tokenizer, setting.task
+        texts = input_texts(rows, columns, options.data)
+        examples = Dataset.from_dict(
+            dict(zip(columns, texts, strict=True)) | {"label": [0] * len(rows)}
+        )
+        encoded = self.encode(examples, tokenizer, options)
+        order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
+        predict, size = predictor(model, options), options.run.per_device_eval_batch_size
+        with evaluating(model, options):
+            batches = evaluation_batches(encoded, self.collator(tokenizer), size=size)
+            found = torch.cat([predict(batch) for batch in batches]).double()
+        outputs = torch.empty_like(found)
+        outputs[order] = found  # the batches are sorted by length, and sorting is stable
+        if task.kind == "regression":
+            return [{"prediction": value} for value in outputs.squeeze(-1).tolist()]
+        return [
+            {"prediction": task.label_names[row.argmax()]}
+            | {f"probability_{n}": p for n, p in zip(task.label_names, row.tolist(), strict=True)}
+            for row in outputs.softmax(-1)
+        ]

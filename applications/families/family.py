@@ -1,7 +1,8 @@
 """What differs between the commands, and nothing else: data, head, batches, evaluation."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from datasets import Dataset
 from peft import TaskType
@@ -37,6 +38,10 @@ class Family(Protocol):
         """The name of the command: ``nlu``."""
 
     @property
+    def auto_model(self) -> type[Any]:
+        """The class of transformers that loads its models."""
+
+    @property
     def task_type(self) -> TaskType:
         """PEFT's name of the head, which decides what is trained beside the adapter."""
 
@@ -53,6 +58,12 @@ class Family(Protocol):
     ) -> Encoded:
         """Training rows of token numbers with their ``labels``."""
 
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """What the model reads of every example, as text."""
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError for examples that the model cannot read."""
+
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """From rows to a padded batch."""
 
@@ -66,4 +77,22 @@ class Family(Protocol):
 
         Changes neither the random state nor the model, so that an evaluation in between does not
         change a training run.
+        """
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """What the model predicts for each row of a file, in evaluation mode and in their order.
+
+        ``prediction``, a name, a number, a list of tags or a text; for classes also
+        ``probability_NAME`` of each.
+
+        Args:
+            model: as it was trained.
+            rows: with the texts, in whatever columns; answers are not looked at.
+            setting: of the run.
+            columns: of the examples that it was trained on: ``text`` and ``pair``, say.
+
+        Raises:
+            UsageError: the texts are not there.
         """

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Batch, Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData
-from applications.data.meaning_representations import load_generation_task
+from applications.data.inputs import input_texts
+from applications.data.meaning_representations import (
+    SOURCE_COLUMNS,
+    linearised,
+    load_generation_task,
+)
 from applications.errors import UsageError
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation
@@ -34,11 +40,13 @@ from applications.families.prediction import evaluating, predictor
 from applications.families.text_metrics import check_packages, text_scores
 from applications.models import smollm2
 from applications.models.loading import device, load_pretrained
+from applications.models.soundness import check_lengths
 from applications.options.arguments import DataOptions, GenerationOptions, ModelOptions, Options
 from applications.pages.writing import write_whole
 
 IGNORED = -100
 """The label of a token that is read and not to be predicted."""
+UNCUT = "prompt and reference must fit in the model, which reads {most} tokens; shorten them"
 MAX_TOKENS = 2048
 """Most tokens of a batch in an evaluation: a vocabulary's logits for each must fit in memory."""
 
@@ -49,6 +57,7 @@ class TextGeneration:
 
     command: str = "nlg"
     task_type: TaskType = TaskType.CAUSAL_LM
+    auto_model: type[Any] = AutoModelForCausalLM
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The inputs that the options ask for, each with all its references.
@@ -71,7 +80,7 @@ class TextGeneration:
         """
         if options.model_name_or_path == smollm2.NAME:
             options = replace(options, model_name_or_path=str(smollm2.smollm2_folder()))
-        model, tokenizer = load_pretrained(AutoModelForCausalLM, options)
+        model, tokenizer = load_pretrained(self.auto_model, options)
         if tokenizer.eos_token_id is None:
             raise UsageError(
                 f"argument --model_name_or_path: the tokenizer of {options.model_name_or_path!r} "
@@ -109,6 +118,23 @@ class TextGeneration:
         rows = encoded(examples, tokenizer, options)
         return [{name: values[:limit] for name, values in row.items()} for row in rows]
 
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The inputs."""
+        return list(examples["source"])
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError for prompts that leave no room to generate in, and for references that
+        are longer than the model reads: they are evaluated uncut.
+        """
+        options, tokenizer = work.options, work.tokenizer
+        asked = (options.generation or GenerationOptions()).generate_on or ()
+        for split, examples in splits.items():
+            rows = encoded(examples, tokenizer, options)
+            check_lengths((row["input_ids"] for row in rows), model, split, UNCUT)
+            if split in asked:
+                prompts = prompt_tokens(list(examples["source"]), tokenizer, options)
+                check_room(max(map(len, prompts)), tokenizer, options)
+
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads on the right to the longest row."""
         return partial(padded_right, padding=int(tokenizer.pad_token_id or 0))
@@ -139,6 +165,17 @@ class TextGeneration:
                     write_texts(file, sources, references, texts)
         perplexity = math.exp(loss) if loss < 700 else None
         return Evaluation(loss, {**scores, "perplexity": perplexity})
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The text that is written for each input."""
+        options, tokenizer = setting.options, setting.tokenizer
+        (inputs,) = input_texts(rows, columns, options.data, usual=SOURCE_COLUMNS)
+        sources = [linearised(meaning) for meaning in inputs]
+        with evaluating(model, options):
+            texts = generated(model, sources, tokenizer, options, "predictions")
+        return [{"prediction": text} for text in texts]
 
 
 def prompt_tokens(
@@ -214,13 +251,14 @@ def mean_loss(model: nn.Module, rows: Encoded, collator: Collator, options: Opti
     longest = max(len(row["input_ids"]) for row in rows)
     size = min(options.run.per_device_eval_batch_size, max(1, MAX_TOKENS // longest))
     total, count = 0.0, 0
-    for batch in evaluation_batches(rows, collator, size=size):
+    for batch in evaluation_batches(processes.own_share(rows), collator, size=size):
         labels = batch["labels"][:, 1:]
         written = labels != IGNORED
         logits = predict(batch)[:, :-1][written]
         total += float(F.cross_entropy(logits, labels[written], reduction="none").double().sum())
         count += int(written.sum())
-    return total / count
+    shares = processes.gathered((total, count))
+    return sum(total for total, _ in shares) / sum(count for _, count in shares)
 
 
 class NoRepetition(LogitsProcessor):
@@ -270,11 +308,12 @@ def generated(
     )
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     size = max(1, options.run.per_device_eval_batch_size // how.num_beams)
+    own = processes.own_share(order)
     texts = [""] * len(prompts)
     hidden = True if options.run.disable_tqdm else None
-    with tqdm(total=len(prompts), desc=f"generate {split}", unit="text", disable=hidden) as bar:
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+    with tqdm(total=len(own), desc=f"generate {split}", unit="text", disable=hidden) as bar:
+        for start in range(0, len(own), size):
+            chosen = own[start : start + size]
             batch = padded_left([prompts[n] for n in chosen], padding=tokenizer.pad_token_id)
             length = batch["input_ids"].shape[1]
             repeats = how.no_repeat_ngram_size
@@ -288,6 +327,9 @@ def generated(
             for number, text in zip(chosen, found, strict=True):
                 texts[number] = " ".join(text.split())
             bar.update(len(chosen))
+    written_here = processes.gathered([texts[number] for number in own])
+    for number, text in zip(order, processes.whole(written_here), strict=True):
+        texts[number] = text
     return texts
 
 

@@ -1,8 +1,10 @@
 """Sentences with a tag for each word: named entities."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +18,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.conll import read_conll
 from applications.data.examples import TaskData
-from applications.data.local_files import Readers, read_rows
+from applications.data.inputs import input_texts
+from applications.data.local_files import Readers
 from applications.data.sentences import TAG_COLUMNS, WORD_COLUMNS, column, tagging_data
 from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
+from applications.data.text_files import read_rows
 from applications.errors import UsageError
 from applications.families.entities import entity_scores
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, calibration, numbers, reliability
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
+from applications.models.soundness import TOO_LONG, check_lengths, positions
 from applications.options.arguments import DataOptions, ModelOptions, Options
 
 IGNORED = -100
@@ -52,6 +58,7 @@ class TokenClassification:
 
     command: str = "token_classification"
     task_type: TaskType = TaskType.TOKEN_CLS
+    auto_model: type[Any] = AutoModelForTokenClassification
 
     def load_task(self, options: DataOptions) -> TaskData:
         """The sentences that the options ask for."""
@@ -70,6 +77,7 @@ class TokenClassification:
             tag_names=source.label_names,
             metric=source.metric or "f1",
             notes=source.notes,
+            place=source.where,
         )
 
     def load_base(
@@ -81,7 +89,7 @@ class TokenClassification:
             UsageError: the tokenizer cannot say to which word a piece belongs.
         """
         model, tokenizer = load_pretrained(
-            AutoModelForTokenClassification,
+            self.auto_model,
             options,
             num_labels=task.num_labels,
             id2label=dict(enumerate(task.label_names)),
@@ -109,6 +117,18 @@ class TokenClassification:
         rows, words = aligned(examples, tokenizer, options.data.max_seq_length)
         return [row for row, tagged in zip(rows, words, strict=True) if tagged]
 
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The words of every sentence."""
+        return (" ".join(words) for words in examples["tokens"])
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError where ``max_seq_length`` leaves more pieces than the model reads."""
+        length = work.options.data.max_seq_length
+        if length > (positions(model) or math.inf):
+            for split, examples in splits.items():
+                rows, _ = aligned(examples, work.tokenizer, length)
+                check_lengths((row["input_ids"] for row in rows), model, split, TOO_LONG)
+
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads to the longest row, labels with -100."""
         return DataCollatorForTokenClassification(tokenizer)
@@ -117,6 +137,13 @@ class TokenClassification:
         self, model: nn.Module, examples: Dataset, setting: Setting, *, split: str, stage: Stage
     ) -> Evaluation:
         """Loss and metrics of the model on the sentences."""
+        outputs, words = self.outputs(model, examples, setting)
+        return tagging_evaluation(outputs, words, list(examples["tags"]), setting.task.label_names)
+
+    def outputs(
+        self, model: nn.Module, examples: Dataset, setting: Setting
+    ) -> tuple[list[Tensor], list[list[int]]]:
+        """For each sentence the logits of its words that have a piece, and where these stand."""
         options, tokenizer = setting.options, setting.tokenizer
         rows, words = aligned(examples, tokenizer, options.data.max_seq_length)
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
@@ -124,14 +151,39 @@ class TokenClassification:
         found: list[Tensor] = []
         size = options.run.per_device_eval_batch_size
         with evaluating(model, options):
-            ordered = [rows[number] for number in order]
+            ordered = [rows[number] for number in processes.own_share(order)]
             for batch in evaluation_batches(ordered, self.collator(tokenizer), size=size):
                 marked = batch["labels"] != IGNORED
                 logits = predict(batch)
                 found += [each[mask] for each, mask in zip(logits, marked, strict=True)]
         position = {number: place for place, number in enumerate(order)}
-        outputs = [found[position[number]] for number in range(len(rows))]
-        return tagging_evaluation(outputs, words, list(examples["tags"]), setting.task.label_names)
+        found = processes.whole(processes.gathered(found))
+        return [found[position[number]] for number in range(len(rows))], words
+
+    def predict(
+        self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The tags of each row's words; O for words that the model never sees, as in evaluation.
+
+        A text that is not a list of words is divided at white space.
+        """
+        names = setting.task.label_names
+        (texts,) = input_texts(rows, columns, setting.options.data)
+        sentences = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        empty = [number for number, sentence in enumerate(sentences) if not sentence]
+        if empty:
+            raise UsageError(f"row {empty[0]} of the input has no words; remove it")
+        untagged = [[0] * len(sentence) for sentence in sentences]
+        examples = Dataset.from_dict({"tokens": sentences, "tags": untagged})
+        found = []
+        outputs, places = self.outputs(model, examples, setting)
+        for text, sentence, logits, seen in zip(texts, sentences, outputs, places, strict=True):
+            tags = [OUTSIDE] * len(sentence)
+            for place, tag in zip(seen, logits.argmax(-1).tolist(), strict=True):
+                tags[place] = names[tag]
+            divided = {"words": sentence} if isinstance(text, str) else {}
+            found.append({**divided, "prediction": tags})
+        return found
 
 
 def aligned(
@@ -189,13 +241,13 @@ def tagging_evaluation(
     """
     outside = list(names).index(OUTSIDE)
     predictions, labels, right = [], [], 0
-    for logits, positions, truth in zip(outputs, words, tags, strict=True):
+    for logits, places, truth in zip(outputs, words, tags, strict=True):
         found = [outside] * len(truth)
-        for position, tag in zip(positions, logits.argmax(-1).tolist(), strict=True):
+        for position, tag in zip(places, logits.argmax(-1).tolist(), strict=True):
             found[position] = tag
             right += tag == truth[position]
         predictions.append([names[tag] for tag in found])
-        labels += [truth[position] for position in positions]
+        labels += [truth[position] for position in places]
     total = sum(map(len, tags))
     truth_names = [[names[tag] for tag in truth] for truth in tags]
     types = sorted({str(entity_type(name)) for name in names if name != OUTSIDE})

@@ -22,6 +22,7 @@ from applications.options.arguments import (
     RunOptions,
 )
 from applications.options.presets import paper_settings
+from applications.options.versions import told
 
 GROUPS: Mapping[str, type] = {
     "model": ModelOptions,
@@ -88,6 +89,7 @@ def parser(
         action="store_true",
         help="train and write nothing: say what the run would take, phase by phase",
     )
+    made.add_argument("--version", action="version", version=told(prog))
     made.add_argument(
         "configuration",
         nargs="?",

@@ -1,27 +1,40 @@
-"""What every fine-tuning command does around its run."""
+"""What every fine-tuning command does around its run.
+
+Families, training and the libraries below them are imported once the options are read: ``--help``
+and a misspelt flag need none of them.
+"""
 
 import logging
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import datasets
-import transformers
-from rich.console import Console
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 
 from applications.errors import UsageError
-from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.commands import COMMANDS
-from applications.pages.table import shown
-from applications.runs.estimate import estimates, plan_table
-from applications.runs.experiment import finetune
+
+
+def explained(error: Exception) -> str | None:
+    """One sentence on an error that neither the user nor the code is to blame for; None else."""
+    from applications import processes
+    from applications.runs.failures import sentence
+
+    if isinstance(error, RuntimeError) and processes.was_left(error):
+        return (
+            f"process {processes.rank()} of {processes.count()} ends, because another one is gone "
+            f"(what it said stands above or in its own log; if it said nothing, it was killed, as "
+            f"for memory): --resume goes on from the last checkpoint"
+        )
+    return sentence(error)
 
 
 def run_command(
-    family: Family,
+    command: str,
     arguments: Sequence[str] | None = None,
     *,
     description: str | None,
@@ -30,47 +43,78 @@ def run_command(
     """Run a fine-tuning command.
 
     Args:
-        family: the kind of fine-tuning.
+        command: its name: ``nlu``.
         arguments: the words of the command line; by default those of the process.
         description: what ``--help`` says first.
         instead: given the options and the words, may run something else, and says so.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 128
+        and the signal's number after an interruption (130 for Ctrl-C). Of several processes that
+        torchrun has started, the first one alone prints results.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    quiet()
-    prog = f"python -m applications.{family.command}"
-    groups = COMMANDS[family.command].groups
+    prog = f"python -m applications.{command}"
+    groups = COMMANDS[command].groups
     try:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
-        if instead(options, words):
-            return 0
-        if options.dry_run:
-            Console().print(plan_table(estimates(options, family)))
-        else:
-            print(result(finetune(options, family)))
+        from applications import processes
+        from applications.models.loading import device
+
+        quiet()
+        with processes.together(device(options.model)), spoken_once():
+            if not processes.is_first():
+                options = replace(options, run=replace(options.run, disable_tqdm=True))
+            if not instead(options, words):
+                run(options, command)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted before anything was trained", file=sys.stderr)
+        return 128 + int(getattr(error, "number", signal.SIGINT))
+    except Exception as error:
+        said = explained(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 
-def result(summary: Mapping[str, Any]) -> str:
-    """The last line on the screen."""
-    train, test = shown(summary["train_metric"]), shown(summary["test_metric"])
-    return f"{summary['metric_name']}: train {train}, test {test}"
+def run(options: Options, command: str) -> None:
+    """Train and say what came of it, or say what it would take."""
+    from rich.console import Console
+
+    from applications.families.named import family_of
+    from applications.runs.closing import closing
+    from applications.runs.estimate import estimates, plan_table
+    from applications.runs.experiment import finetune
+
+    family = family_of(command)
+    if options.dry_run:
+        Console().print(plan_table(estimates(options, family)))
+        return
+    print("\n".join(closing(finetune(options, family), options, family)))
+
+
+@contextmanager
+def spoken_once() -> Iterator[None]:
+    """Let the first process of a run speak, and no other."""
+    from applications import processes
+
+    if processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def quiet() -> None:
     """Leave the screen to this command: no bars and remarks of the libraries below it."""
+    import datasets
+    import transformers
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for library in ("transformers", "huggingface_hub"):

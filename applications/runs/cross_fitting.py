@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from adapters import levels, penalised
+from applications import processes
 from applications.data.batches import Batch, Collator, Encoded
 from applications.options.arguments import Options
 from applications.runs import graphs
@@ -64,7 +65,7 @@ def held_out_batches(folds: Sequence[Encoded], collator: Collator, *, size: int,
     per_fold = min(-(-size // len(folds)), min(map(len, folds)))
     return DataLoader(
         rows,  # type: ignore[arg-type]
-        batch_sampler=FoldBatches(members, per_fold, generator),
+        batch_sampler=processes.own_batches(FoldBatches(members, per_fold, generator)),
         collate_fn=collator,
         generator=generator,
     )

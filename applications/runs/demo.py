@@ -12,6 +12,7 @@ from applications.data.tasks import CARRIED_TASK
 from applications.families.classification import TextClassification
 from applications.models.adapting import adapter_config
 from applications.options.arguments import Options
+from applications.runs.closing import closing
 from applications.runs.estimate import estimates, plan_table
 from applications.runs.experiment import finetune
 
@@ -34,12 +35,6 @@ PRESETS: Mapping[str, Any] = {
     "max_steps": 100,
     "output_dir": "runs/nlu-demo",
 }
-
-
-def is_demo(options: Options) -> bool:
-    """Whether no data were asked for."""
-    data = options.data
-    return data.task_name is None and data.data_dir is None and data.train_file is None
 
 
 def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
@@ -66,6 +61,7 @@ def run_demo(options: Options, console: Console) -> list[dict[str, Any]]:
     summaries = [finetune(each, family, say=say) for each in chosen_options]
     console.print(table(summaries))
     say(f"results and a report.html for each method: {options.run.output_dir}")
+    say("\n".join(closing(summaries[-1], chosen_options[-1], family)))
     return summaries
 
 

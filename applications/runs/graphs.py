@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from adapters import levels, mean_loss, penalised, two_level
+from applications import processes
 from applications.data.batches import Batch
 from applications.methods import HYPERGRADIENTS, Penalty
 from applications.options.arguments import AdapterOptions, LevelOptions, Options, RunOptions
@@ -45,7 +46,7 @@ def num_updates(num_examples: int, options: RunOptions) -> int:
     """The updates that ``max_steps``, or the epochs over ``num_examples``, ask for."""
     if options.max_steps > 0:
         return options.max_steps
-    batches = math.ceil(num_examples / options.per_device_train_batch_size)
+    batches = math.ceil(num_examples / (options.per_device_train_batch_size * processes.count()))
     epochs = options.num_train_epochs
     return max(1, math.ceil(epochs * batches / options.gradient_accumulation_steps))
 

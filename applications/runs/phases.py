@@ -1,6 +1,6 @@
 """What a run trains, one phase after the other: a search, and what follows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, set_seed
 
 from adapters import retrain, retrain_config
-from applications.data.batches import training_batches
+from applications.data.batches import Collator, Encoded, training_batches
 from applications.data.examples import TaskData
 from applications.data.splits import Splits, folds, two_levels
 from applications.errors import UsageError
 from applications.families.family import Family, Setting
 from applications.models import adapting
 from applications.models.loading import device
+from applications.models.soundness import check_known
 from applications.options.arguments import Options
 from applications.runs import graphs
 from applications.runs.cross_fitting import cross_fitted
@@ -63,12 +64,29 @@ class Workload(Setting):
     base: PreTrainedModel
     lower: Dataset
     upper: Dataset
+    mixed: Sequence[tuple[Dataset, float]] = ()
+    """The groups that the training examples consist of, with their weights; none: all alike."""
 
     def batches(self, examples: Dataset, seed: int) -> Any:
-        """Shuffled training batches."""
-        encoded = self.family.encode(examples, self.tokenizer, self.options)
-        size = self.options.run.per_device_train_batch_size
-        return training_batches(encoded, self.family.collator(self.tokenizer), size=size, seed=seed)
+        """Shuffled training batches; of all training examples by their weights, where they have
+        any.
+        """
+        size, collator = self.options.run.per_device_train_batch_size, self.collator
+        if self.mixed and examples is self.splits.train:
+            groups = [(self.encoded(group), weight) for group, weight in self.mixed]
+            rows = [row for group, _ in groups for row in group]
+            weights = [weight for group, weight in groups for _ in group]
+            return training_batches(rows, collator, size=size, seed=seed, weights=weights)
+        return training_batches(self.encoded(examples), collator, size=size, seed=seed)
+
+    @property
+    def collator(self) -> Collator:
+        """From rows to a padded batch."""
+        return self.family.collator(self.tokenizer)
+
+    def encoded(self, examples: Dataset) -> Encoded:
+        """Training rows."""
+        return self.family.encode(examples, self.tokenizer, self.options)
 
 
 def prepare(options: Options, family: Family, task: TaskData, splits: Splits) -> Workload:
@@ -77,7 +95,8 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     The seed is set first: new heads and adapters' factors are drawn from it.
 
     Raises:
-        UsageError: the model cannot be loaded, or there are too few examples to divide.
+        UsageError: the model cannot be loaded or cannot read the examples, or there are too few of
+            them to divide.
     """
     set_seed(options.run.seed)
     base, tokenizer = family.load_base(options.model, task)
@@ -88,7 +107,11 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     if divided or level.control == "lower_data_only":
         fraction, seed = level.upper_fraction, options.data.split_seed
         lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
-    return Workload(options, task, tokenizer, family, splits, base, lower, upper)
+    work = Workload(options, task, tokenizer, family, splits, base, lower, upper)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    family.check(base, {name: part for name, part in parts.items() if part is not None}, work)
+    check_known(family.texts(splits.train), tokenizer, options.model.model_name_or_path)
+    return work
 
 
 def phases(work: Workload) -> Iterator[Phase]:

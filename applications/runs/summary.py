@@ -5,19 +5,18 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from adapters import levels
+from applications import processes
 from applications.families.metrics import Evaluation
 from applications.options.arguments import AdapterOptions
+from applications.options.versions import versions
 from applications.runs.costs import Costs
 from applications.runs.phases import Model, Workload
 from applications.runs.training import Trained
-
-PACKAGES = ("torch", "peft", "transformers", "blo-torch")
 
 
 def summarise(
@@ -148,18 +147,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The device in words, and the number of processes where there are several."""
+    among = f", {processes.count()} processes" if processes.count() > 1 else ""
     if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that made the numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+        return str(torch.cuda.get_device_name(device)) + among
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads){among}"

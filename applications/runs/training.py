@@ -4,29 +4,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from applications import processes
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
-from applications.options.arguments import Options
+from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
+from applications.runs.interruption import Signals
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
 from applications.runs.selection import Selection
+from applications.runs.trackers import Trackers
 from blo import Engine, Info, Record
 
-# Options that may differ between a run and its continuation: they change no number.
-FREE_ON_RESUME = (
-    "output_dir",
-    "save_steps",
-    "save_total_limit",
-    "resume",
-    "disable_tqdm",
-    "device",
-)
+# What each process has of its own in an engine's state.
+OWN_STATE = ("random_state", "random_state_of_libraries", "buffers")
 Score = Callable[[], Evaluation]
 
 
@@ -48,17 +45,25 @@ class Loop:
     Args:
         folder: where log lines and checkpoints go.
         options: all are kept in the checkpoints.
+        signals: those that end the run, looked at after every round.
+        say: is told of checkpoints that are damaged.
         before: the costs of the phases already trained.
         index: the number of phases already trained.
+        trackers: what is sent the log lines too.
     """
 
     folder: RunFolder
     options: Options
+    signals: Signals = field(default_factory=Signals)
+    say: Callable[[str], None] = print
     before: Costs = field(default_factory=Costs)
     index: int = 0
+    trackers: Trackers = field(default_factory=Trackers)
 
     def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
         """Train one phase to its end, from its last checkpoint where ``resume`` is set.
+
+        A signal ends it after the round under way, with a checkpoint, by a KeyboardInterrupt.
 
         Args:
             phase: what is trained.
@@ -68,10 +73,16 @@ class Loop:
         training = Training(self, phase, engine, validate)
         if self.options.run.resume:
             training.resume()
-        for record in training.rounds():
-            training.log(record)
-            training.evaluate()
-            training.save()
+        with self.signals.waiting(True):
+            training.evaluate_pending()
+            for record in training.rounds():
+                self.signals.agree()
+                training.log(record)
+                training.evaluate()
+                training.save()
+                self.signals.check()
+            self.signals.agree()
+            self.signals.check()
         costs = training.costs()
         self.before, self.index = self.before + costs, self.index + 1
         return Trained(costs, training.hypergradient, training.selected())
@@ -91,6 +102,7 @@ class Training:
         round: the rounds done.
         seconds: the time they took.
         stopped: whether patience has run out before the last round.
+        evaluated: False where a signal came before the round was scored.
         hypergradient: how the first response was computed.
         selection: the best step so far, where one is selected.
     """
@@ -102,6 +114,7 @@ class Training:
     round: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    evaluated: bool = True
     hypergradient: dict[str, Any] | None = None
     selection: Selection | None = None
 
@@ -150,7 +163,7 @@ class Training:
     def log(self, record: Record) -> None:
         """Write the round's line, where it has one."""
         if self.logged:
-            self.loop.folder.log(self.place() | line(record))
+            self.note(line(record))
 
     def evaluate(self) -> None:
         """Score the round on the held-out data, where it is its turn, and select the best one."""
@@ -160,13 +173,43 @@ class Training:
         in_rounds = max(1, every // max(1, self.phase.updates.steps))
         if not self.last and self.round % in_rounds != 0:
             return
-        found = self.validate()
+        found = self.scored(self.validate)
         scores = {"loss": found.loss, **found.metrics}
-        self.loop.folder.log(self.place() | {"validation": scores})
+        self.note({"validation": scores})
         if self.selection is not None:
             if self.selection.improved(found, self.costs().lower_steps):
                 self.loop.folder.save_selected(trained_values(self.phase.model))
             self.stopped = self.selection.exhausted and not self.last
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Write a line of the log, and send it to the trackers."""
+        noted = self.place() | found
+        self.loop.folder.log(noted)
+        # A phase of the upper level alone goes on counting.
+        steps = self.round * max(1, self.phase.updates.steps)
+        self.loop.trackers.log(noted, self.loop.before.lower_steps + steps)
+
+    def scored(self, validate: Score) -> Evaluation:
+        """The score of the round. A signal is not kept waiting: the round is scored on resuming.
+
+        Several processes have to end together, and score the round first.
+        """
+        signals = self.loop.signals
+        try:
+            signals.check()
+            with signals.waiting(processes.count() > 1):
+                return validate()
+        except KeyboardInterrupt:
+            self.evaluated = False
+            self.save(now=True)
+            raise
+
+    def evaluate_pending(self) -> None:
+        """Score the round of the checkpoint where that was cut off."""
+        if not self.evaluated:
+            self.evaluated = True
+            self.evaluate()
+            self.save(now=True)
 
     def selected(self) -> int | None:
         """The lower steps at the selected step."""
@@ -195,19 +238,22 @@ class Training:
             "seconds": round(whole.seconds, 3),
         }
 
-    def save(self) -> None:
-        """Write a checkpoint, where it is its turn."""
-        run = self.loop.options.run
-        if not (self.last or self.stopped or self.round % run.save_steps == 0):
+    def save(self, *, now: bool = False) -> None:
+        """Write a checkpoint, where it is its turn or the run is asked to end."""
+        run, asked = self.loop.options.run, self.loop.signals.ending
+        if not (now or asked or self.last or self.stopped or self.round % run.save_steps == 0):
             return
+        engine = self.engine.state_dict()
         state = {
-            "engine": self.engine.state_dict(),
+            "engine": engine,
+            "processes": processes.gathered({name: engine[name] for name in OWN_STATE}),
             "stateful": [item.state_dict() for item in self.phase.stateful],
             "round": self.round,
             "seconds": self.seconds,
             "hypergradient": self.hypergradient,
             "selection": None if self.selection is None else asdict(self.selection),
             "stopped": self.stopped,
+            "evaluated": self.evaluated,
             "options": self.loop.options.as_dict(),
         }
         keep = run.save_total_limit
@@ -215,27 +261,51 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
-        folder, index = self.loop.folder, self.loop.index
-        if folder.checkpoints(index):
-            state = read_checkpoint(folder, index, self.loop.options)
-            self.engine.load_state_dict(state["engine"])
+        folder, index, options = self.loop.folder, self.loop.index, self.loop.options
+        state = processes.from_first(lambda: read_checkpoint(folder, index, options, self.loop.say))
+        if state is not None:
+            own = state["processes"][processes.rank()]
+            self.engine.load_state_dict(state["engine"] | own)
             for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
                 item.load_state_dict(kept)
-            for name in ("round", "seconds", "stopped", "hypergradient"):
+            for name in ("round", "seconds", "stopped", "evaluated", "hypergradient"):
                 setattr(self, name, state[name])
             if self.selection is not None:
                 self.selection = Selection(**state["selection"])
         folder.forget_after(index, self.round)
 
 
-def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any]:
-    """The newest checkpoint of a phase.
+def read_checkpoint(
+    folder: RunFolder, index: int, options: Options, say: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a phase, if there is one; damaged ones are set aside.
 
     Raises:
-        UsageError: it belongs to a run with other options.
+        UsageError: it belongs to a run with other options, or of another number of processes, or
+            all are damaged.
     """
-    path = folder.checkpoints(index)[-1]
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    found, damaged = folder.checkpoints(index), list[Path]()
+    if not found:
+        return None
+    for path in reversed(found):
+        state = folder.read_checkpoint(path)
+        if state is not None:
+            break
+        say(f"warning: {path} is damaged; looking for the checkpoint before it")
+        damaged.append(path)
+    else:
+        raise UsageError(
+            f"argument --resume: {damaged[0]} is damaged, and there is no checkpoint before it; "
+            f"put a whole copy there, or leave --resume out to begin anew"
+        )
+    for other in damaged:
+        other.rename(other.with_suffix(".damaged"))
+    then_processes = len(state["processes"])
+    if then_processes != processes.count():
+        raise UsageError(
+            f"argument --resume: {path} was written by {then_processes} processes, and there are "
+            f"{processes.count()}; start as many, or use another --output_dir"
+        )
     now, then = options.as_dict(), state["options"]
     changed = [n for n in now if n not in FREE_ON_RESUME and now[n] != then.get(n)]
     if changed:

@@ -18,8 +18,8 @@ from applications.data.batches import Encoded, evaluation_batches
 from applications.errors import UsageError
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import device
+from applications.options.versions import versions
 from applications.pages.writing import write_json, write_whole
-from applications.runs.summary import versions
 from applications.sequences.learning import Learner, Task
 from applications.sequences.material import FAMILY, Material, settings
 from applications.sequences.scores import Scores, accuracies

@@ -16,10 +16,9 @@ from blo.linear.tensors import (
     axpy,
     detach,
     dot,
+    extents,
     length,
-    lengths,
     root_mean_squares,
-    rows_in_use,
     scale,
     subtract,
     zeros_like,
@@ -236,7 +235,7 @@ def difference_step(
     floor = min(SMALLEST_SIZE, max(1e-3, *typical))
     steps = [
         max(rms, floor) * (math.sqrt(rows) + math.sqrt(t.numel() / len(t) if t.dim() else 1)) / size
-        for t, rms, size, rows in zip(v, typical, lengths(v), rows_in_use(v), strict=True)
+        for t, rms, (size, rows) in zip(v, typical, extents(v), strict=True)
         if size > 0.0
     ]
     if not steps:

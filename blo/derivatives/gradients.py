@@ -10,6 +10,7 @@ import torch
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import filled, pulled_back, reached
 from blo.derivatives.reduction import LOCAL, Reduction
+from blo.derivatives.sharded import any_sharded, is_sharded
 from blo.linear.tensors import Tensors, average, detach, leaves
 
 
@@ -44,13 +45,19 @@ def gradients(
     processes of `reduction`, too.
     """
     uppers, lowers, found = [], [], False
+    sharded = any_sharded((*upper, *lower))
     for objective in objectives:
         x = leaves(upper) if with_upper else detach(upper)
         y = leaves(lower) if with_lower else detach(lower)
         inputs = (*x, *y) if with_upper and with_lower else x if with_upper else y
-        with objective.scope(x, y) as evaluate:
-            loss = evaluate()
-            grads = pulled_back((loss,), inputs, (torch.ones_like(loss),))
+        if sharded:
+            both = objective.by_backward(upper, lower)
+            cut = slice(None if with_upper else len(upper), None if with_lower else len(upper))
+            grads = both[cut]
+        else:
+            with objective.scope(x, y) as evaluate:
+                loss = evaluate()
+                grads = pulled_back((loss,), inputs, (torch.ones_like(loss),))
         split = len(x) if with_upper else 0
         found = found or reached(grads[:split] if with_upper else grads)
         uppers.append(filled(grads[:split], inputs[:split]))
@@ -58,7 +65,9 @@ def gradients(
     of_upper, of_lower = average(uppers), average(lowers)
     if reduction.is_local:
         return Gradients(of_upper, of_lower, found)
-    flag = (*of_upper, *of_lower)[0].new_tensor(float(found))
-    *both, anywhere = reduction.means((*of_upper, *of_lower, flag))
+    taken = (*of_upper, *of_lower)
+    like = next((t for t in taken if not is_sharded(t)), taken[0])
+    flag = torch.tensor(float(found), dtype=like.dtype, device=like.device)
+    *means, anywhere = reduction.means((*taken, flag))
     n = len(of_upper)
-    return Gradients(tuple(both[:n]), tuple(both[n:]), bool(anywhere > 0))
+    return Gradients(tuple(means[:n]), tuple(means[n:]), bool(anywhere > 0))

@@ -25,7 +25,7 @@ from torch import Tensor
 from blo.derivatives.graphs import refuse_cut_graph, twice_differentiable
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.objective import Objective
-from blo.derivatives.pullback import filled, pulled_back
+from blo.derivatives.pullback import Gradient, filled, pulled_back
 from blo.derivatives.reduction import LOCAL, Reduction
 from blo.linear.tensors import Tensors, add, average, detach, scale, subtract
 
@@ -80,6 +80,10 @@ class AttachedObjective:
             known += self.reduction.spread(solution)
         with self.base.scope(upper, known[len(upper) :]) as evaluate:
             yield evaluate
+
+    def by_backward(self, upper: Tensors, lower: Tensors) -> Gradient:
+        """Raise: graphs with attached solutions are refused where parameters are sharded."""
+        raise NotImplementedError("solutions below are not attached to sharded parameters")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blo.derivatives.precision import fresh_autocast
+from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 
@@ -39,6 +40,9 @@ class Objective(Protocol):
         backward pass and must find the same parameters. The context can be entered again later, to
         differentiate a graph that was kept.
         """
+
+    def by_backward(self, upper: Tensors, lower: Tensors) -> Gradient:
+        """Return the gradient of ``g(upper, lower)``, where parameters are sharded."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ class FunctionObjective:
                 return scalar(self.loss(upper, lower), self.name)
 
         yield evaluate
+
+    def by_backward(self, upper: Tensors, lower: Tensors) -> Gradient:
+        """Raise, as a plain function computes on the tensors that it is given."""
+        raise TypeError(
+            f"{self.name} was given sharded tensors (DTensor); fully_shard works with modules, in "
+            "Problem and Engine, or give whole tensors"
+        )
 
 
 def scalar(value: object, name: str) -> Tensor:

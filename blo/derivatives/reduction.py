@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from blo.derivatives.pullback import Gradient
+from blo.derivatives.sharded import any_sharded, is_sharded
 from blo.linear.tensors import Tensors
 
 # A bucket is closed at so many bytes.
@@ -80,6 +81,9 @@ class Reduction:
         """
         if self.is_local:
             return tensors
+        if any_sharded(tensors):  # those are means already
+            plain = iter(self.means(tuple(t for t in tensors if not is_sharded(t))))
+            return tuple(t if is_sharded(t) else next(plain) for t in tensors)
         buckets = [(b, _packed([tensors[i] for i in b])) for b in _buckets(tensors)]
         self._sum([flat for _, flat in buckets])
         found: dict[int, Tensor] = {}
@@ -100,6 +104,13 @@ class Reduction:
         """
         if self.is_local or not like:
             return tuple(gradient), self.means(beside)
+        if any_sharded(like):
+            own = [i for i, t in enumerate(like) if not is_sharded(t)]
+            parts, aside = self.gradient(
+                [gradient[i] for i in own], tuple(like[i] for i in own), beside
+            )
+            plain = dict(zip(own, parts, strict=True))
+            return tuple(plain.get(i, gradient[i]) for i in range(len(like))), aside
         there = like[0].new_tensor([g is not None for g in gradient])
         dense = tuple(
             torch.zeros_like(t) if g is None else g.to_dense() if g.is_sparse else g

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 
 from blo.linear.settings import check_count, check_not_negative, check_preconditioner, check_rtol
-from blo.linear.system import LinearSystem, MatVec, Preconditioner, Solution, Status, numbers
+from blo.linear.system import (
+    LinearSystem,
+    MatVec,
+    Preconditioner,
+    Solution,
+    Status,
+    add_into,
+    numbers,
+)
 from blo.linear.tensors import Tensors, axpy, dot, norm, scale
 
 
@@ -62,8 +70,9 @@ class CG:
             return system.solution(x, Status.CONVERGED, length)
         moved = length < system.size
         apply = system.preconditioner(self.preconditioner)
-        p = z = apply(r)
-        rz = pp = float(dot(r, z))  # |r|^2 and |p|^2, in the geometry of the preconditioner
+        r = tuple(t.clone() for t in r)  # x and r are this solve's own, and edited in place
+        p = tuple(t.clone() for t in apply(r))
+        rz = pp = float(dot(r, p))  # |r|^2 and |p|^2, in the geometry of the preconditioner
         norm_h, first = 0.0, rz
         while system.num_products < self.max_products:
             if not rz > 0.0:
@@ -81,9 +90,14 @@ class CG:
                     factor = system.size / size_hp if size_hp > 0.0 else 1.0
                     x, length = scale(factor, p), float(norm(axpy(-factor, hp, r)))
                 return system.solution(x, Status.INDEFINITE, length)
-            x, r, moved = axpy(alpha, p, x), axpy(-alpha, hp, r), True
-            z = apply(r)
-            length, rz_following = numbers(norm(r), dot(r, z))
+            add_into(x, alpha, p)
+            add_into(r, -alpha, hp)
+            z, moved = apply(r), True
+            if self.preconditioner is None:
+                length = float(norm(r))
+                rz_following = length * length
+            else:
+                length, rz_following = numbers(norm(r), dot(r, z))
             if length <= target:
                 return system.solution(x, Status.CONVERGED, length)
             beta = rz_following / rz

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from blo.linear.settings import check_count, check_not_negative, check_positive, check_rtol
-from blo.linear.system import Basis, LinearSystem, MatVec, Solution, Status
-from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract
+from blo.linear.system import Basis, LinearSystem, MatVec, Solution, Status, add_into
+from blo.linear.tensors import Tensors, axpy, norm, scale, subtract
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Neumann:
             return system.solution(x, Status.TRUNCATED, length)
         powers = Powers(system, term, 0 if self.scale is not None else num_powers)
         step = powers.step if self.scale is None else self.scale
-        total, known, slack = term, powers.num_products, 1.0 + 10 * system.eps
+        total, known, slack = _own(term), powers.num_products, 1.0 + 10 * system.eps
         for k in itertools.count(1):
             if k <= known:
                 following = powers.term(k)
@@ -90,9 +90,10 @@ class Neumann:
                 length = length_following
                 if self.scale is not None or not 1.1 < step * curvature < math.inf:
                     return system.solution(x, Status.DIVERGED, length, step)
-                total, step, known = following, 1.0 / curvature, 0
+                total, step, known = _own(following), 1.0 / curvature, 0
             else:
-                total, length = add(total, following), length_following
+                add_into(total, 1.0, following)
+                length = length_following
             term = following
             if length <= target:
                 break
@@ -134,3 +135,8 @@ class Powers:
                 power *= -self.step * self._lengths[j]
             factors.append(math.comb(k, j) * power)
         return self._directions.combine(torch.tensor(factors, dtype=torch.float64))
+
+
+def _own(v: Tensors) -> Tensors:
+    """Return a copy, to be edited in place."""
+    return tuple(t.clone() for t in v)

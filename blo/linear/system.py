@@ -289,8 +289,17 @@ class Basis:
 
 def numbers(*scalars: Tensor) -> list[float]:
     """Return tensors of one element as numbers, with one wait for the device."""
-    values: list[float] = torch.stack([s.to(scalars[0]) for s in scalars]).tolist()
+    first = scalars[0]
+    alike = all(s.dtype == first.dtype and s.device == first.device for s in scalars)
+    values: list[float] = torch.stack(scalars if alike else [s.to(first) for s in scalars]).tolist()
     return values
+
+
+def add_into(x: Tensors, alpha: float, y: Tensors) -> None:
+    """Add ``alpha y`` to `x` in place: only to vectors that nobody else has seen, such as an
+    iterate of a solver. New memory for each costs more than the addition.
+    """
+    torch._foreach_add_(x, y, alpha=alpha)
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -83,9 +83,15 @@ def norm(x: Tensors) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    norms = torch._foreach_norm(x, dtype=_accumulator(x))
-    gathered = torch.stack([n.to(norms[0].device) for n in norms])
-    return gathered[0] if len(norms) == 1 else torch.linalg.vector_norm(gathered)
+    wide = _accumulator(x)
+    if len(x) == 1:
+        return _entire(torch.linalg.vector_norm(x[0], dtype=wide))
+    if any(map(_is_distributed, x)):  # beside others, torch's kernel does not take them
+        norms = [_entire(torch.linalg.vector_norm(t, dtype=wide)) for t in x]
+    else:
+        norms = list(torch._foreach_norm(x, dtype=wide))
+    gathered: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return gathered
 
 
 def length(x: Tensors) -> float:
@@ -100,7 +106,8 @@ def length(x: Tensors) -> float:
     wide = _accumulator(x)
     if _squares_fit(fast, wide):
         return fast
-    largest = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in x if t.numel()]
+    # Torch's infinity norm takes ten times as long.
+    largest = [float(_entire(t.detach().abs().amax())) for t in x if t.numel()]
     if any(math.isnan(m) for m in largest):
         return math.nan
     m = max(largest, default=0.0)
@@ -111,25 +118,38 @@ def length(x: Tensors) -> float:
     return m * float(norm(tuple(t.detach().to(wide) / divisors[t.device] for t in x)))
 
 
-def lengths(x: Tensors) -> list[float]:
-    """Return the Euclidean norm of each tensor, right for entries of any size, 0 for one without
-    entries.
+class Extent(NamedTuple):
+    """The Euclidean norm of a tensor, and how many of its rows (entries, of a vector) it lives
+    in.
     """
-    norms = (torch.linalg.vector_norm(t.detach(), dtype=_accumulator((t,))) for t in x)
-    largest = (
-        torch.linalg.vector_norm(t.detach(), math.inf) if t.numel() else t.new_zeros(()) for t in x
-    )
-    found = _numbers((*norms, *largest))
+
+    length: float
+    num_rows: int
+
+
+def extents(x: Tensors) -> list[Extent]:
+    """Return the extent of each tensor, right for entries of any size; 0 for one without entries.
+
+    One pass over each tensor and one transfer; more for those whose squares overflow or vanish.
+    Elsewhere a row counts whose squares do not vanish.
+    """
+    found = []
+    for t in x:
+        # Of each row at once: its norm says whether it is in use.
+        by_row = t.detach().flatten(1) if t.dim() > 1 else t.detach().reshape(1, t.numel())
+        norms = torch.linalg.vector_norm(by_row, dim=1, dtype=_accumulator((t,)))
+        counted = norms if t.dim() > 1 else t.detach().reshape(-1)
+        found += [torch.linalg.vector_norm(norms), (counted != 0).sum()]
+    numbers = _numbers(found)
     return [
-        n if m == 0.0 or _squares_fit(n, _accumulator((t,))) else length((t,))
-        for t, n, m in zip(x, found[: len(x)], found[len(x) :], strict=True)
+        Extent(n, int(rows)) if _squares_fit(n, _accumulator((t,))) else _extent(t)
+        for t, n, rows in zip(x, numbers[::2], numbers[1::2], strict=True)
     ]
 
 
-def rows_in_use(x: Tensors) -> list[int]:
-    """Return the number of rows of each tensor (entries, of a vector) that are not zero."""
-    rows = (t.detach().reshape(len(t) if t.dim() else 1, -1) for t in x)
-    return [int(n) for n in _numbers(r.any(1).sum() for r in rows)]
+def _extent(t: Tensor) -> Extent:
+    rows = t.detach().flatten(1).any(1) if t.dim() > 1 else t.detach() != 0
+    return Extent(length((t,)), int(rows.sum()))
 
 
 def root_mean_squares(x: Tensors) -> list[float]:
@@ -179,7 +199,7 @@ def average(vectors: Sequence[Tensors]) -> Tensors:
 
 def sum_all(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors without dimensions, on the device of the first."""
-    first, *rest = terms
+    first, *rest = map(_entire, terms)
     for term in rest:
         first = first + term.to(first.device)
     return first
@@ -190,12 +210,23 @@ def _numbers(scalars: Iterable[Tensor]) -> list[float]:
 
     Their absolute values, as those of complex tensors have real types.
     """
-    gathered = tuple(scalars)
+    gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
     wide, device = _accumulator(gathered), gathered[0].device
     numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
     return numbers
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def _entire(scalar: Tensor) -> Tensor:
+    """Return a scalar of a distributed tensor as a plain one, on all processes."""
+    gather = getattr(scalar, "full_tensor", None)
+    entire: Tensor = scalar if gather is None else gather()
+    return entire
 
 
 def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
@@ -209,6 +240,8 @@ def _accumulator(x: Tensors) -> torch.dtype:
     """Return the widest type among some tensors, at least float32."""
     first = x[0].dtype
     wide = torch.promote_types(first, torch.float32)
+    if len(x) == 1:
+        return wide
     for dtype in {t.dtype for t in x} - {first}:
         wide = torch.promote_types(wide, dtype)
     return wide

@@ -29,7 +29,7 @@ class Alternating:
     @property
     def requirements(self) -> Requirements:
         """Nothing is recorded, and nothing responds."""
-        return Requirements(responds=False)
+        return Requirements(responds=False, first_order=True)
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return zeros."""

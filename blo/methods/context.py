@@ -170,6 +170,8 @@ class Requirements:
         differentiates: what the method is differentiated in beside the lower loss: "start", where
             the lower steps start from (`Problem.start`), "options", the options of the lower
             optimizer (`Problem.options`).
+        first_order: the method takes gradients of losses and nothing else, so that parameters may
+            be sharded (``fully_shard``).
 
     Example:
         >>> from blo import cg, darts, unrolled
@@ -188,6 +190,7 @@ class Requirements:
     zeroth_order: bool = False
     responds: bool = True
     differentiates: frozenset[str] = frozenset()
+    first_order: bool = False
 
 
 class Method(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blo.derivatives.differences import FiniteDifference
 from blo.derivatives.exact import Exact
 from blo.derivatives.lower import Point
 from blo.derivatives.nested import Stationary, carried
@@ -122,7 +123,11 @@ class OneStep:
         """The lower parameters before the last step, and the upper gradient there if the difference
         can reuse it.
         """
-        return Requirements(before=True, upper_gradient=self.products.needs_upper_gradient)
+        return Requirements(
+            before=True,
+            upper_gradient=self.products.needs_upper_gradient,
+            first_order=isinstance(self.products, FiniteDifference),
+        )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``-s g_xy cotangent`` with the product at ``context.before``."""

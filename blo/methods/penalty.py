@@ -59,7 +59,7 @@ class ValuePenalty:
     @property
     def requirements(self) -> Requirements:
         """The loss above."""
-        return Requirements(readers=True)
+        return Requirements(readers=True, first_order=True)
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``f_x(x, z) - f_x(x, y) + p [g_x(x, z) - g_x(x, y)]`` after the steps of `z`.

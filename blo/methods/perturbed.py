@@ -62,7 +62,7 @@ class Perturbed:
     @property
     def requirements(self) -> Requirements:
         """The loss above, unless it is linearised."""
-        return Requirements(readers=not self.linearised)
+        return Requirements(readers=not self.linearised, first_order=True)
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return the difference quotient at ``context.after``.

@@ -69,7 +69,13 @@ class Sama:
         gradient = segment.last_gradient
         assert gradient is not None
         back = step_pulled_back(
-            update, step, segment.start, gradient, Adjoint(cotangent), context.before.upper
+            update,
+            step,
+            segment.start,
+            gradient,
+            Adjoint(cotangent),
+            context.before.upper,
+            gradient_alone=True,
         )
         weights, end = back.gradient, back.end
         drift = Drift(context.lower, history.end)

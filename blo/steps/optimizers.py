@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from blo.linear.tensors import Tensors, detach, leaves
+from blo.linear.tensors import Tensors, add, detach, leaves, zeros_like
 from blo.steps.registry import Rule, rule_of
 from blo.steps.rules import Initial, Options, State
 from blo.steps.tangents import pushed_forward
@@ -192,6 +192,50 @@ class UpdateMap:
         of_gradient = tuple(None if t is None else next(grads) for t in g)
         return Pullback(Adjoint(lower, slots), of_gradient, _detached(end), tuple(grads))
 
+    def gradient_pulled_back(
+        self,
+        iterate: Iterate,
+        gradient: Gradient,
+        options: Sequence[Options],
+        weights: Tensors,
+        variables: Tensors = (),
+    ) -> Pullback:
+        """Return what `pulled_back` does without the cotangent of the iterate before the step,
+        tensor by tensor, so that no more than one of them is in a graph at a time.
+
+        Args:
+            iterate: before the step.
+            gradient: what the step is taken with.
+            options: of each tensor's parameter group.
+            weights: cotangent of the parameters after the step.
+            variables: as for `pulled_back`; the graph between is kept.
+        """
+        rule, of_options = self._rule, zeros_like(variables)
+        ends: list[tuple[Tensor, State]] = []
+        of_gradient: list[Tensor | None] = []
+        for y, state, g, group, weight in zip(*iterate, gradient, options, weights, strict=True):
+            if g is None:
+                ends.append((y, state))
+                of_gradient.append(None)
+                continue
+            if rule.by_gradient is not None and not variables:
+                with torch.no_grad():
+                    ends.append(rule.step(y, state, g, group))
+                    diagonal = rule.by_gradient(y, state, ends[-1][1], g, group)
+                if diagonal is not None:
+                    of_gradient.append(diagonal.mul_(weight))
+                    continue
+                ends.pop()
+            leaf = g.detach().requires_grad_()
+            with torch.enable_grad():
+                end, after = rule.step(y.detach(), state, leaf, group)
+            found = _weighted((end,), (weight,), (leaf, *variables), keep=bool(variables))
+            of_gradient.append(found[0])
+            of_options = add(of_options, found[1:])
+            ends.append((end.detach(), State(after.num_steps, detach(after.slots))))
+        end_of_all = Iterate(tuple(y for y, _ in ends), tuple(s for _, s in ends))
+        return Pullback(Adjoint(()), tuple(of_gradient), end_of_all, of_options)
+
     def pushed_forward(
         self,
         iterate: Iterate,
@@ -272,11 +316,15 @@ def _inputs(start: Iterate, gradient: Gradient) -> Tensors:
     return start.lower + slots + tuple(t for t in gradient if t is not None)
 
 
-def _weighted(outputs: Tensors, weights: Tensors, inputs: Tensors) -> Tensors:
+def _weighted(
+    outputs: Tensors, weights: Tensors, inputs: Tensors, *, keep: bool = False
+) -> Tensors:
     """Return ``sum_i d<output_i, weight_i>/d(inputs)``."""
     columns = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
     attached, factors = zip(*columns, strict=True)
-    return torch.autograd.grad(attached, inputs, factors, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        attached, inputs, factors, retain_graph=keep, allow_unused=True, materialize_grads=True
+    )
 
 
 def _as_leaves(iterate: Iterate, gradient: Gradient) -> tuple[Iterate, Gradient]:

@@ -168,7 +168,7 @@ class StepPullback(NamedTuple):
     """What `step_pulled_back` returns.
 
     Attributes:
-        adjoint: cotangent of the iterate before the step.
+        adjoint: cotangent of the iterate before the step; empty where it was not asked for.
         gradient: cotangent of the gradient before clipping; None where that is None.
         upper: cotangent of the upper tensors, as far as the options are functions of them.
         end: the iterate after the step, without graph.
@@ -187,6 +187,8 @@ def step_pulled_back(
     gradient: Gradient,
     adjoint: Adjoint,
     upper: Tensors,
+    *,
+    gradient_alone: bool = False,
 ) -> StepPullback:
     """Return the cotangents of all that a recorded step is a function of.
 
@@ -197,11 +199,16 @@ def step_pulled_back(
         gradient: before clipping.
         adjoint: cotangent of the iterate after the step.
         upper: the upper tensors.
+        gradient_alone: not of the iterate before the step; `adjoint` has no slots then.
     """
     variables = () if step.options_of is None else leaves(upper)
     with torch.enable_grad():
         options = step.options_at(variables)
-    found = update.pulled_back(iterate, step.handed(gradient), options, adjoint, variables)
+    handed = step.handed(gradient)
+    if gradient_alone:
+        found = update.gradient_pulled_back(iterate, handed, options, adjoint.lower, variables)
+    else:
+        found = update.pulled_back(iterate, handed, options, adjoint, variables)
     weights: Gradient = found.gradient
     if step.clip is not None:
         weights = clipping_pulled_back(gradient, step.clip, weights)

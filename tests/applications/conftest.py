@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import pytest
@@ -16,9 +17,15 @@ from transformers import (
     set_seed,
 )
 
+import applications.comparison.figures
+import applications.runs.report
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
+from applications.pages.drawing import Drawing
 from tests.applications.tiny_runs import Run
+
+if TYPE_CHECKING:
+    from tests.applications import left_runs
 
 TOPICS = {
     "animals": ["cat", "dog", "horse", "bird", "fish"],
@@ -34,6 +41,17 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let ``datasets`` write to, and find, nothing but an empty folder."""
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of pages empty, which takes a third of a tiny run, except in tests marked
+    figures.
+    """
+    if request.node.get_closest_marker("figures") is None:
+        empty = lambda figure, title, text: Drawing(title, text, f"<svg><!-- {title} --></svg>")
+        for module in (applications.runs.report, applications.comparison.figures):
+            monkeypatch.setattr(module, "drawn", empty)
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +117,13 @@ def tiny(tiny_model: str, tiny_data: Path, tmp_path: Path) -> Run:
         )
 
     return options
+
+
+@pytest.fixture(scope="session")
+def left(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_data: Path
+) -> "dict[str, left_runs.Left]":
+    """What runs of every kind have left, by the names in `tests.applications.left_runs`."""
+    from tests.applications import left_runs
+
+    return left_runs.left_runs(tmp_path_factory.mktemp("left"), tiny_model, tiny_data)

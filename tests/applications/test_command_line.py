@@ -93,7 +93,8 @@ def test_an_unknown_key_in_a_configuration_file_is_an_error(tmp_path: Path) -> N
 
 def test_every_option_is_explained_in_the_help() -> None:
     groups = {**GROUPS, "generation": GenerationOptions}
-    assert [*groups, "dry_run"] == [group.name for group in fields(Options)]
+    names = [group.name for group in fields(Options)]
+    assert names == [*groups, "sequence", "weighting", "dry_run"]
     text = parser(groups).format_help()
     for group in groups.values():
         for option in fields(group):

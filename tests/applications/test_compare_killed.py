@@ -34,8 +34,8 @@ def test_a_grid_killed_in_the_middle_ends_with_the_results_of_a_straight_one(
         "model": tiny_model,
         "device": "cpu",
         "lora_r": 2,
-        "max_steps": 300,
-        "save_steps": 10,
+        "max_steps": 100,
+        "save_steps": 4,
         "logging_steps": 50,
     }
     tasks = {"topics": {"task_name": None, "data_dir": str(tiny_data)}}
@@ -67,4 +67,4 @@ def test_a_grid_killed_in_the_middle_ends_with_the_results_of_a_straight_one(
     (found,) = lines(cut)
     assert [found] == lines(straight)
     assert scores(cut) == scores(straight)
-    assert found["num_lower_steps"] == 300
+    assert found["num_lower_steps"] == 100

@@ -328,6 +328,7 @@ def test_every_mean_stands_beside_its_number_of_runs(text: str) -> None:
     assert cells[1] == f"{mean:.3f} \u00b1 {std:.3f}"
 
 
+@pytest.mark.figures
 def test_equal_results_give_an_equal_page(grid: Path, text: str, tmp_path: Path) -> None:
     path = write_report(grid, page=tmp_path / "again.html")
     assert path.read_text(encoding="utf-8") == text

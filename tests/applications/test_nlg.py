@@ -110,8 +110,8 @@ def test_the_saved_adapter_reloads_to_the_same_numbers(method: str, writer: Run)
     options = writer(method)
     summary, folder = run(options, FAMILY)
     bleu, loss = reloaded(options, folder / "adapter", FAMILY)
-    # BiDoRA's checkpoint is PEFT's own DoRA, which sums in another order (float32).
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    # What is folded into B, and PEFT's own DoRA, sum in another order (float32).
+    assert loss == pytest.approx(summary["test_loss"], rel=1e-5)
     assert bleu == summary["test_metric"]
 
 
@@ -232,8 +232,8 @@ def test_the_command_says_the_score_and_leaves_the_folder(
 ) -> None:
     words: list[str] = writer.words("lora")  # type: ignore[attr-defined]
     assert nlg.main(words) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert re.match(r"bleu: train \S, test \d", said)
+    said = capsys.readouterr().out
+    assert re.search(r"^bleu: train \S, test \d", said, re.MULTILINE)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {"config.json", "summary.json", "metrics.jsonl", "adapter", "generated.jsonl"}
 

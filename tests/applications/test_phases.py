@@ -19,14 +19,14 @@ from applications.errors import UsageError
 from applications.options.completion import completed
 from applications.runs.experiment import scorer
 from applications.runs.phases import phases, prepare
-from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run
+from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run, trained
 
 BI_LEVEL = ("bilora", "bidora", "autolora")
 UPPER = ("lora_diagonal", "lora_magnitude_vector")
 
 
 def values(folder: Path, name: str = "adapter") -> dict[str, Tensor]:
-    return load_file(folder / name / "adapter_model.safetensors")
+    return load_file(trained(folder, name) / "adapter_model.safetensors")
 
 
 def upper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) ->
     search, searched = run(tiny("autolora", *flags, "--retraining", "none", folder="searched"))
     summary, folder = run(tiny("autolora", *flags, folder="retrained"))
     work = work_of(tiny("autolora", *flags))
-    model = PeftModel.from_pretrained(work.base, str(searched / "adapter"))
+    model = PeftModel.from_pretrained(work.base, str(trained(searched)))
     expected = retrain_config(model)
     written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert written["peft_type"] == "LORA"
@@ -373,7 +373,7 @@ def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny:
     options = tiny("lora_dropout", "--num_masks", "3", "--mask_rate", "0.4")
     summary, folder = run(options)
     work = work_of(options)
-    model = PeftModel.from_pretrained(work.base, str(folder / "adapter"))
+    model = PeftModel.from_pretrained(work.base, str(trained(folder)))
     found = scorer(model, work)(work.splits.test, "test")
     assert found.loss == pytest.approx(summary["test_loss"], rel=1e-6)
     enlarge(model)

@@ -111,8 +111,8 @@ def test_the_saved_adapter_reloads_to_the_same_test_numbers(method: str, tiny: R
     options = tiny(method)
     summary, folder = run(options)
     metric, loss = reloaded(options, folder / "adapter")
-    # BiDoRA's checkpoint is PEFT's own DoRA, which sums in another order (float32).
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    # What is folded into B, and PEFT's own DoRA, sum in another order (float32).
+    assert loss == pytest.approx(summary["test_loss"], rel=1e-5)
     assert metric == summary["test_metric"]
 
 

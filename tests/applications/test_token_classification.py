@@ -86,8 +86,8 @@ def test_the_saved_adapter_reloads_with_its_head_to_the_same_test_numbers(
     options = parse_options(words(method))
     summary, folder = run(options, FAMILY)
     metric, loss = reloaded(options, folder / "adapter", FAMILY)
-    # BiDoRA's checkpoint is PEFT's own DoRA, which sums in another order (float32).
-    assert loss == pytest.approx(summary["test_loss"], rel=1e-6)
+    # What is folded into B, and PEFT's own DoRA, sum in another order (float32).
+    assert loss == pytest.approx(summary["test_loss"], rel=1e-5)
     assert metric == summary["test_metric"]
 
 
@@ -167,7 +167,7 @@ def test_the_command_runs_and_repeats_from_its_configuration(
     words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert token_classification.main(words("lora", "--max_steps", "2")) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("f1: train ")
+    assert "\nf1: train " in capsys.readouterr().out
     again = [str(tmp_path / "run" / "config.json"), "--output_dir", str(tmp_path / "again")]
     assert token_classification.main(again) == 0
     first, second = (

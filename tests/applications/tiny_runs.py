@@ -44,6 +44,12 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{name: v for name, v in line.items() if name != "seconds"} for line in lines]
 
 
+def trained(folder: Path, name: str = "adapter") -> Path:
+    """The adapter of a run in the form that it was trained in."""
+    own = folder / f"{name}_training"
+    return own if own.is_dir() else folder / name
+
+
 def reloaded(
     options: Options, adapter: Path, family: Family = FAMILY
 ) -> tuple[float | None, float]:

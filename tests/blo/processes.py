@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from blo import (
+    Clip,
     Engine,
     GaussNewton,
     Problem,
@@ -193,12 +194,14 @@ def refusals(rank, num_ranks):
 def wrapped(rank, num_ranks):
     """What is said of modules that are wrapped or sharded, by wrapper."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import Shard, distribute_tensor
     from torch.nn.parallel import DistributedDataParallel
 
-    def sharded():
+    def parallel():
         module = nn.Linear(2, 2)
-        fully_shard(module, mesh=init_device_mesh("cpu", (num_ranks,)))
+        mesh = init_device_mesh("cpu", (num_ranks,))
+        module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
         return module
 
     made = {
@@ -206,7 +209,7 @@ def wrapped(rank, num_ranks):
         "FullyShardedDataParallel": lambda: FullyShardedDataParallel(
             nn.Linear(2, 2), device_id=torch.device("cpu"), use_orig_params=True
         ),
-        "DTensor": sharded,
+        "DTensor": parallel,
     }
     said = {}
     for key, make in made.items():
@@ -219,6 +222,74 @@ def wrapped(rank, num_ranks):
         except TypeError as error:
             said[key] = str(error)
     return said
+
+
+FIRST_ORDER = {
+    "darts": darts(),
+    "one_sided": darts(one_sided=True),
+    "f2sa": f2sa(2, delta=1e-3),
+    "whole_f2sa": f2sa(2, delta=1e-3, linearised=False, symmetric=True),
+    "pbgd": pbgd(num_steps=2),
+    "alternating": alternating(),
+    "inside": darts(),
+}
+
+
+def sharded_graph(name, num_ranks, rank, *, shard):
+    """A network below weights of its features, which are whole, or ("inside") below its own first
+    layer; `shard`: by fully_shard, layer by layer, or not.
+    """
+    method = FIRST_ORDER.get(name) or METHODS[name]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    weights = nn.ParameterDict({"log": torch.zeros(3, dtype=torch.float64)})
+    if shard:
+        mesh = init_device_mesh("cpu", (num_ranks,))
+        for part in (net[0], net[2], net):
+            fully_shard(part, mesh=mesh)
+
+    def error(batch):
+        return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+    def fit(batch):
+        return error((batch[0] * weights["log"].exp(), batch[1]))
+
+    def data(seed):
+        drawn = torch.Generator().manual_seed(seed)
+        x = [torch.randn(8, 3, generator=drawn, dtype=torch.float64) for _ in range(3)]
+        return [(x[rank::num_ranks], (x[:, 0] > 0).long()[rank::num_ranks]) for x in x]
+
+    def problem(name, loss, module, rate, **options):
+        sgd = torch.optim.SGD(module.parameters(), rate, momentum=0.5)
+        return Problem(name, loss, [net, weights], sgd, data(len(name)), accumulate=2, **options)
+
+    above, below = (net[0], net[2]) if name == "inside" else (weights, net)
+    lower = problem("lower", fit, below, 0.2, steps=2, method=method, clip=Clip(norm=0.3))
+    return net, weights, ProblemGraph([problem("weights", error, above, 0.5), lower])
+
+
+def sharded(rank, num_ranks):
+    """What sharded and whole parameters lead to, method by method, and what is refused."""
+    found = {}
+    for name in FIRST_ORDER:
+        ends = []
+        for shard in (True, False):
+            net, weights, graph = sharded_graph(name, num_ranks, rank, shard=shard)
+            record = Engine(graph).run(3)
+            whole = [p.full_tensor() if shard else p for p in net.parameters()]
+            losses = torch.tensor(list(record.losses.values()), dtype=torch.float64)
+            ends.append(torch.cat([t.detach().flatten() for t in (*whole, weights["log"], losses)]))
+        found[name] = (ends[0] - ends[1]).abs().max().item()
+    said = {}
+    for name in ("cg", "sama", "unrolled", "evolution", "t1t2", "nystrom"):
+        try:
+            sharded_graph(name, num_ranks, rank, shard=True)
+        except NotImplementedError as error:
+            said[name] = str(error)
+    return {"off": found, "refused": said}
 
 
 def example(rank, num_ranks):

@@ -226,6 +226,34 @@ def test_a_second_derivative_that_torch_has_wrong(monkeypatch):
     named(make(), "the second derivatives of 'y' that its method takes")
 
 
+def test_a_third_derivative_that_torch_has_wrong(monkeypatch):
+    # The middle problem's second derivatives hold third ones of the normalised loss below it.
+    shift = torch.tensor([[0.5, -0.3, 1.1, 0.2], [-0.7, 0.4, 0.1, 0.9]]).double()
+
+    def engine():
+        x, y, z = tensors([0.4]), tensors([0.2]), tensors(shift.cos())
+        f = lambda _: z[0].square().sum() + (y[0] - 1).square().sum()
+        above = lambda: 0.3 * z[0].sin().sum() * y[0].cos().sum()
+        of_y = lambda _: 3 * (y[0] - x[0]).square().sum() + above()
+        normed = lambda: torch.instance_norm(
+            (z[0] + shift * y[0])[None], None, None, None, None, True, 0.0, 1e-5, False
+        )
+        pulled = lambda: 3 * (z[0] - y[0] - x[0]).square().sum()
+        of_z = lambda _: (normed()[0] - shift.sin()).square().sum() + pulled()
+        problems = [
+            Problem("x", f, x, sgd(x, 0.0), [None]),
+            Problem("y", of_y, y, sgd(y, 0.0), [None], method=dense()),
+            Problem("z", of_z, z, sgd(z, 0.0), [None], method=dense()),
+        ]
+        return Engine(ProblemGraph(problems))
+
+    passes(engine())
+    composed = blo.derivatives.composed
+    monkeypatch.setattr(composed, "_table", lambda order: {})
+    monkeypatch.setattr(composed, "_nodes", lambda order: {})
+    named(engine(), "the second derivatives of 'y' that its method takes")
+
+
 def test_a_radius_that_does_not_fit(monkeypatch):
     g = lambda _, x, y: (x[0] * y[0].sin()).square().sum()
     passes(fitted(darts(), g=g)[0], to_solution=False)

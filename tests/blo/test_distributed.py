@@ -6,11 +6,13 @@ import pytest
 import torch
 from processes import (
     FEATURES,
+    FIRST_ORDER,
     METHODS,
     answered,
     every_run,
     example,
     refusals,
+    sharded,
     trained,
     wrapped,
 )
@@ -54,7 +56,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def two():
-    return answered(2, [every_run, refusals, wrapped, example])
+    return answered(2, [every_run, refusals, wrapped, sharded, example])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,8 @@ def assert_equal_to_one_process(answers, alone):
     for key, run in runs.items():
         known = alone[key]
         assert (run["statuses"], run["cost"]) == (known["statuses"], known["cost"]), key
-        off[key] = (torch.tensor(run["value"]) - torch.tensor(known["value"])).abs().max().item()
+        ours, theirs = (torch.tensor(r["value"], dtype=torch.float64) for r in (run, known))
+        off[key] = (ours - theirs).abs().max().item()
     assert max(off.values()) < 1e-10, off
     assert {name for name, _ in off} == set(METHODS)
 
@@ -122,7 +125,17 @@ def test_wrapped_and_sharded_modules_are_refused_by_name(two):
     for said in (answer["wrapped"] for answer in two):
         assert "give its .module" in said["DistributedDataParallel"]
         assert "FullyShardedDataParallel" in said["FullyShardedDataParallel"]
-        assert "DTensor: fully_shard" in said["DTensor"]
+        assert "DTensor) that are not those of fully_shard" in said["DTensor"]
+
+
+def test_sharded_parameters_give_what_whole_ones_give(two):
+    """FSDP2 and first-order methods; steps of 1e-3 multiply rounding by a thousand."""
+    for answer in (answer["sharded"] for answer in two):
+        assert set(answer["off"]) == set(FIRST_ORDER)
+        assert max(answer["off"].values()) < 1e-9, answer["off"]
+        for name, said in answer["refused"].items():
+            assert "of problem 'lower' does not work with sharded parameters" in said, name
+        assert len(answer["refused"]) == 6
 
 
 def test_the_example_learns_penalties_and_speaks_once(two):

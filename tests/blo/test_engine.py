@@ -123,6 +123,11 @@ def losses(net, weights):
     return upper, lower
 
 
+def length(u):
+    """The norm of the norms of the rows, in the order of the engine's sums."""
+    return float(u.reshape(len(u) if u.dim() > 1 else 1, -1).norm(dim=1).norm())
+
+
 def by_hand(kind, steps, rounds, net, weights):
     """DARTS with a central difference, in plain torch."""
     upper_loss, lower_loss = losses(net, weights)
@@ -151,9 +156,9 @@ def by_hand(kind, steps, rounds, net, weights):
         sides = [(int(u.reshape(len(u), -1).any(1).sum()), u.numel() / len(u)) for u in v]
         spectral = [math.sqrt(m) + math.sqrt(n) for m, n in sides]
         e = 2.5e-3 * min(
-            max(size, floor) * norm / float(u.norm())
+            max(size, floor) * norm / length(u)
             for size, norm, u in zip(sizes, spectral, v, strict=True)
-            if float(u.norm()) > 0
+            if length(u) > 0
         )
         grads = []
         for sign in (1, -1):

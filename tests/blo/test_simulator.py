@@ -26,15 +26,15 @@ DEEP = ("reads below", "skips", "siblings", "side by side", "through solutions")
 
 # Profiles: features, seeds, rounds. Their graphs are 300 and more.
 PROFILES = {
-    "two levels": ((*SETTINGS, *EXPLICIT, "alternating"), range(100), 3),
+    "two levels": ((*SETTINGS, *EXPLICIT, "alternating"), range(100), 2),
     "two levels, mixed signs": ((*SETTINGS, *EXPLICIT, "mixed maximize"), range(30), 2),
     "chains": (("three levels", "skips", *SETTINGS, *EXPLICIT), range(40), 2),
     "siblings": (("three levels", "siblings", "skips", *SETTINGS, *EXPLICIT), range(30), 2),
-    "middle reads below": (("three levels", "reads below", "skips", *SETTINGS), range(30), 2),
+    "middle reads below": (("three levels", "reads below", "skips", *SETTINGS), range(20), 2),
     "middle reads below, all methods": (
         ("three levels", "reads below", "skips", *SETTINGS, *EXPLICIT),
         range(30),
-        2,
+        1,
     ),
     "siblings that meet below": (("three levels", *DEEP, "steps", *EXPLICIT), range(50), 2),
     "without response": (
@@ -44,7 +44,7 @@ PROFILES = {
     ),
     "four levels": (("four levels", *DEEP, "apart", *PACELESS), range(20, 30), 1),
     "four levels, all methods": (("four levels", *DEEP, *PACELESS, *EXPLICIT), range(20, 30), 1),
-    "five levels": (("five levels", "reads below", "skips", *PACELESS), range(10), 1),
+    "five levels": (("five levels", "reads below", "skips", *PACELESS), range(5), 1),
 }
 CHUNK = 10
 CHUNKS = [
@@ -77,10 +77,9 @@ def test_the_profiles_hold_three_hundred_graphs_and_every_feature():
 def test_problems_side_by_side_are_constants_for_each_other_inside_a_third_loss():
     # f reads c and d, c reads f: c feels d through f. The loss of b holds the solutions of all.
     reads = {"a": {"b"}, "b": {"a", "c", "d"}, "c": {"b", "f"}, "d": {"b"}, "f": {"b", "c", "d"}}
-    for seed in range(3):
-        graph = Graph(seed, (), structure=(reads, {"a": 0, "b": 1, "c": 2, "d": 2, "f": 3}))
-        error, where = compared(graph, 1)
-        assert error <= graph.tolerance, where
+    graph = Graph(0, (), structure=(reads, {"a": 0, "b": 1, "c": 2, "d": 2, "f": 3}))
+    error, where = compared(graph, 1)
+    assert error <= graph.tolerance, where
 
 
 # The simulator against what is known.

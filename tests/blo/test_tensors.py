@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from blo.linear.tensors import add, axpy, dot, length, norm, scale
+from blo.linear.tensors import add, axpy, dot, extents, length, norm, scale
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -98,3 +98,25 @@ def test_length_of_nothing_is_zero_and_of_what_is_not_finite_is_not_finite():
     assert length((torch.ones(2), torch.tensor([-math.inf]))) == math.inf
     assert math.isnan(length((torch.tensor([math.nan, 1.0]), torch.tensor([math.inf]))))
     assert math.isnan(length((torch.tensor([math.inf]), torch.tensor([math.nan]))))
+
+
+EXTENTS = [
+    torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 0.0]]),
+    torch.tensor([0.0, -1.0, 2.0]),
+    torch.tensor(3.0),
+    torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]]),
+    torch.tensor([[6e4, 6e4], [0.0, 1.0]]).half(),  # squares beyond its range
+    torch.tensor([[0.0, 1e-30], [0.0, 0.0]]),  # squares that vanish
+    torch.tensor([[1e30, 1e30], [1e30, 0.0]]),  # squares that overflow
+    torch.zeros(4, 2),
+    torch.zeros(0, 3),
+    torch.zeros(()),
+]
+
+
+def test_extents_are_norms_and_rows_in_use_of_entries_of_any_size():
+    for t, (size, num_rows) in zip(EXTENTS, extents(tuple(EXTENTS)), strict=True):
+        entries = t.double().reshape(t.shape[:1].numel(), -1) if t.numel() else t.reshape(0, 1)
+        exact = math.sqrt(math.fsum(v * v for v in numbers([t])))
+        assert size == pytest.approx(exact, rel=1e-6)
+        assert num_rows == sum(any(row) for row in entries.tolist())

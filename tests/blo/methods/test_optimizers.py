@@ -215,6 +215,33 @@ def test_cotangents_pulled_back_are_adjoint_to_differences_of_torch_steps(kind, 
     assert found + dot(weights, direction[2]) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("num_steps", [0, 3])
+@cases
+def test_the_gradient_alone_has_the_cotangent_that_it_has_among_all(kind, settings, num_steps):
+    optimizer, parameters = prepared(kind, settings, num_steps=num_steps)
+    update, iterate, options = start_of(optimizer, parameters)
+    first, second = tensors()
+    first[0] = 0.0
+    gradient, weights = (first, None if num_steps else second), tensors()
+    alone = update.gradient_pulled_back(iterate, gradient, options, weights)
+    among = update.pulled_back(iterate, gradient, options, Adjoint(weights))
+    assert alone.gradient[1] is None or num_steps == 0
+    for found, expected in zip(alone.gradient, among.gradient, strict=True):
+        # In a first step of Adam the latter leaves terms that cancel to rounding.
+        torch.testing.assert_close(found, expected, rtol=1e-10 if num_steps else 1e-6, atol=1e-12)
+    torch.testing.assert_close(alone.end, among.end, rtol=1e-14, atol=0)
+
+
+def test_the_derivative_of_a_first_step_of_adam_has_no_rounding_left():
+    # From zero the step is -lr g / (|g| + eps), whose derivative is -lr eps / (|g| + eps)^2.
+    optimizer, parameters = prepared(torch.optim.Adam, {"lr": 0.1}, num_steps=0)
+    update, iterate, options = start_of(optimizer, parameters)
+    gradient, ones = tensors(), tuple(torch.ones_like(p) for p in parameters)
+    found = update.gradient_pulled_back(iterate, gradient, options, ones).gradient
+    for d, g in zip(found, gradient, strict=True):
+        torch.testing.assert_close(d, -0.1e-8 / (g.abs() + 1e-8) ** 2, rtol=1e-13, atol=0)
+
+
 def test_slots_without_cotangent_count_as_zeros():
     optimizer, parameters = prepared(torch.optim.Adam, {"lr": 0.1}, num_steps=3)
     update, iterate, options = start_of(optimizer, parameters)

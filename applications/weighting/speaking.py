@@ -1,0 +1,56 @@
+"""What applications.reweight does once its options are read, and what it says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+from applications.families.family import Family
+from applications.families.named import family_of
+from applications.options.arguments import Options
+from applications.runs.closing import closing
+from applications.runs.usage import left_model
+from applications.weighting.gathering import gather
+from applications.weighting.mixture import Weighed
+from applications.weighting.report import HEAD, weight_rows
+from applications.weighting.running import prepared, reweight
+
+
+def run(options: Options) -> None:
+    """Weigh and fine-tune, and say what came of it; with ``--dry_run`` what would be weighed."""
+    family = family_of(options.weighting.family)
+    if options.dry_run:
+        plan(options, family)
+        return
+    summary, sources = reweight(options, family)
+    Console().print(weights_table(sources))
+    options, _ = prepared(options, family)
+    lines = closing(summary, options, family)
+    trained = left_model(Path(str(options.run.output_dir))).is_dir()
+    print("\n".join(lines if trained else lines[:1]))
+
+
+def weights_table(sources: Sequence[Weighed]) -> Table:
+    """The weights for the screen."""
+    table = Table(*HEAD, title="Weights")
+    for row in weight_rows(sources):
+        table.add_row(*row)
+    return table
+
+
+def plan(options: Options, family: Family) -> None:
+    """Say what would be weighed; nothing is trained, and nothing stays written."""
+    options, weighting = prepared(options, family)
+    with TemporaryDirectory() as folder:
+        gathered = gather(options.data, weighting, family, Path(folder))
+    table = Table("source", "examples", "group", title="Sources")
+    for group in gathered.groups:
+        table.add_row(", ".join(group.members), str(len(group.examples)), group.name)
+    console = Console()
+    console.print(table)
+    target = len(gathered.task.splits["train"])
+    fits = (weighting.weight_folds * weighting.weight_seeds + 1) * (weighting.max_weight_steps + 1)
+    search = f"at most {fits} heads fitted" if weighting.route == "features" else "none"
+    console.print(f"target: {target} examples; search on features: {search}", highlight=False)

@@ -1,0 +1,116 @@
+"""Error, time and memory of the rounds of several libraries on one problem."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of itself on stderr
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from benchmarks.memory import peak_bytes
+from benchmarks.peers.library import Round
+from benchmarks.peers.task import Task
+
+
+class Times(NamedTuple):
+    """The seconds of a round, as medians over blocks of rounds, and ratios of the same blocks."""
+
+    seconds: float
+    cpu_seconds: float
+    ratios: dict[str, float]
+
+
+def received(task: Task, once: Round) -> Tensor:
+    """Return what the optimizer above receives in the next round, as one flat vector."""
+    own = {id(p) for p in task.x}
+    seen: list[Tensor] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        held = optimizer.param_groups[0]["params"]
+        # By their shapes as well: a library may hand its own copies to its optimizers.
+        if {id(p) for p in held} == own:
+            seen.append(torch.cat([_gradient(p).flatten() for p in task.x]).double())
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        once()
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise RuntimeError(f"the optimizer above took {len(seen)} steps in a round, not one")
+    return seen[0]
+
+
+def _gradient(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad.detach()
+
+
+def error(found: Tensor, reference: Tensor) -> float:
+    """Return the relative distance of a hypergradient from what it should be."""
+    return float((found - reference).norm() / reference.norm())
+
+
+def timed(
+    rounds: Mapping[str, Round], *, repeats: int, seconds: float, warm: int = 2
+) -> dict[str, Times]:
+    """Return the times of several rounds, measured in turns.
+
+    Args:
+        rounds: by library.
+        repeats: blocks of each.
+        seconds: that a block takes about.
+        warm: rounds before, which are not counted.
+    """
+    counts = {}
+    for name, once in rounds.items():
+        for _ in range(warm):
+            once()
+        start = time.perf_counter()
+        once()
+        counts[name] = max(1, min(200, round(seconds / (time.perf_counter() - start))))
+    walls: dict[str, list[float]] = {name: [] for name in rounds}
+    cpus: dict[str, list[float]] = {name: [] for name in rounds}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            for name, once in rounds.items():
+                wall, cpu = _block(once, counts[name])
+                walls[name].append(wall)
+                cpus[name].append(cpu)
+            gc.collect()
+    finally:
+        gc.enable()
+    return {
+        name: Times(
+            statistics.median(walls[name]),
+            statistics.median(cpus[name]),
+            {other: _ratio(cpus[name], cpus[other]) for other in rounds if other != name},
+        )
+        for name in rounds
+    }
+
+
+def _block(once: Callable[[], object], count: int) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        once()
+    return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
+
+
+def peak_mb(once: Round) -> float:
+    """Return the largest sum of allocations of a round beyond what stood before, in MiB."""
+    gc.collect()
+    return peak_bytes(once, "cpu") / 2**20

@@ -1,0 +1,110 @@
+"""What the methods claim, in float64 and by other means: the gradient that the optimizer above
+should have received in the first round of a task.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.peers.library import Claim
+from benchmarks.peers.task import Task
+
+Tensors = list[Tensor]
+
+
+@sdpa_kernel(SDPBackend.MATH)  # the only attention that can be differentiated twice
+def claimed(task: Task, claim: Claim) -> Tensor:
+    """Return the flat hypergradient of the first round, of a task in float64.
+
+    With y+ the end of the lower steps, H the Hessian there and s the learning rate:
+
+    - "one step": d/dx of f(x, y+), the last step taken as a function of x from where it began;
+    - "identity": f_x - g_xy f_y at y+, as where H is the identity;
+    - "steps": d/dx of f(x, y+), all steps taken as functions of x;
+    - "series": f_x - g_xy s sum_{k=0}^{K} (I - s H)^k f_y at y+;
+    - "krylov": f_x - g_xy v, v after K conjugate gradients on H v = f_y at y+;
+    - "implicit": f_x - g_xy H^-1 f_y at y+.
+    """
+    x = [p.detach().clone().requires_grad_() for p in task.x]
+    y = [p.detach().clone().requires_grad_() for p in task.y]
+    if claim.kind in ("one step", "steps"):
+        start: Tensors = list(x) if task.from_upper else y
+        end = _end(task, x, start, 1 if claim.kind == "steps" else task.steps)
+        found = torch.autograd.grad(task.at(task.upper_loss, x, end), x)
+        return torch.cat([t.flatten() for t in found])
+    end = [t.detach().requires_grad_() for t in _end(task, x, y, task.steps + 1)]
+    grads = torch.autograd.grad(
+        task.at(task.upper_loss, x, end), [*x, *end], allow_unused=True, materialize_grads=True
+    )
+    direct, cotangent = grads[: len(x)], _flat(grads[len(x) :])
+    graph = torch.autograd.grad(task.at(task.lower_loss, x, end), end, create_graph=True)
+
+    def product(v: Tensor) -> Tensor:
+        return _flat(torch.autograd.grad(graph, end, _split(v, end), retain_graph=True))
+
+    v = _solved(claim, product, cotangent, task.lr)
+    mixed = torch.autograd.grad(graph, x, _split(v, end), allow_unused=True, materialize_grads=True)
+    return _flat(direct) - _flat(mixed)
+
+
+def _solved(claim: Claim, product: object, b: Tensor, lr: float) -> Tensor:
+    """Return the vector that stands for the response of a claim."""
+    assert callable(product)
+    if claim.kind == "identity":
+        return b
+    if claim.kind == "series":
+        term, total = b, b
+        for _ in range(claim.size):
+            term = term - lr * product(term)
+            total = total + term
+        return lr * total
+    if claim.kind == "krylov":
+        x, r = torch.zeros_like(b), b
+        directions: list[tuple[Tensor, Tensor, Tensor]] = []
+        for _ in range(claim.size):
+            p = r
+            for q, hq, size in directions:  # against all of them: rounding does not add up
+                p = p - (hq @ r) / size * q
+            hp = product(p)
+            size = p @ hp
+            x, r = x + (p @ r) / size * p, r - (p @ r) / size * hp
+            directions.append((p, hp, size))
+        return x
+    assert claim.kind == "implicit"
+    hessian = torch.stack([product(e) for e in torch.eye(len(b), dtype=b.dtype)])
+    return torch.linalg.solve(hessian, b)
+
+
+def _end(task: Task, x: Tensors, y: Tensors, first: int) -> Tensors:
+    """Return the lower parameters after the steps of SGD or Adam, as functions of x in the steps
+    from the one numbered `first` on.
+    """
+    m, v = ([torch.zeros_like(t) for t in y] for _ in range(2))
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    for t in range(1, task.steps + 1):
+        graph = t >= first
+        if not graph or t == first > 1:
+            y = [p.detach().requires_grad_() for p in y]
+            m, v = ([a.detach() for a in part] for part in (m, v))
+        g = torch.autograd.grad(task.at(task.lower_loss, x, y), y, create_graph=graph)
+        if task.optimizer == "SGD":
+            y = [p - task.lr * d for p, d in zip(y, g, strict=True)]
+            continue
+        m = [b1 * a + (1 - b1) * d for a, d in zip(m, g, strict=True)]
+        v = [b2 * a + (1 - b2) * d * d for a, d in zip(v, g, strict=True)]
+        # The derivative of the root at zero is infinite; it is taken for zero there.
+        roots = [torch.where(c > 0, c, 1.0).sqrt() * (c > 0) for c in v]
+        sizes = [r / (1 - b2**t) ** 0.5 + eps for r in roots]
+        y = [p - task.lr * a / (1 - b1**t) / s for p, a, s in zip(y, m, sizes, strict=True)]
+    return y
+
+
+def _flat(tensors: object) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])  # type: ignore[attr-defined]
+
+
+def _split(v: Tensor, like: Tensors) -> Tensors:
+    pieces = v.split([t.numel() for t in like])
+    return [piece.view(t.shape) for piece, t in zip(pieces, like, strict=True)]

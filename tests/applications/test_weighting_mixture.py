@@ -1,0 +1,81 @@
+"""Mixing fields, read back by the tools that they are for."""
+
+import json
+
+import datasets
+import pytest
+import yaml
+from trl import DatasetMixtureConfig, get_dataset
+
+from applications.errors import UsageError
+from applications.weighting.mixture import Weighed, mixture, write_mixture
+
+
+@pytest.fixture
+def weighed(tmp_path):
+    """Three sources of 60, 30 and 10 rows in files; the last has the weight zero."""
+    found = []
+    for name, size, weight in (("a", 60, 0.5), ("b", 30, 2.0), ("c", 10, 0.0)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"text": f"{name}{n}"}) + "\n" for n in range(size)))
+        found.append(Weighed(name, str(file), size, weight, weight, weight))
+    return found
+
+
+def counts(rows):
+    names = [text[0] for text in rows["text"]]
+    return {name: names.count(name) for name in set(names)}
+
+
+def test_probabilities_are_weights_times_sizes(weighed):
+    found = mixture(weighed)
+    assert found["sources"] == ["a", "b"]
+    assert found["dropped"] == ["c"]
+    assert found["probabilities"] == pytest.approx([1 / 3, 2 / 3])
+    assert found["weights"]["c"]["probability"] == 0
+
+
+def test_trl_reads_back_the_mixture(weighed, tmp_path):
+    """TRL's own loader: a third of the rows from a; all 30 of b, so 15 of a; none of c."""
+    write_mixture(tmp_path, weighed)
+    config = yaml.safe_load((tmp_path / "mixture" / "trl.yaml").read_text())
+    rows = get_dataset(DatasetMixtureConfig(**config))["train"]
+    assert counts(rows) == {"a": 15, "b": 30}
+
+
+def test_datasets_interleaves_by_the_probabilities(weighed):
+    found = mixture(weighed)
+    sets = [
+        datasets.load_dataset("json", data_files=found["weights"][name]["path"], split="train")
+        for name in found["sources"]
+    ]
+    rows = datasets.interleave_datasets(
+        sets, found["probabilities"], seed=0, stopping_strategy="all_exhausted"
+    )
+    share = counts(rows)["b"] / len(rows)
+    assert share == pytest.approx(2 / 3, abs=0.12)  # about 180 draws: three standard errors
+
+
+def test_axolotl_keeps_a_share_of_each_source(weighed, tmp_path):
+    """Kept rows, share times size, stand to each other as in the mixture."""
+    write_mixture(tmp_path, weighed)
+    config = yaml.safe_load((tmp_path / "mixture" / "axolotl.yaml").read_text())
+    entries = config["datasets"]
+    assert [entry["weight"] for entry in entries] == pytest.approx([0.25, 1.0])
+    assert [entry["ds_type"] for entry in entries] == ["json", "json"]
+    kept = [entry["weight"] * size for entry, size in zip(entries, (60, 30), strict=True)]
+    assert kept[0] / sum(kept) == pytest.approx(1 / 3)
+
+
+def test_llama_factory_gets_as_many_probabilities_as_names(weighed, tmp_path):
+    write_mixture(tmp_path, weighed)
+    config = yaml.safe_load((tmp_path / "mixture" / "llama_factory.yaml").read_text())
+    assert config["dataset"].split(",") == ["a", "b"]
+    values = [float(value) for value in config["interleave_probs"].split(",")]
+    assert values == pytest.approx([1 / 3, 2 / 3])
+    assert sum(values) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_mixture_of_nothing_is_refused(weighed):
+    with pytest.raises(UsageError, match="every source has the weight 0"):
+        mixture([weighed[2]])
