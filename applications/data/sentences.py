@@ -127,7 +127,7 @@ def as_names(values: Sequence[Any], names: Sequence[str], where: str) -> list[st
     if all(isinstance(value, str) for value in values):
         return list(values)
     name_of = dict(enumerate(names))
-    if any(value not in name_of for value in values):
+    if any(not isinstance(value, int) or value not in name_of for value in values):
         raise UsageError(
             f"{where} has the tags {list(values)[:20]}, which have no names; give tags as strings, "
             f"such as O and B-person"

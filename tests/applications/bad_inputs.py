@@ -418,6 +418,11 @@ FILES |= {
         r"tags \[0, 1\], which have no names",
         tagged(*[SENTENCE] * 6),
     ),
+    "tags, lists": (  # found by fuzzing
+        tagged(*[(["the", "cat"], [["O"], ["O"]])] * 6),
+        r"tags \[\['O'\], \['O'\]\], which have no names",
+        tagged(*[SENTENCE] * 6),
+    ),
     "tags, null": (
         tagged(*[SENTENCE] * 5, (["the"], None)),
         "has 1 words but 0 tags in row 6",
