@@ -23,6 +23,7 @@ from applications.runs.claim import Claim, claimed
 from applications.runs.experiment import how_to_go_on
 from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import Mark, digest_of_data, digest_of_model, read_mark
+from applications.runs.naming import HANDED
 from applications.runs.outputs import RunFolder
 from applications.runs.training import read_checkpoint
 from tests.applications.tiny_runs import (
@@ -177,14 +178,14 @@ def test_a_second_run_is_refused_while_the_first_lasts_and_not_after_it_was_kill
 def test_compare_hands_its_lock_to_its_run(tmp_path: Path) -> None:
     with held(tmp_path / "lock", wait=False) as lock:
         assert lock is not None
-        os.environ[claims.HANDED] = str(lock)
+        os.environ[HANDED] = str(lock)
         try:
             assert claims.handed_lock(tmp_path)
             (tmp_path / "run.json").touch()
             with claimed(options(tmp_path, "--resume")) as claim:
                 claim.begin(MARK, silent)
         finally:
-            del os.environ[claims.HANDED]
+            del os.environ[HANDED]
         with pytest.raises(UsageError, match="another run is at work"):
             claimed(options(tmp_path, "--resume")).__enter__()
     assert read_mark(tmp_path) == MARK
