@@ -17,7 +17,7 @@ from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
 from applications.options.command_line import words
 from applications.pages.writing import write_json
-from applications.runs.claim import HANDED
+from applications.runs.naming import HANDED
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 POLL_SECONDS = 0.05

@@ -20,8 +20,7 @@ from applications.errors import UsageError
 from applications.options.arguments import FREE_ON_RESUME
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts, write_json
-from applications.runs import mark as marks
-from applications.runs.claim import NEXT
+from applications.runs.naming import MARK, NEXT
 
 RESULTS = ("checkpoints", "adapter", "adapter_training", "model", "lora", "selected", NEXT)
 WHOLE_SUMMARY = ("method", "seed", "test_metric", "test_loss", "num_gradients")
@@ -95,7 +94,7 @@ class RunPlace:
             (self.path / name).unlink(missing_ok=True)
         for name in RESULTS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("config.json", marks.NAME, "run.json"):
+        for name in ("config.json", MARK, "run.json"):
             (self.path / name).unlink(missing_ok=True)
 
     @contextmanager

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from applications.data.sources import refuse_missing
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 from applications.options.command_line import names_of, parse_options, parser, words
@@ -136,6 +135,8 @@ def refuse_without_data(runs: Iterable[Planned]) -> None:
 
     Nothing is read, and the Hub is not asked.
     """
+    from applications.data.sources import refuse_missing  # brings datasets; --help goes without
+
     names = [field.name for field in fields(DataOptions)]
     seen: set[str] = set()
     for run in runs:

@@ -19,14 +19,10 @@ from applications.models.loading import location
 from applications.options.arguments import Options
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts
-from applications.runs import mark as marks
 from applications.runs.mark import Mark, read_mark
+from applications.runs.naming import HANDED, LOCK, MARK, NEXT
 from applications.runs.outputs import CHECKPOINTS, RunFolder, result_names
 
-LOCK = "lock"
-NEXT = "next"
-HANDED = "BLO_RUN_LOCK"
-"""The environment variable by which ``compare`` hands its lock on: the number of a descriptor."""
 LOGS = (".log", ".out", ".err")
 
 
@@ -226,7 +222,7 @@ def check_resumable(place: Path) -> None:
     if read_mark(place) is None and read_mark(place / NEXT) is None:
         raise UsageError(
             f"argument --resume: no run of this command has begun in {place} (there is no "
-            f"{marks.NAME}); check --output_dir, or leave --resume out to begin one"
+            f"{MARK}); check --output_dir, or leave --resume out to begin one"
         )
 
 
@@ -245,7 +241,7 @@ def refuse_foreign(place: Path, *, handed: bool) -> None:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UsageError(
             f"argument --output_dir: {place} holds what no run of this command has left "
-            f"({', '.join(found[:3])}{more}; there is no {marks.NAME}), and nothing of it is "
+            f"({', '.join(found[:3])}{more}; there is no {MARK}), and nothing of it is "
             f"replaced; give a new folder"
         )
 
@@ -284,7 +280,7 @@ def put_in_place(place: Path) -> None:
     for name in result_names(place):
         if name not in mark.finished:
             remove(place / name)
-    for name in (*mark.finished, marks.NAME):
+    for name in (*mark.finished, MARK):
         if (following / name).exists():
             if (place / name).is_dir():
                 shutil.rmtree(place / name)

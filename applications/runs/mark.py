@@ -12,8 +12,8 @@ from datasets import Dataset
 from torch import nn
 
 from applications.pages.writing import write_json
+from applications.runs.naming import MARK
 
-NAME = "mark.json"
 FORMAT = "blo-torch run 1"
 SAMPLE = 65_536
 """Most elements of a tensor that a digest looks at, evenly spaced."""
@@ -45,7 +45,7 @@ class Mark:
 
     def write(self, folder: Path) -> None:
         """Write mark.json."""
-        write_json(folder / NAME, {"format": FORMAT, **asdict(self)})
+        write_json(folder / MARK, {"format": FORMAT, **asdict(self)})
 
     @property
     def early(self) -> bool:
@@ -93,7 +93,7 @@ class Mark:
 def read_mark(folder: Path) -> Mark | None:
     """The mark of a folder; None where there is none, or one that is no mark of ours."""
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     names = {field.name for field in fields(Mark)}

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from applications.runs.claim import Claim, claimed
 from applications.runs.experiment import how_to_go_on
 from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import Mark, digest_of_data, digest_of_model, read_mark
+from applications.runs.naming import HANDED
 from applications.runs.outputs import RunFolder
 from applications.runs.training import read_checkpoint
 from tests.applications.tiny_runs import (
@@ -177,14 +178,14 @@ def test_a_second_run_is_refused_while_the_first_lasts_and_not_after_it_was_kill
 def test_compare_hands_its_lock_to_its_run(tmp_path: Path) -> None:
     with held(tmp_path / "lock", wait=False) as lock:
         assert lock is not None
-        os.environ[claims.HANDED] = str(lock)
+        os.environ[HANDED] = str(lock)
         try:
             assert claims.handed_lock(tmp_path)
             (tmp_path / "run.json").touch()
             with claimed(options(tmp_path, "--resume")) as claim:
                 claim.begin(MARK, silent)
         finally:
-            del os.environ[claims.HANDED]
+            del os.environ[HANDED]
         with pytest.raises(UsageError, match="another run is at work"):
             claimed(options(tmp_path, "--resume")).__enter__()
     assert read_mark(tmp_path) == MARK
@@ -373,6 +374,15 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal leaves it: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_that_the_same_command_goes_on_from(
     number: int, tiny: Run, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,7 @@ from applications.options.commands import COMMANDS
 from applications.options.completion import completed
 from blo import Engine, Problem, ProblemGraph, cg, darts, t1t2
 
-EXAMPLES = int(sys.argv[1]) if __name__ == "__main__" else 120
+EXAMPLES = int(sys.argv[1]) if __name__ == "__main__" else 60
 CELL = st.sampled_from(
     [
         *(
