@@ -448,7 +448,8 @@ class TwoLevelTrainer(TwoLevelMixin, Trainer):
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> bert = BertConfig(vocab_size=20, intermediate_size=8, **sizes)
         >>> model = BertForSequenceClassification(bert)
-        >>> model = get_peft_model(model, BiLoraConfig(r=2, target_modules=["query", "value"]))
+        >>> adapter = BiLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+        >>> model = get_peft_model(model, adapter)
         >>> data = [{"input_ids": [i, i + 1], "labels": i % 2} for i in range(16)]
         >>> folder = tempfile.mkdtemp()
         >>> args = TrainingArguments(folder, max_steps=4, use_cpu=True, report_to="none",

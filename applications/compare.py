@@ -22,7 +22,7 @@ from applications.comparison.folder import place_of, refuse_changed
 from applications.comparison.grid import Grid, Run, narrowed, planned, read_grid, shard
 from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
-from applications.comparison.settings import check_command, given
+from applications.comparison.settings import check_command, given, refuse_without_data
 from applications.errors import UsageError
 from applications.options.versions import told
 
@@ -135,6 +135,7 @@ def compare(
             raise UsageError(f"command line: option {name!r} is an axis of the grid: use {axis}")
     grid = asked_grid(asked, file)
     runs = part(planned(grid, flags), asked.shard)
+    refuse_without_data(runs)
     if asked.dry_run:
         for run in runs:
             done = "finished" if place_of(out, run).finished(run) else "to run"

@@ -24,13 +24,20 @@ from benchmarks.workloads import WORKLOADS
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
     """Return the largest sum of allocations less frees since the beginning of the call."""
+    return allocated_bytes(call, device)[0]
+
+
+def allocated_bytes(call: Callable[[], object], device: str) -> tuple[int, int]:
+    """Return the largest sum of allocations less frees since the beginning of the call, and the sum
+    at its end.
+    """
     if device != "cpu":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
@@ -39,7 +46,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
     for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
-    return peak
+    return peak, live
 
 
 def main() -> None:

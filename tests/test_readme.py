@@ -65,8 +65,9 @@ def test_a_trainer_trains_on_two_levels(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=50, intermediate_size=16, **sizes)
     bert = transformers.BertForSequenceClassification(config)
+    adapter = BiLoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     names = {
-        "model": peft.get_peft_model(bert, BiLoraConfig(r=2, target_modules=["query", "value"])),
+        "model": peft.get_peft_model(bert, adapter),
         "args": transformers.TrainingArguments(
             tmp_path, max_steps=2, save_strategy="no", report_to="none", use_cpu=True
         ),

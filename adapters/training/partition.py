@@ -7,6 +7,7 @@ from torch import nn
 
 from adapters.glue.adapted import adapted_layers
 from adapters.glue.layers import LoraLayer
+from adapters.glue.soundness import refuse_unused
 from adapters.glue.variants import BiLevelVariant
 
 __all__ = ["Levels", "levels"]
@@ -49,7 +50,8 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
         adapter_name: the adapter, which must be active; needed where several are.
 
     Raises:
-        ValueError: if no bi-level adapter is active, several are, or the one named is frozen.
+        ValueError: if no bi-level adapter is active, several are, the one named is frozen, or
+            adapters take no part in what the model computes.
 
     Example:
         >>> import torch
@@ -61,6 +63,7 @@ def levels(model: nn.Module, adapter_name: str | None = None) -> Levels:
         [(2,)]
     """
     adapter = _active(model, adapter_name)
+    refuse_unused(model)
     found = [each for each in adapted_layers(model, BiLevelVariant) if each[1] == adapter]
     upper = {
         f"{name}.{container}.{adapter}".removeprefix(".")

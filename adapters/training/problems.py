@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.penalties import Loss, Penalty
+from adapters.glue.soundness import warn_of_frozen_head, warn_of_half
 from adapters.training.partition import levels
 from blo import Clip, Method, Problem, ProblemGraph, darts
 
@@ -77,6 +78,8 @@ def two_level(
         ... )
     """
     split = levels(model)
+    warn_of_half(model)
+    warn_of_frozen_head(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for argument, optimizer, own in (
         ("upper_optimizer", upper_optimizer, split.upper),

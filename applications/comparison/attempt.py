@@ -17,6 +17,7 @@ from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
 from applications.options.command_line import words
 from applications.pages.writing import write_json
+from applications.runs.naming import HANDED
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 POLL_SECONDS = 0.05
@@ -110,7 +111,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=dict(variables),
+            env={**variables, HANDED: str(lock)},
             pass_fds=(lock,),
             start_new_session=True,
         )
@@ -172,7 +173,9 @@ def explained(status: int) -> str:
     words = {
         0: "ended without a whole summary.json",
         2: "refused by the application",
+        129: "interrupted",
         130: "interrupted",
+        143: "interrupted",
     }
     return words.get(status, f"ended with status {status}")
 

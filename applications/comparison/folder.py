@@ -6,9 +6,7 @@ some process works on the run; its number is inside), ``log.txt`` (what the appl
 ``failure.json`` (how the last attempt failed).
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +18,11 @@ from applications.comparison.grid import Run
 from applications.comparison.settings import PRESET
 from applications.errors import UsageError
 from applications.options.arguments import FREE_ON_RESUME
-from applications.pages.writing import write_json
+from applications.pages.locking import held
+from applications.pages.writing import remove_drafts, write_json
+from applications.runs.naming import MARK, NEXT
 
-RESULTS = ("checkpoints", "adapter", "adapter_training", "lora")
+RESULTS = ("checkpoints", "adapter", "adapter_training", "model", "lora", "selected", NEXT)
 WHOLE_SUMMARY = ("method", "seed", "test_metric", "test_loss", "num_gradients")
 
 
@@ -80,9 +80,7 @@ class RunPlace:
 
         Call it with the lock held: what an attempt cut off in a write left behind is removed.
         """
-        for draft in self.path.glob(".*-*"):
-            if draft.is_dir():
-                shutil.rmtree(draft)
+        remove_drafts(self.path)
         (self.path / "failure.json").unlink(missing_ok=True)
         write_json(self.path / "run.json", record(run))
         config = self.path / "config.json"
@@ -96,7 +94,7 @@ class RunPlace:
             (self.path / name).unlink(missing_ok=True)
         for name in RESULTS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("config.json", "run.json"):
+        for name in ("config.json", MARK, "run.json"):
             (self.path / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -110,21 +108,6 @@ class RunPlace:
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path / "lock", wait=False) as descriptor:
             yield descriptor
-
-
-@contextmanager
-def held(path: Path, *, wait: bool) -> Iterator[int | None]:
-    """The descriptor of an exclusive lock on ``path``; without ``wait``, None if it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def record(run: Run) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from applications.comparison import figures, tables
-from applications.comparison.folder import held
 from applications.comparison.results import Gathered, gathered
 from applications.comparison.settings import near
 from applications.comparison.statistics import LEVEL
@@ -14,6 +13,7 @@ from applications.comparison.tables import OUTCOME_NAMES
 from applications.errors import UsageError
 from applications.pages import page as pages
 from applications.pages.drawing import Drawing
+from applications.pages.locking import held
 from applications.pages.page import Section
 from applications.pages.table import Table
 from applications.pages.writing import write_json, write_whole

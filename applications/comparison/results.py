@@ -8,8 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from applications.comparison.folder import held, run_places
+from applications.comparison.folder import run_places
 from applications.comparison.grid import ALL
+from applications.pages.locking import held
 from applications.pages.writing import write_whole
 
 Result = Mapping[str, Any]

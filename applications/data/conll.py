@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from applications.data.text_files import read_text
 from applications.errors import UsageError
 
 DOCUMENT_START = "-DOCSTART-"
@@ -18,12 +19,9 @@ def read_conll(file: Path) -> Dataset:
     sentence; ``-DOCSTART-`` lines are left out.
 
     Raises:
-        UsageError: a line has a single column, or the file is not UTF-8.
+        UsageError: a line has a single column, the file is not UTF-8, or holds no sentence.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 ({error.reason}): convert it") from error
+    text = read_text(file)
     tokens: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]
     # Only line feeds end a line: a word may be another of Unicode's line separators.
@@ -41,5 +39,7 @@ def read_conll(file: Path) -> Dataset:
                 )
             tokens[-1].append(cells[0])
             tags[-1].append(cells[-1].strip())
+    if not tokens[0]:
+        raise UsageError(f"{file} holds no sentence: give a file with a word and its tag a line")
     filled = slice(0, len(tokens) if tokens[-1] else -1)
     return Dataset.from_dict({"tokens": tokens[filled], "tags": tags[filled]})

@@ -1,6 +1,6 @@
 """Labelled texts in one form, whatever columns they came in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,16 @@ from datasets import ClassLabel, Dataset
 
 from applications.data.local_files import TABLES
 from applications.data.sources import load_source
+from applications.data.text_files import typed
+from applications.data.validation import (
+    check_column,
+    check_several,
+    empty_text,
+    is_number,
+    is_regression,
+    no_label,
+    no_text,
+)
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
@@ -42,15 +52,45 @@ def load_task(options: DataOptions) -> TaskData:
         UsageError: an unknown task, missing files or columns, no way to the Hub.
     """
     source = load_source(options, "nlu", TABLES)
-    texts, training = source.texts, source.splits["train"]
+    splits, label = source.splits, source.label
+    texts = source.texts or options.text_columns or text_columns(splits["train"], label)
+    check_names(source.name, splits, [*texts, label])
+    for split, rows in splits.items():
+        where = source.where(split)
+        for column in texts:
+            check_column(rows, column, empty_text if source.files else no_text, where)
+        check_column(rows, label, no_label, where)
+    if source.files:
+        splits = with_labels_typed(splits, label)
     return task_data(
         source.name,
-        source.splits,
-        texts=texts or options.text_columns or text_columns(training, source.label),
-        label=source.label,
+        splits,
+        texts=texts,
+        label=label,
         metric=source.metric,
         notes=source.notes,
+        regression=is_regression(
+            splits["train"], label, options.problem_type, source.where("train")
+        ),
+        where=source.where,
     )
+
+
+def with_labels_typed(splits: Mapping[str, Dataset], label: str) -> dict[str, Dataset]:
+    """The splits with labels that are numbers in the training split as numbers everywhere."""
+    values = list(splits["train"][label])
+    if not all(isinstance(value, str) for value in values):
+        return dict(splits)
+    numbers = not isinstance(typed(values)[0], str)
+    found = {}
+    for split, rows in splits.items():
+        cells = [str(value) for value in rows[label]]
+        kept = typed(cells) if numbers else [cell.strip() for cell in cells]
+        if numbers and isinstance(kept[0], str):  # in another split: `numbers` says which
+            return dict(splits)
+        others = {name: rows[name][:] for name in rows.column_names if name != label}
+        found[split] = Dataset.from_dict({**others, label: kept})
+    return found
 
 
 def task_data(
@@ -61,27 +101,27 @@ def task_data(
     label: str,
     metric: str | None = None,
     notes: Sequence[str] = (),
+    regression: bool | None = None,
+    where: Callable[[str], str] | None = None,
 ) -> TaskData:
     """The splits in ``raw`` in the common form.
 
-    The kind follows from the training labels: decimals mean regression. Classes are numbered in
+    With ``where``, from a split to its name in messages, the training labels must differ, too. The
+    kind follows from the training labels, if ``regression`` does not say it: decimals mean
+    regression. Classes are numbered in
     the order of a ``ClassLabel`` feature, else in sorted order. A split whose labels are all -1
     (hidden labels) is left out, with a note.
 
     Raises:
-        UsageError: a column is missing, or a split has a label that the training split lacks.
+        UsageError: a column is missing, a split has a label that the training split lacks, or all
+            training labels are the same.
     """
-    for split, rows in raw.items():
-        missing = [column for column in (*texts, label) if column not in rows.column_names]
-        if missing:
-            raise UsageError(
-                f"task {name!r}: the {split} split has no column {missing[0]!r}, only "
-                f"{rows.column_names}; name them with --text_columns and --label_column"
-            )
+    check_names(name, raw, [*texts, label])
     feature = raw["train"].features[label]
-    regression = str(getattr(feature, "dtype", "")).startswith("float")
+    if regression is None:
+        regression = str(getattr(feature, "dtype", "")).startswith("float")
     classes: list[int | str] = [] if regression else in_order(raw["train"], label)
-    names = feature.names if isinstance(feature, ClassLabel) else map(str, classes)
+    names = list(feature.names if isinstance(feature, ClassLabel) else map(str, classes))
     splits: dict[str, Dataset] = {}
     said = list(notes)
     for split, rows in raw.items():
@@ -92,11 +132,30 @@ def task_data(
         columns: dict[str, list[Any]] = {"text": list(rows[texts[0]])}
         if len(texts) == 2:
             columns["pair"] = list(rows[texts[1]])
-        columns["label"] = numbers(values, classes, f"task {name!r}: the {split} split")
+        columns["label"] = numbers(
+            values,
+            classes,
+            f"task {name!r}: the {split} split",
+            None if where is None else where(split),
+        )
+        if split == "train" and where is not None:
+            shown = columns["label"] if regression else [names[n] for n in columns["label"]]
+            check_several(shown, "regression" if regression else "classification", where(split))
         splits[split] = Dataset.from_dict(columns)
     kind = "regression" if regression else "classification"
     default = "pearson" if regression else "accuracy"
     return TaskData(name, kind, metric or default, tuple(names), splits, tuple(said))
+
+
+def check_names(name: str, raw: Mapping[str, Dataset], columns: Sequence[str]) -> None:
+    """Raise a UsageError unless every split has the columns."""
+    for split, rows in raw.items():
+        missing = [column for column in columns if column not in rows.column_names]
+        if missing:
+            raise UsageError(
+                f"task {name!r}: the {split} split has no column {missing[0]!r}, only "
+                f"{rows.column_names}; name them with --text_columns and --label_column"
+            )
 
 
 def in_order(rows: Dataset, label: str) -> list[int | str]:
@@ -104,29 +163,43 @@ def in_order(rows: Dataset, label: str) -> list[int | str]:
     feature = rows.features[label]
     if isinstance(feature, ClassLabel):
         return list(range(feature.num_classes))
-    found = set(rows[label])
-    if None in found:
-        raise UsageError(f"column {label!r} has rows without a label: remove them")
-    return sorted(found)
+    return sorted(set(rows[label]))
 
 
-def numbers(values: Iterable[Any], classes: Sequence[int | str], where: str) -> list[int | float]:
-    """Each label as the number of its class, or as a decimal where there are no classes."""
+def numbers(
+    values: Iterable[Any], classes: Sequence[int | str], where: str, place: str | None = None
+) -> list[int | float]:
+    """Each label as the number of its class, or as a decimal where there are no classes.
+
+    Raises:
+        UsageError: a label is of no class, or no number; with its row, and the file ``place``.
+    """
     number = {value: index for index, value in enumerate(classes)}
-    try:
-        return [number[value] if classes else float(value) for value in values]
-    except (KeyError, TypeError, ValueError) as error:
-        known = f"the training labels are {list(classes)[:20]}" if classes else "expected decimals"
-        raise UsageError(f"{where} has the label {error}, which cannot be used; {known}") from error
+    found: list[int | float] = []
+    for row, value in enumerate(values, start=1):
+        try:
+            found.append(number[value] if classes else float(value))
+        except (KeyError, TypeError, ValueError) as error:
+            known = (
+                f"the training labels are {list(classes)[:20]}"
+                if classes
+                else "the training labels are numbers"
+            )
+            file = "" if place is None else f" of {place}"
+            raise UsageError(
+                f"{where} has the label {value!r} in row {row}{file}, which cannot be used; {known}"
+            ) from error
+    return found
 
 
 def text_columns(rows: Dataset, label: str) -> list[str]:
     """The columns of text besides the label, when there are one or two of them."""
-    found = [
+    strings = [
         name
         for name, feature in rows.features.items()
         if name != label and getattr(feature, "dtype", "") in ("string", "large_string")
     ]
+    found = [name for name in strings if not all(map(is_number, rows[name]))] or strings
     if len(found) not in (1, 2):
         raise UsageError(
             f"argument --text_columns: cannot choose among the text columns {found}; name one "

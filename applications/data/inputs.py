@@ -13,6 +13,7 @@ from applications.data.conll import read_conll
 from applications.data.local_files import TABLES, Readers, read_file
 from applications.data.sentences import WORD_COLUMNS
 from applications.data.tasks import TASKS
+from applications.data.text_files import typed
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
@@ -56,7 +57,14 @@ def read_inputs(file: Path, columns: Sequence[str]) -> Dataset:
         ) from error
     if not len(rows):
         raise UsageError(f"argument --input_file: {str(file)!r} has no rows")
-    return rows
+    if file.suffix not in (".csv", ".tsv"):
+        return rows
+    columns_of_numbers = {
+        name: found
+        for name in rows.column_names
+        if not isinstance((found := typed(list(rows[name])))[0], str)
+    }
+    return Dataset.from_dict({n: columns_of_numbers.get(n, rows[n][:]) for n in rows.column_names})
 
 
 def input_texts(

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from applications.data.conll import read_conll
+from applications.data.text_files import read_rows, read_table
 from applications.data.webnlg import read_webnlg
 from applications.errors import UsageError
 
@@ -113,19 +114,6 @@ HIDDEN = ("the development set is the test split: the test labels are hidden",)
 STSB_COLUMNS = ("genre", "file", "year", "id", "label", "sentence1", "sentence2")
 
 
-def read_table(file: Path) -> Dataset:
-    """The rows of a csv or tsv file with a header."""
-    options: dict[str, Any] = dict(AS_TEXT)
-    if file.suffix == ".tsv":
-        options["sep"] = "\t"
-    return load_dataset("csv", data_files=str(file), split="train", **options)
-
-
-def read_rows(file: Path) -> Dataset:
-    """The rows of a json file (a list of objects) or a jsonl file (an object a line)."""
-    return load_dataset("json", data_files=str(file), split="train")
-
-
 E2E_TEST = "testset_w_refs.csv"
 # A task may be distributed in more than one layout; the first whose files are there is read.
 LAYOUTS: Mapping[str, Layout | Sequence[Layout]] = {
@@ -181,6 +169,16 @@ def read_layout(task: str, folder: Path) -> tuple[dict[str, Dataset], tuple[str,
     """The splits of a known task from ``folder`` or ``folder/task``, and what is said of them.
 
     Raises:
+        UsageError: as `find_layout`.
+    """
+    layout, place = find_layout(task, folder)
+    return layout.splits(place), layout.notes
+
+
+def find_layout(task: str, folder: Path) -> tuple[Layout, Path]:
+    """The layout in which a known task lies in ``folder`` or ``folder/task``, and which it is.
+
+    Raises:
         UsageError: the task has no local layout, or its files are not there.
     """
     found = LAYOUTS.get(task)
@@ -193,7 +191,7 @@ def read_layout(task: str, folder: Path) -> tuple[dict[str, Dataset], tuple[str,
     for layout in layouts:
         for place in (folder, folder / task):
             if all((place / name).exists() for name in layout.names):
-                return layout.splits(place), layout.notes
+                return layout, place
     choices = " or ".join(", ".join(layout.names) for layout in layouts)
     raise UsageError(
         f"argument --data_dir: neither {folder} nor {folder / task} holds the files of task "
@@ -234,6 +232,4 @@ def read_file(file: Path, readers: Readers = TABLES) -> Dataset:
     read = readers.get(file.suffix)
     if read is None:
         raise UsageError(f"{file} must end in one of {', '.join(readers)}")
-    if not file.is_file():
-        raise UsageError(f"{file} does not exist: check --train_file and its like")
     return read(file)

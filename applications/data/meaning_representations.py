@@ -1,8 +1,9 @@
 """Inputs with texts to be written about them in one form, whatever columns they came in."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from datasets import Dataset
 
@@ -10,6 +11,7 @@ from applications.data.examples import TaskData
 from applications.data.local_files import TABLES
 from applications.data.sources import load_source
 from applications.data.tasks import SPLITS
+from applications.data.validation import check_sources
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
@@ -29,7 +31,8 @@ def load_generation_task(options: DataOptions) -> TaskData:
         UsageError: an unknown task, missing files or columns, no way to the Hub.
     """
     source = load_source(options, "nlg", TABLES)
-    return replace(from_tables(source.name, source.splits, options), notes=source.notes)
+    found = from_tables(source.name, source.splits, options, source.where if source.files else None)
+    return replace(found, notes=source.notes)
 
 
 def linearised(meaning: str | Sequence[str]) -> str:
@@ -67,8 +70,17 @@ def generation_data(name: str, pairs: Mapping[str, Pairs]) -> TaskData:
     return TaskData(name, "generation", "bleu", (), splits)
 
 
-def from_tables(name: str, raw: Mapping[str, Dataset], options: DataOptions) -> TaskData:
-    """A task whose columns are named by --text_columns and --label_column, or known."""
+def from_tables(
+    name: str,
+    raw: Mapping[str, Dataset],
+    options: DataOptions,
+    strictly: Callable[[str], str] | None = None,
+) -> TaskData:
+    """A task whose columns are named by --text_columns and --label_column, or known.
+
+    With ``strictly``, from a split to its name in messages, rows without an input or without a text
+    are refused; else, and for texts among others, they are left out.
+    """
     raw = {split: raw[split] for split in SPLITS if split in raw}
     pairs: dict[str, Pairs] = {}
     for split, rows in raw.items():
@@ -78,6 +90,8 @@ def from_tables(name: str, raw: Mapping[str, Dataset], options: DataOptions) -> 
         # The option's default is the column of labels, which no text to be written has.
         label = None if options.label_column == "label" else options.label_column
         wanted = column(rows, label, REFERENCE_COLUMNS, where, "label_column")
+        if strictly is not None:
+            check_sources(rows, source, found_in(rows, wanted), wanted, strictly(split))
         texts = zip(rows[source], references(rows, wanted), strict=True)
         pairs[split] = [
             (linearised(meaning), text) for meaning, found in texts for text in found if text
@@ -87,10 +101,15 @@ def from_tables(name: str, raw: Mapping[str, Dataset], options: DataOptions) -> 
 
 def references(rows: Dataset, name: str) -> list[list[str]]:
     """The references of each row: a list, or one text; an empty list stands for ``target``."""
-    found = [[value] if isinstance(value, str) else list(value) for value in rows[name]]
+    return [[" ".join(text.split()) for text in texts] for texts in found_in(rows, name)]
+
+
+def found_in(rows: Dataset, name: str) -> list[list[Any]]:
+    """The references as they stand in the rows."""
+    found = [list(value) if isinstance(value, list) else [value] for value in rows[name]]
     if "target" in rows.column_names and name != "target":
-        found = [texts or [one] for texts, one in zip(found, rows["target"], strict=True)]
-    return [[" ".join(text.split()) for text in texts] for texts in found]
+        return [texts or [one] for texts, one in zip(found, rows["target"], strict=True)]
+    return found
 
 
 def column(rows: Dataset, asked: str | None, usual: Sequence[str], where: str, flag: str) -> str:

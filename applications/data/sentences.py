@@ -1,12 +1,13 @@
 """Tagged sentences in one form, whatever columns they came in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
 from applications.data.examples import TaskData
 from applications.data.tags import OUTSIDE, entity_type, in_order, scheme
+from applications.data.validation import check_entities, check_words
 from applications.errors import UsageError
 
 WORD_COLUMNS = ("tokens", "words")
@@ -29,6 +30,7 @@ def tagging_data(
     tag_names: Sequence[str] = (),
     metric: str = "f1",
     notes: Sequence[str] = (),
+    place: Callable[[str], str] | None = None,
 ) -> TaskData:
     """The splits in ``raw`` with columns ``tokens`` and ``tags``, the numbers of ``label_names``.
 
@@ -44,6 +46,7 @@ def tagging_data(
         tag_names: the names of tags that are numbers without a ``ClassLabel``.
         metric: the task's metric.
         notes: what was decided about the data before.
+        place: from a split to its name in messages; then training must show an entity, too.
 
     Raises:
         UsageError: a column is missing or of another kind, a sentence has not as many tags as
@@ -53,24 +56,30 @@ def tagging_data(
     numbering = list(tag_names)
     said = list(notes)
     for split, rows in raw.items():
-        where = f"task {name!r}: the {split} split"
+        where = f"task {name!r}: the {split} split" if place is None else place(split)
         check_columns(rows, words, tags, where)
         feature = getattr(rows.features[tags], "feature", None)
         if isinstance(feature, ClassLabel):
             numbering = numbering or list(feature.names)
         names = list(feature.names) if isinstance(feature, ClassLabel) else list(tag_names)
         found = [
-            (list(sentence), as_names(values, names, where))
+            (list(sentence or ()), as_names(values or (), names, where))
             for sentence, values in zip(rows[words], rows[tags], strict=True)
         ]
-        for number, (sentence, values) in enumerate(found):
+        for number, (sentence, values) in enumerate(found, start=1):
             if len(sentence) != len(values):
                 raise UsageError(
                     f"{where} has {len(sentence)} words but {len(values)} tags in row {number}"
                 )
+        check_words((sentence for sentence, _ in found), words, where)
+        check_tags((values for _, values in found), tags, where)
         kept = [pair for pair in found if pair[0]]
         if len(kept) < len(found):
             said.append(f"{len(found) - len(kept)} rows of the {split} split have no words")
+        if not kept:
+            raise UsageError(f"{where} has no sentence with words; give some")
+        if split == "train" and place is not None:
+            check_entities((values for _, values in kept), OUTSIDE, where)
         named[split] = ([s for s, _ in kept], [v for _, v in kept])
     seen = {split: {tag for values in tags for tag in values} for split, (_, tags) in named.items()}
     ordered = in_order(tag for values in seen.values() for tag in values)
@@ -118,12 +127,24 @@ def as_names(values: Sequence[Any], names: Sequence[str], where: str) -> list[st
     if all(isinstance(value, str) for value in values):
         return list(values)
     name_of = dict(enumerate(names))
-    if any(value not in name_of for value in values):
+    if any(not isinstance(value, int) or value not in name_of for value in values):
         raise UsageError(
             f"{where} has the tags {list(values)[:20]}, which have no names; give tags as strings, "
             f"such as O and B-person"
         )
     return [name_of[value] for value in values]
+
+
+def check_tags(tags: Iterable[Sequence[str]], column: str, where: str) -> None:
+    """Raise a UsageError for the first tag of no known scheme."""
+    known: set[str] = set()
+    for row, values in enumerate(tags, start=1):
+        for tag in set(values) - known:
+            try:
+                entity_type(tag)
+            except ValueError as error:
+                raise UsageError(f"{where}, row {row}, column {column!r}: {error}") from error
+            known.add(tag)
 
 
 def column(rows: Dataset, asked: str | None, usual: Sequence[str]) -> str:

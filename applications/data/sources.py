@@ -1,13 +1,19 @@
 """Where the examples of a run come from: files, a folder, or the Hub."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
 
 from applications.carried import bbc_headlines
-from applications.data.local_files import Readers, find_files, read_file, read_layout
+from applications.data.local_files import (
+    Readers,
+    find_files,
+    find_layout,
+    read_file,
+    read_layout,
+)
 from applications.data.tasks import CARRIED_TASK, COMMANDS, SPLITS, TASKS, TaskSpec, check_command
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
@@ -26,6 +32,14 @@ class Source:
     metric: str | None = None
     label_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The user's own files by split, where the rows are from such."""
+
+    def where(self, split: str) -> str:
+        """The origin of a split's rows, for messages."""
+        if split in self.files:
+            return str(self.files[split])
+        return f"task {self.name!r}: the {split} split"
 
 
 def load_source(options: DataOptions, command: str, readers: Readers) -> Source:
@@ -41,6 +55,7 @@ def load_source(options: DataOptions, command: str, readers: Readers) -> Source:
     Raises:
         UsageError: an unknown task, missing files, no way to the Hub.
     """
+    refuse_missing(options, command)
     name, folder = options.task_name, options.data_dir and Path(options.data_dir)
     if options.train_file is not None:
         given = (options.train_file, options.validation_file, options.test_file)
@@ -61,8 +76,38 @@ def load_source(options: DataOptions, command: str, readers: Readers) -> Source:
     if "/" in name:
         found = from_hub(name, None, None, advice(command, readers))
         return Source(name, usual(name, found), (), options.label_column)
+    raise unknown_task(name, command)
+
+
+def refuse_missing(options: DataOptions, command: str) -> None:
+    """Raise a UsageError for data that cannot be there: unknown tasks, missing files and folders.
+
+    Nothing is read, and the Hub is not asked.
+    """
+    if options.train_file is None:
+        check_command(options.task_name, command)
+    named = ("train_file", "validation_file", "test_file")
+    for argument in named:
+        file = getattr(options, argument)
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"argument --{argument}: {file!r} is no file; check its name")
+    if options.data_dir is not None and not Path(options.data_dir).is_dir():
+        raise UsageError(f"argument --data_dir: {options.data_dir!r} is no folder; check its name")
+    if options.train_file is not None:
+        return
+    name = options.task_name
+    if name in TASKS or name == CARRIED_TASK or options.data_dir is not None:
+        if name in TASKS and options.data_dir is not None:
+            find_layout(str(name), Path(options.data_dir))
+        return
+    if name is not None and "/" not in name:
+        raise unknown_task(name, command)
+
+
+def unknown_task(name: str, command: str) -> UsageError:
+    """The error of a task that no command knows."""
     known = [task for task, owner in COMMANDS.items() if owner == command]
-    raise UsageError(
+    return UsageError(
         f"argument --task_name: unknown task {name!r}; known are {', '.join(known)}; "
         f"other data sets are named as 'owner/name' or given by --train_file"
     )
@@ -73,7 +118,7 @@ def from_files(
 ) -> Source:
     """Rows from one file a split."""
     found = {split: read_file(file, readers) for split, file in files.items()}
-    return Source(name, found, (), options.label_column)
+    return Source(name, found, (), options.label_column, files=files)
 
 
 def usual(name: str, found: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -1,6 +1,7 @@
 """Texts, or pairs of texts, with a class or a number each."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,12 @@ from applications import processes
 from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData, load_task
 from applications.data.inputs import input_texts
+from applications.errors import UsageError
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, evaluation
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
+from applications.models.soundness import TOO_LONG, check_lengths, positions
 from applications.options.arguments import DataOptions, ModelOptions, Options
 
 
@@ -49,7 +52,7 @@ class TextClassification:
                 "id2label": dict(enumerate(task.label_names)),
                 "label2id": {name: number for number, name in enumerate(task.label_names)},
             }
-        return load_pretrained(
+        model, tokenizer = load_pretrained(
             self.auto_model,
             options,
             num_labels=task.num_labels,
@@ -57,6 +60,17 @@ class TextClassification:
             ignore_mismatched_sizes=True,
             **settings,
         )
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token_id is None:
+                raise UsageError(
+                    f"argument --model_name_or_path: the tokenizer of "
+                    f"{options.model_name_or_path!r} has no token to pad with (pad_token), nor one "
+                    f"that ends a text; take another model"
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
 
     def encode(
         self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
@@ -67,6 +81,21 @@ class TextClassification:
         rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
         labels = examples["label"]
         return [row | {"labels": label} for row, label in zip(rows, labels, strict=True)]
+
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The texts, those of a pair one after the other."""
+        pairs = examples["pair"] if "pair" in examples.column_names else [""] * len(examples)
+        return (
+            f"{text} {pair}".strip() for text, pair in zip(examples["text"], pairs, strict=True)
+        )
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError where ``max_seq_length`` leaves texts longer than the model reads."""
+        if work.options.data.max_seq_length > (positions(model) or math.inf):
+            for split, examples in splits.items():
+                rows = self.encode(examples, work.tokenizer, work.options)
+                tokens = (row["input_ids"] for row in rows)
+                check_lengths(tokens, model, split, TOO_LONG)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads to the longest row."""

@@ -1,6 +1,6 @@
 """What differs between the commands, and nothing else: data, head, batches, evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -57,6 +57,12 @@ class Family(Protocol):
         self, examples: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> Encoded:
         """Training rows of token numbers with their ``labels``."""
+
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """What the model reads of every example, as text."""
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError for examples that the model cannot read."""
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """From rows to a padded batch."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,11 +40,13 @@ from applications.families.prediction import evaluating, predictor
 from applications.families.text_metrics import check_packages, text_scores
 from applications.models import smollm2
 from applications.models.loading import device, load_pretrained
+from applications.models.soundness import check_lengths
 from applications.options.arguments import DataOptions, GenerationOptions, ModelOptions, Options
 from applications.pages.writing import write_whole
 
 IGNORED = -100
 """The label of a token that is read and not to be predicted."""
+UNCUT = "prompt and reference must fit in the model, which reads {most} tokens; shorten them"
 MAX_TOKENS = 2048
 """Most tokens of a batch in an evaluation: a vocabulary's logits for each must fit in memory."""
 
@@ -115,6 +117,23 @@ class TextGeneration:
         check_room(longest, tokenizer, options)
         rows = encoded(examples, tokenizer, options)
         return [{name: values[:limit] for name, values in row.items()} for row in rows]
+
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The inputs."""
+        return list(examples["source"])
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError for prompts that leave no room to generate in, and for references that
+        are longer than the model reads: they are evaluated uncut.
+        """
+        options, tokenizer = work.options, work.tokenizer
+        asked = (options.generation or GenerationOptions()).generate_on or ()
+        for split, examples in splits.items():
+            rows = encoded(examples, tokenizer, options)
+            check_lengths((row["input_ids"] for row in rows), model, split, UNCUT)
+            if split in asked:
+                prompts = prompt_tokens(list(examples["source"]), tokenizer, options)
+                check_room(max(map(len, prompts)), tokenizer, options)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads on the right to the longest row."""

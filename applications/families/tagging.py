@@ -1,7 +1,8 @@
 """Sentences with a tag for each word: named entities."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,18 @@ from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.conll import read_conll
 from applications.data.examples import TaskData
 from applications.data.inputs import input_texts
-from applications.data.local_files import Readers, read_rows
+from applications.data.local_files import Readers
 from applications.data.sentences import TAG_COLUMNS, WORD_COLUMNS, column, tagging_data
 from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
+from applications.data.text_files import read_rows
 from applications.errors import UsageError
 from applications.families.entities import entity_scores
 from applications.families.family import Setting, Stage
 from applications.families.metrics import Evaluation, calibration, numbers, reliability
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
+from applications.models.soundness import TOO_LONG, check_lengths, positions
 from applications.options.arguments import DataOptions, ModelOptions, Options
 
 IGNORED = -100
@@ -74,6 +77,7 @@ class TokenClassification:
             tag_names=source.label_names,
             metric=source.metric or "f1",
             notes=source.notes,
+            place=source.where,
         )
 
     def load_base(
@@ -112,6 +116,18 @@ class TokenClassification:
         """
         rows, words = aligned(examples, tokenizer, options.data.max_seq_length)
         return [row for row, tagged in zip(rows, words, strict=True) if tagged]
+
+    def texts(self, examples: Dataset) -> Iterable[str]:
+        """The words of every sentence."""
+        return (" ".join(words) for words in examples["tokens"])
+
+    def check(self, model: PreTrainedModel, splits: Mapping[str, Dataset], work: Setting) -> None:
+        """Raise a UsageError where ``max_seq_length`` leaves more pieces than the model reads."""
+        length = work.options.data.max_seq_length
+        if length > (positions(model) or math.inf):
+            for split, examples in splits.items():
+                rows, _ = aligned(examples, work.tokenizer, length)
+                check_lengths((row["input_ids"] for row in rows), model, split, TOO_LONG)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads to the longest row, labels with -100."""
@@ -225,13 +241,13 @@ def tagging_evaluation(
     """
     outside = list(names).index(OUTSIDE)
     predictions, labels, right = [], [], 0
-    for logits, positions, truth in zip(outputs, words, tags, strict=True):
+    for logits, places, truth in zip(outputs, words, tags, strict=True):
         found = [outside] * len(truth)
-        for position, tag in zip(positions, logits.argmax(-1).tolist(), strict=True):
+        for position, tag in zip(places, logits.argmax(-1).tolist(), strict=True):
             found[position] = tag
             right += tag == truth[position]
         predictions.append([names[tag] for tag in found])
-        labels += [truth[position] for position in positions]
+        labels += [truth[position] for position in places]
     total = sum(map(len, tags))
     truth_names = [[names[tag] for tag in truth] for truth in tags]
     types = sorted({str(entity_type(name)) for name in names if name != OUTSIDE})

@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from adapters.glue.soundness import refuse_unused
 from applications.errors import UsageError
 from applications.options.arguments import AdapterOptions
 
@@ -63,8 +64,12 @@ def adapted(
         config.fan_in_fan_out = True  # as PEFT would, with a warning
     try:
         model = get_peft_model(base, config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         modules = options.lora_target_modules
         raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
     assert isinstance(model, PeftModel)
+    try:
+        refuse_unused(model)
+    except ValueError as error:
+        raise UsageError(f"argument --lora_target_modules: {error}") from error
     return model

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from applications.errors import UsageError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+POSITIVE = "must be a finite number greater than 0"
+SEEDS = 2**32
+"""How many seeds numpy knows."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 # Options that may differ between a run and its continuation: they change no number.
 FREE_ON_RESUME = (
@@ -56,6 +60,11 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
     """Raise a UsageError that names the option, its value and the remedy."""
     if not condition:
         raise UsageError(f"argument --{name}: {remedy}, got {value!r}")
+
+
+def finite(value: float) -> bool:
+    """Whether a number is greater than 0 and finite."""
+    return 0 < value < math.inf
 
 
 def require_all(options: object, names: Iterable[str], least: float, remedy: str) -> None:
@@ -123,6 +132,11 @@ class DataOptions:
     label_column: str = option(
         "label", "column of labels (decimals mean regression), tags or references in the files"
     )
+    problem_type: Literal["classification", "regression"] | None = option(
+        None,
+        "what the labels of one's own files are: names of classes, or numbers to be predicted; "
+        "default: decimals are numbers, whole numbers and texts names",
+    )
     max_seq_length: int = option(128, "longer inputs are cut to this many tokens")
     max_train_samples: int | None = option(None, "keep this many training examples, stratified")
     max_eval_samples: int | None = option(None, "evaluate on at most this many of each split")
@@ -144,6 +158,9 @@ class DataOptions:
         value = self.validation_fraction
         require(inside, "validation_fraction", value, "must be at least 0 and less than 1")
         require_all(self, ("split_seed",), 0, "must be at least 0")
+        require(
+            self.split_seed < SEEDS, "split_seed", self.split_seed, f"must be less than {SEEDS}"
+        )
         columns = separated(self.text_columns)
         few = columns is None or len(columns) <= 2
         require(few, "text_columns", columns, "must name one or two columns")
@@ -238,7 +255,7 @@ class AdapterOptions:
         require(known, "method", self.method, f"must be one of {', '.join(METHODS)}")
         require_all(self, ("lora_r", "generator_width"), 1, "must be at least 1")
         require_all(self, ("num_experts",), 2, "must be at least 2")
-        require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be greater than 0")
+        require(finite(self.lora_alpha), "lora_alpha", self.lora_alpha, POSITIVE)
         inside = 0 <= self.lora_dropout < 1
         require(inside, "lora_dropout", self.lora_dropout, "must be at least 0 and less than 1")
         names = ("orthogonality", "binarisation")
@@ -348,13 +365,13 @@ class LevelOptions:
         require_all(self, ("cross_fitting",), 2, "must be at least 2")
         require_all(self, ("lower_steps", "hypergradient_products"), 1, "must be at least 1")
         rate, scale = self.upper_learning_rate, self.hypergradient_scale
-        require(rate is None or rate > 0, "upper_learning_rate", rate, "must be greater than 0")
-        require(scale is None or scale > 0, "hypergradient_scale", scale, "must be greater than 0")
+        require(rate is None or finite(rate), "upper_learning_rate", rate, POSITIVE)
+        require(scale is None or finite(scale), "hypergradient_scale", scale, POSITIVE)
         names = ("upper_weight_decay", "hypergradient_damping", "upper_warmup_steps")
         require_all(self, names, 0, "must be at least 0")
         require_all(self, ("retraining_weight_decay",), 0, "must be at least 0")
         rate, steps = self.retraining_learning_rate, self.retraining_steps
-        require(rate is None or rate > 0, "retraining_learning_rate", rate, "must be > 0")
+        require(rate is None or finite(rate), "retraining_learning_rate", rate, POSITIVE)
         require(steps is None or steps > 0, "retraining_steps", steps, "must be at least 1")
         schedule = self.upper_lr_scheduler_type
         known = schedule is None or schedule in SCHEDULES
@@ -427,20 +444,21 @@ class RunOptions:
         )
         require_all(self, counts.split(), 1, "must be at least 1")
         rate, ratio = self.learning_rate, self.warmup_ratio
-        require(rate > 0, "learning_rate", rate, "must be greater than 0")
+        require(finite(rate), "learning_rate", rate, POSITIVE)
         require(0 <= ratio <= 1, "warmup_ratio", ratio, "must lie between 0 and 1")
         require_all(self, ("weight_decay", "seed"), 0, "must be at least 0")
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, name, value, "must be at least 0 and less than 1")
-        require(self.adam_epsilon > 0, "adam_epsilon", self.adam_epsilon, "must be > 0")
+        require(finite(self.adam_epsilon), "adam_epsilon", self.adam_epsilon, POSITIVE)
+        require(self.seed < SEEDS, "seed", self.seed, f"must be less than {SEEDS}")
         if self.metric_for_best_model is not None and self.eval_steps is None:
             name = self.metric_for_best_model
             require(False, "metric_for_best_model", name, "needs --eval_steps to choose between")
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:
             remedy = "needs --metric_for_best_model, such as loss"
             require(False, "early_stopping_patience", self.early_stopping_patience, remedy)
-        require(self.num_train_epochs > 0, "num_train_epochs", self.num_train_epochs, "must be > 0")
+        require(finite(self.num_train_epochs), "num_train_epochs", self.num_train_epochs, POSITIVE)
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
         object.__setattr__(self, "report_to", separated(self.report_to))
@@ -483,8 +501,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         require_all(self, ("num_beams", "max_new_tokens"), 1, "must be at least 1")
         require_all(self, ("no_repeat_ngram_size",), 0, "must be at least 0; 0 allows any")
-        finite = math.isfinite(self.length_penalty)
-        require(finite, "length_penalty", self.length_penalty, "must be a finite number")
+        number = math.isfinite(self.length_penalty)
+        require(number, "length_penalty", self.length_penalty, "must be a finite number")
         template = self.prompt_template
         once = template.count("{source}") == 1
         require(once, "prompt_template", template, "must hold {source} once")
@@ -512,6 +530,10 @@ class Options:
     """Only where sources are weighed."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
+
+    def writing_to(self, place: Path) -> "Options":
+        """The options with another folder for what is written on the way."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, output_dir=str(place)))
 
     def as_dict(self) -> dict[str, Any]:
         """One flat dictionary, option name to value; a configuration file of the same run."""

@@ -2,16 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+BEFORE = "before"
+DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
+"""What tempfile makes of the prefix in `write_whole`."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place.
 
+    It is on the disk before it does. What a process that is killed leaves, `remove_drafts` mends.
     Of several processes of a run, the first one alone writes.
     """
     from applications import processes  # brings torch, which --help goes without
@@ -22,12 +29,44 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as place:
         draft = Path(place) / path.name
         write(draft)
+        for file in [draft, *draft.rglob("*")] if draft.is_dir() else [draft]:
+            synchronise(file)
         if path.is_dir():
-            shutil.rmtree(path)
+            os.replace(path, Path(place) / BEFORE)
         os.replace(draft, path)
+        synchronise(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as indented JSON."""
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def synchronise(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder where its process was killed.
+
+    A folder that was just being replaced is put back. Call it where nobody else is writing.
+    """
+    for draft in folder.glob(".*-*"):
+        found = DRAFT.fullmatch(draft.name)
+        if found is None or not draft.is_dir():
+            continue
+        name = found[1]
+        if (draft / BEFORE).exists() and not (folder / name).exists():
+            os.replace(draft / BEFORE, folder / name)
+        shutil.rmtree(draft)

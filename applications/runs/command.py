@@ -6,6 +6,7 @@ and a misspelt flag need none of them.
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,20 @@ from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.commands import COMMANDS
+
+
+def explained(error: Exception) -> str | None:
+    """One sentence on an error that neither the user nor the code is to blame for; None else."""
+    from applications import processes
+    from applications.runs.failures import sentence
+
+    if isinstance(error, RuntimeError) and processes.was_left(error):
+        return (
+            f"process {processes.rank()} of {processes.count()} ends, because another one is gone "
+            f"(what it said stands above or in its own log; if it said nothing, it was killed, as "
+            f"for memory): --resume goes on from the last checkpoint"
+        )
+    return sentence(error)
 
 
 def run_command(
@@ -34,9 +49,9 @@ def run_command(
         instead: given the options and the words, may run something else, and says so.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption. Of several processes that torchrun has started, the first one alone
-        prints results.
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 128
+        and the signal's number after an interruption (130 for Ctrl-C). Of several processes that
+        torchrun has started, the first one alone prints results.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     prog = f"python -m applications.{command}"
@@ -55,24 +70,15 @@ def run_command(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        from applications import processes
-
-        if not processes.was_left(error):
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted before anything was trained", file=sys.stderr)
+        return 128 + int(getattr(error, "number", signal.SIGINT))
+    except Exception as error:
+        said = explained(error)
+        if said is None:
             raise
-        print(
-            f"error: process {processes.rank()} of {processes.count()} ends, because another one "
-            f"is gone (what it said stands above or in its own log; if it said nothing, it was "
-            f"killed, as for memory): --resume goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(f"error: {said}", file=sys.stderr)
         return 1
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 

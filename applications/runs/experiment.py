@@ -1,9 +1,11 @@
 """One fine-tuning run, from options to a folder of results."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from applications.options.completion import completed
 from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
+from applications.runs.claim import Claim, claimed
+from applications.runs.interruption import Interrupted, Signals, signals
+from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
 from applications.runs.report import run_report
@@ -43,32 +48,55 @@ def finetune(options: Options, family: Family, *, say: Say = print) -> dict[str,
     """
     options = completed(options, family)
     check_trackers(options.run.report_to or ())
-    place = device(options.model)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-    task = family.load_task(options.data)
-    work = prepare(options, family, task, split_task(task, options.data))
-    return carried_out(work, phases(work), say=say)
+    with held(options) as (claim, asked):
+        place = device(options.model)
+        if place.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(place)
+        task = family.load_task(options.data)
+        work = prepare(options, family, task, split_task(task, options.data))
+        return trained_in(claim, asked, work, phases(work), say)
 
 
-def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[str, Any]:
-    """Train the phases of a run and write its folder; returns the summary.
+@contextmanager
+def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
+    """The run's folder, held against other runs, and the signals that end the run.
 
     Raises:
-        UsageError: something that was asked for cannot be done; the message says how to go on.
+        Interrupted: after a signal, with what is true of the run then.
     """
-    options, task, splits = work.options, work.task, work.splits
+    with signals() as asked, claimed(options) as claim:
+        try:
+            yield claim, asked
+        except KeyboardInterrupt:
+            number = signal.SIGINT if asked.asked is None else asked.asked
+            raise Interrupted(how_to_go_on(claim), number) from None
+
+
+def trained_in(
+    claim: Claim, asked: Signals, work: Workload, sequence: Iterator[Phase], say: Say
+) -> dict[str, Any]:
+    """Train the phases in a folder that is held, and write it; returns the summary."""
+    options, task, splits, family = work.options, work.task, work.splits, work.family
     place = device(options.model)
+    mark = mark_of(
+        family.command,
+        method=str(options.adapter.method),
+        model=(options.model.model_name_or_path, work.base),
+        splits=task.splits,
+        device=place,
+    )
     held_out = selection_data(work)
     sequence = processes.drawn_apart(sequence)
     first = next(sequence)  # what the adapter refuses is refused before files are touched
     counts = num_parameters(first.model, options.adapter)
-    folder = prepared_folder(options)
+    folder = claim.begin(mark, say)
+    folder.write_config(options.as_dict())
+    work = replace(work, options=options.writing_to(folder.path))
     for note in splits.notes:
         say(f"{task.name}: {note}")
-    say(f"{options.adapter.method}: results in {folder.path}")
+    say(f"{options.adapter.method}: results in {claim.place}")
     save_task(folder.path, work)
-    loop = Loop(folder, options, trackers=trackers(options, folder.path))
+    loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
     trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
     for phase in chain([first], sequence):
         say(f"{phase.name}: {phase.updates.rounds} updates")
@@ -103,10 +131,27 @@ def carried_out(work: Workload, sequence: Iterator[Phase], *, say: Say) -> dict[
             say(note)
         notes, counted = (*splits.notes, *left), sizes(splits)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
-        write_cards(folder.path, Told(options, summary, work.family, folder.path, levels, notes))
+        write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
         run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
+    claim.finish()
     return summary
+
+
+def how_to_go_on(claim: Claim) -> str:
+    """What is true of a run that was interrupted."""
+    if claim.folder is None:
+        return "interrupted before training began: the same command begins again"
+    found = claim.folder.checkpoints()
+    if not found:
+        return (
+            "interrupted before the first checkpoint: nothing is kept, and the same command "
+            "begins anew"
+        )
+    return (
+        f"interrupted: the same command with --resume goes on from {found[-1].name}, the last "
+        f"checkpoint"
+    )
 
 
 def selection_data(work: Workload) -> Dataset | None:
@@ -144,15 +189,6 @@ def selected_step(
     result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
     save_model(folder.path, phase.model, work, "selected")
     return result
-
-
-def prepared_folder(options: Options) -> RunFolder:
-    """The run's folder with its config.json; empty of earlier results unless they are resumed."""
-    folder = RunFolder(Path(str(options.run.output_dir)))
-    if not (options.run.resume and folder.checkpoints()):
-        folder.clear()
-    folder.write_config(options.as_dict())
-    return folder
 
 
 def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:

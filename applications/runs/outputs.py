@@ -1,5 +1,6 @@
 """The folder of a run: every file appears whole or not at all."""
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 from applications import processes
-from applications.pages.writing import write_json, write_whole
+from applications.pages.writing import write_json, write_text, write_whole
+from applications.runs.mark import read_mark
+from blo.state_files import is_sealed, sealed
 
 SUMMARY_KEYS = (
     "method",
@@ -45,9 +48,10 @@ SUMMARY_KEYS = (
     "reliability",
     "phases",
 )
+CHECKPOINTS = "checkpoints"
 CHECKPOINT = "phase-{}-round-{:08d}.pt"
 FOLDERS = (
-    *("checkpoints", "adapter", "adapter_training", "model", "lora"),
+    *(CHECKPOINTS, "adapter", "adapter_training", "model", "lora"),
     *("selected", "selected_training", "logs"),
 )
 FILES = ("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html")
@@ -66,14 +70,12 @@ class RunFolder:
     path: Path
 
     def clear(self) -> None:
-        """Remove the results of an earlier run, known by its config.json; other files stay."""
-        if not processes.is_first() or not (self.path / "config.json").exists():
+        """Remove the results of an earlier run, where there is its mark; other files stay."""
+        if not processes.is_first() or read_mark(self.path) is None:
             return
-        for name in FOLDERS:
-            if (self.path / name).exists():
-                shutil.rmtree(self.path / name)
-        for file in (*map(self.path.joinpath, FILES), *self.path.glob("generated*.jsonl")):
-            file.unlink(missing_ok=True)
+        for name in result_names(self.path):
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write_config(self, options: Mapping[str, Any]) -> None:
         """Write config.json."""
@@ -104,13 +106,12 @@ class RunFolder:
             if line["phase_index"] != phase or line["round"] <= last_round
         ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        path = self.path / "metrics.jsonl"
-        write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_text(self.path / "metrics.jsonl", text)
 
     def checkpoints(self, phase: int | None = None) -> list[Path]:
         """The checkpoints of one phase, or of all, oldest first."""
         which = "*" if phase is None else str(phase)
-        return sorted((self.path / "checkpoints").glob(f"phase-{which}-round-*.pt"))
+        return sorted((self.path / CHECKPOINTS).glob(f"phase-{which}-round-*.pt"))
 
     def save_checkpoint(
         self, phase: int, round_: int, state: Mapping[str, Any], *, keep: int
@@ -119,12 +120,25 @@ class RunFolder:
 
         The last checkpoint of every phase stays: the next phase is built on it.
         """
-        path = self.path / "checkpoints" / CHECKPOINT.format(phase, round_)
-        write_whole(path, lambda draft: torch.save(dict(state), draft))
+        path = self.path / CHECKPOINTS / CHECKPOINT.format(phase, round_)
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        content = sealed(buffer.getvalue())
+        write_whole(path, lambda draft: draft.write_bytes(content))
         if not processes.is_first():
             return
         for old in self.checkpoints(phase)[:-keep]:
             old.unlink()
+
+    def read_checkpoint(self, path: Path) -> dict[str, Any] | None:
+        """The state in a checkpoint; None where one of its bytes is not what was written."""
+        content = path.read_bytes()
+        if not is_sealed(content):
+            return None
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
+        return state
 
     def save_selected(self, values: Mapping[str, torch.Tensor]) -> None:
         """Write the trained values of the best step so far."""
@@ -146,3 +160,9 @@ class RunFolder:
         if tuple(summary) != SUMMARY_KEYS:
             raise ValueError(f"summary must have the keys {SUMMARY_KEYS}, got {tuple(summary)}")
         write_json(self.path / "summary.json", summary)
+
+
+def result_names(place: Path) -> list[str]:
+    """The names in a folder that a run leaves there."""
+    names = [name for name in (*FOLDERS, *FILES) if (place / name).exists()]
+    return [*names, *sorted(file.name for file in place.glob("generated*.jsonl"))]

@@ -18,6 +18,7 @@ from applications.errors import UsageError
 from applications.families.family import Family, Setting
 from applications.models import adapting
 from applications.models.loading import device
+from applications.models.soundness import check_known
 from applications.options.arguments import Options
 from applications.runs import graphs
 from applications.runs.cross_fitting import cross_fitted
@@ -94,7 +95,8 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     The seed is set first: new heads and adapters' factors are drawn from it.
 
     Raises:
-        UsageError: the model cannot be loaded, or there are too few examples to divide.
+        UsageError: the model cannot be loaded or cannot read the examples, or there are too few of
+            them to divide.
     """
     set_seed(options.run.seed)
     base, tokenizer = family.load_base(options.model, task)
@@ -105,7 +107,11 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     if divided or level.control == "lower_data_only":
         fraction, seed = level.upper_fraction, options.data.split_seed
         lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
-    return Workload(options, task, tokenizer, family, splits, base, lower, upper)
+    work = Workload(options, task, tokenizer, family, splits, base, lower, upper)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    family.check(base, {name: part for name, part in parts.items() if part is not None}, work)
+    check_known(family.texts(splits.train), tokenizer, options.model.model_name_or_path)
+    return work
 
 
 def phases(work: Workload) -> Iterator[Phase]:

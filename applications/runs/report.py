@@ -45,7 +45,7 @@ def curve(title: str, lines: Sequence[Mapping[str, Any]]) -> Drawing:
             label="held-out data",
         )
     axes.set(xlabel="round", ylabel="loss")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     text = "The loss of a batch of each level, and of the held-out data, over the rounds."
     return drawn(figure, title, text)
 

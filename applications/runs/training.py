@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
+from applications.runs.interruption import Signals
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
 from applications.runs.selection import Selection
@@ -43,6 +45,8 @@ class Loop:
     Args:
         folder: where log lines and checkpoints go.
         options: all are kept in the checkpoints.
+        signals: those that end the run, looked at after every round.
+        say: is told of checkpoints that are damaged.
         before: the costs of the phases already trained.
         index: the number of phases already trained.
         trackers: what is sent the log lines too.
@@ -50,12 +54,16 @@ class Loop:
 
     folder: RunFolder
     options: Options
+    signals: Signals = field(default_factory=Signals)
+    say: Callable[[str], None] = print
     before: Costs = field(default_factory=Costs)
     index: int = 0
     trackers: Trackers = field(default_factory=Trackers)
 
     def train(self, phase: Phase, engine: Engine, validate: Score | None) -> Trained:
         """Train one phase to its end, from its last checkpoint where ``resume`` is set.
+
+        A signal ends it after the round under way, with a checkpoint, by a KeyboardInterrupt.
 
         Args:
             phase: what is trained.
@@ -65,10 +73,16 @@ class Loop:
         training = Training(self, phase, engine, validate)
         if self.options.run.resume:
             training.resume()
-        for record in training.rounds():
-            training.log(record)
-            training.evaluate()
-            training.save()
+        with self.signals.waiting(True):
+            training.evaluate_pending()
+            for record in training.rounds():
+                self.signals.agree()
+                training.log(record)
+                training.evaluate()
+                training.save()
+                self.signals.check()
+            self.signals.agree()
+            self.signals.check()
         costs = training.costs()
         self.before, self.index = self.before + costs, self.index + 1
         return Trained(costs, training.hypergradient, training.selected())
@@ -88,6 +102,7 @@ class Training:
         round: the rounds done.
         seconds: the time they took.
         stopped: whether patience has run out before the last round.
+        evaluated: False where a signal came before the round was scored.
         hypergradient: how the first response was computed.
         selection: the best step so far, where one is selected.
     """
@@ -99,6 +114,7 @@ class Training:
     round: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    evaluated: bool = True
     hypergradient: dict[str, Any] | None = None
     selection: Selection | None = None
 
@@ -157,7 +173,7 @@ class Training:
         in_rounds = max(1, every // max(1, self.phase.updates.steps))
         if not self.last and self.round % in_rounds != 0:
             return
-        found = self.validate()
+        found = self.scored(self.validate)
         scores = {"loss": found.loss, **found.metrics}
         self.note({"validation": scores})
         if self.selection is not None:
@@ -172,6 +188,28 @@ class Training:
         # A phase of the upper level alone goes on counting.
         steps = self.round * max(1, self.phase.updates.steps)
         self.loop.trackers.log(noted, self.loop.before.lower_steps + steps)
+
+    def scored(self, validate: Score) -> Evaluation:
+        """The score of the round. A signal is not kept waiting: the round is scored on resuming.
+
+        Several processes have to end together, and score the round first.
+        """
+        signals = self.loop.signals
+        try:
+            signals.check()
+            with signals.waiting(processes.count() > 1):
+                return validate()
+        except KeyboardInterrupt:
+            self.evaluated = False
+            self.save(now=True)
+            raise
+
+    def evaluate_pending(self) -> None:
+        """Score the round of the checkpoint where that was cut off."""
+        if not self.evaluated:
+            self.evaluated = True
+            self.evaluate()
+            self.save(now=True)
 
     def selected(self) -> int | None:
         """The lower steps at the selected step."""
@@ -200,10 +238,10 @@ class Training:
             "seconds": round(whole.seconds, 3),
         }
 
-    def save(self) -> None:
-        """Write a checkpoint, where it is its turn."""
-        run = self.loop.options.run
-        if not (self.last or self.stopped or self.round % run.save_steps == 0):
+    def save(self, *, now: bool = False) -> None:
+        """Write a checkpoint, where it is its turn or the run is asked to end."""
+        run, asked = self.loop.options.run, self.loop.signals.ending
+        if not (now or asked or self.last or self.stopped or self.round % run.save_steps == 0):
             return
         engine = self.engine.state_dict()
         state = {
@@ -215,6 +253,7 @@ class Training:
             "hypergradient": self.hypergradient,
             "selection": None if self.selection is None else asdict(self.selection),
             "stopped": self.stopped,
+            "evaluated": self.evaluated,
             "options": self.loop.options.as_dict(),
         }
         keep = run.save_total_limit
@@ -223,31 +262,44 @@ class Training:
     def resume(self) -> None:
         """Go on from the phase's last checkpoint, if there is one; drop the log lines after it."""
         folder, index, options = self.loop.folder, self.loop.index, self.loop.options
-        state = processes.from_first(lambda: read_checkpoint(folder, index, options))
+        state = processes.from_first(lambda: read_checkpoint(folder, index, options, self.loop.say))
         if state is not None:
             own = state["processes"][processes.rank()]
             self.engine.load_state_dict(state["engine"] | own)
             for item, kept in zip(self.phase.stateful, state["stateful"], strict=True):
                 item.load_state_dict(kept)
-            for name in ("round", "seconds", "stopped", "hypergradient"):
+            for name in ("round", "seconds", "stopped", "evaluated", "hypergradient"):
                 setattr(self, name, state[name])
             if self.selection is not None:
                 self.selection = Selection(**state["selection"])
         folder.forget_after(index, self.round)
 
 
-def read_checkpoint(folder: RunFolder, index: int, options: Options) -> dict[str, Any] | None:
-    """The newest checkpoint of a phase, if there is one.
+def read_checkpoint(
+    folder: RunFolder, index: int, options: Options, say: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a phase, if there is one; damaged ones are set aside.
 
     Raises:
-        UsageError: it belongs to a run with other options, or of another number of processes.
+        UsageError: it belongs to a run with other options, or of another number of processes, or
+            all are damaged.
     """
-    found = folder.checkpoints(index)
+    found, damaged = folder.checkpoints(index), list[Path]()
     if not found:
         return None
-    path = found[-1]
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    state.setdefault("processes", [{}])  # written before a run could have several
+    for path in reversed(found):
+        state = folder.read_checkpoint(path)
+        if state is not None:
+            break
+        say(f"warning: {path} is damaged; looking for the checkpoint before it")
+        damaged.append(path)
+    else:
+        raise UsageError(
+            f"argument --resume: {damaged[0]} is damaged, and there is no checkpoint before it; "
+            f"put a whole copy there, or leave --resume out to begin anew"
+        )
+    for other in damaged:
+        other.rename(other.with_suffix(".damaged"))
     then_processes = len(state["processes"])
     if then_processes != processes.count():
         raise UsageError(

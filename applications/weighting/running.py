@@ -18,7 +18,10 @@ from applications.options.completion import completed
 from applications.options.versions import versions
 from applications.options.weighting import WeightingOptions
 from applications.pages.writing import write_json
-from applications.runs.experiment import carried_out
+from applications.runs.claim import Claim
+from applications.runs.experiment import held, trained_in
+from applications.runs.interruption import Signals
+from applications.runs.mark import early_mark
 from applications.runs.outputs import SUMMARY_KEYS
 from applications.weighting.comparing import compared, named, rows
 from applications.weighting.controls import Comparison
@@ -87,7 +90,23 @@ def reweight(
         UsageError: something that was asked for cannot be done; the message says how to go on.
     """
     options, weighting = prepared(options, family)
-    folder = Path(str(options.run.output_dir))
+    with held(options) as (claim, asked):
+        return weighed(claim, asked, options, weighting, family, say)
+
+
+def weighed(
+    claim: Claim,
+    asked: Signals,
+    options: Options,
+    weighting: WeightingOptions,
+    family: Family,
+    say: Say,
+) -> tuple[dict[str, Any], list[Weighed]]:
+    """Do so in a folder that is held against other runs."""
+    folder = claim.place
+    model = options.model.model_name_or_path
+    early = early_mark(family.command, str(options.adapter.method), model)
+    claim.reserve(early)
     gathered = gather(options.data, weighting, family, folder)
     splits = split_task(gathered.task, options.data)
     for note in splits.notes:
@@ -98,13 +117,15 @@ def reweight(
         if weighting.fine_tune:
             work = workload(options, family, gathered, splits, found.weights)
             phases = weighted_phases(work, splits.train, weighting)
-            summary = carried_out(work, phases, say=say)
+            summary = trained_in(claim, asked, work, phases, say)
         else:
             summary = without_training(options, gathered, splits, metric)
-            write_json(folder / "config.json", options.as_dict())
-            write_json(folder / "summary.json", summary)
+            place = claim.begin(early, say).path
+            write_json(place / "config.json", options.as_dict())
+            write_json(place / "summary.json", summary)
+            claim.finish()
     else:
-        summary, found = along(options, weighting, family, gathered, splits, say)
+        summary, found = along(claim, asked, options, weighting, family, gathered, splits, say)
         sources = write(folder, options, weighting, gathered, splits, found)
     say(f"weights: {folder / 'weights.json'}, {folder / 'mixture.json'}, {folder / 'weights.html'}")
     return summary, sources
@@ -189,6 +210,8 @@ def by_features(
 
 
 def along(
+    claim: Claim,
+    asked: Signals,
     options: Options,
     weighting: WeightingOptions,
     family: Family,
@@ -213,7 +236,7 @@ def along(
         if finish:
             yield on_target(work, first.model, splits.train, weighting)
 
-    summary = carried_out(work, sequence(), say=say)
+    summary = trained_in(claim, asked, work, sequence(), say)
     values = named(weights().detach(), names)
     return summary, Found(values, {}, {}, {"route": "online", "form": weighting.form})
 

@@ -40,7 +40,6 @@ def lines(
         try:
             rounds[library.name] = library.round_of(row.method, task)
             line |= compared(row, library)
-            peak_mb(rounds[library.name])
             line["peak_memory_mb"] = peak_mb(rounds[library.name])
         except Absent as reason:
             rounds.pop(library.name, None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import allocated_bytes
 from benchmarks.peers.library import Round
 from benchmarks.peers.task import Task
 
@@ -111,6 +111,11 @@ def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
 
 
 def peak_mb(once: Round) -> float:
-    """Return the largest sum of allocations of a round beyond what stood before, in MiB."""
+    """Return the most memory that a training needs beyond its parameters and data, in MiB: what its
+    first round leaves, and the peak of the next one beyond that.
+    """
     gc.collect()
-    return peak_bytes(once, "cpu") / 2**20
+    _, kept = allocated_bytes(once, "cpu")
+    gc.collect()
+    peak, _ = allocated_bytes(once, "cpu")
+    return (max(kept, 0) + peak) / 2**20

@@ -16,6 +16,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from applications.pages.drawing import Drawing, drawn
 from applications.pages.page import Section, page
@@ -115,14 +116,31 @@ def lines_by(
         axes.set(xscale="log", yscale="log", title=name)
         axes.title.set_fontsize(9)
         labelled(axes, x[1], y[1])
+        if x[0] == "num_levels":
+            axes.set_xscale("linear")
+            axes.set_xlim(
+                1.8, max(across for points in curves.values() for across, _ in points) + 0.2
+            )
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     keyed(figure, libraries)
     return drawn(figure, title, text)
 
 
 def labelled(axes: Axes, across: str, up: str) -> None:
-    """Name the axes, and draw a light grid."""
+    """Name the axes, whose scales are logarithmic, and draw a light grid."""
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(up, fontsize=8)
+    for axis, (low, high), set_limits in (
+        (axes.xaxis, axes.get_xlim(), axes.set_xlim),
+        (axes.yaxis, axes.get_ylim(), axes.set_ylim),
+    ):
+        if high < 10 * low:  # a decade at least, else noise is magnified
+            middle = (low * high) ** 0.5
+            set_limits(middle / 10**0.5, middle * 10**0.5)
+        few = high < 100 * low
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
 
@@ -137,7 +155,11 @@ def keyed(figure: Figure, libraries: Iterable[str]) -> None:
         marks.append(mark)
     if marks:
         figure.legend(
-            handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, frameon=False
+            handles=marks,
+            loc="outside lower center",
+            ncols=min(len(marks), 3 if figure.get_figwidth() < 6 else 8),
+            fontsize=8,
+            frameon=False,
         )
 
 
@@ -226,7 +248,7 @@ def sections(
     if steps:
         everything = [("reweighting", lambda line: True)]
         x = "num_steps", "lower steps that are differentiated"
-        text = "Largest sum of allocations of a round beyond what stood before."
+        text = "What a training needs beyond its parameters and data."
         memory = lines_by(steps, "Memory against steps", text, everything, x, MIB)
         time = lines_by(steps, "Time against steps", "Process time of a round.", everything, x, MS)
         found.append(Section("Unrolled steps", drawings=[memory, time]))
@@ -276,8 +298,8 @@ NOTES = (
     "Errors are relative, of the hypergradient that the optimizer above received in the first "
     "round, against the float64 value of what the method claims, computed by other means.",
     "Times are medians over blocks of rounds that were run in turns; ratios are medians of ratios "
-    "of neighbouring blocks, of process time. Memory is the peak of a round's allocations beyond "
-    "what stood before it.",
+    "of neighbouring blocks, of process time. Memory is what a training needs beyond its "
+    "parameters and data: what its first round leaves, and the peak of the next beyond that.",
     "'By hand' is a loop for one method and one problem that checks nothing. Betty's DARTS takes "
     "1 for the learning rate; its CG 0.2.1 takes wrong directions from the second product on.",
 )

@@ -136,7 +136,7 @@ def adam_by_gradient(
     _, g = _decayed(y, _signed(g, options), lr, options)
     (m, v), correction = before.slots, 1 - beta2**t
     root = after.slots[1].sqrt().div_(correction**0.5)
-    found = (v * ((1 - beta1) * beta2 / correction)).addcmul_(
+    found: Tensor = (v * ((1 - beta1) * beta2 / correction)).addcmul_(
         m, g, value=-beta1 * (1 - beta2) / correction
     )
     found.div_(root.clamp(min=torch.finfo(root.dtype).tiny)).add_((1 - beta1) * eps)

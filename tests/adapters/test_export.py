@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from adapters import BiDoraConfig, BiLoraConfig, export_lora, levels
+from adapters import BiDoraConfig, BiLoraConfig, export_lora, levels, next_task
 from tests.adapters.models import (
     BASES,
     DIAGONAL,
@@ -67,7 +67,7 @@ print("RESULT" + json.dumps(found))
 PRUNED = ["bert-autolora-pruned", "bert-sora-pruned", "gpt2-autolora-pruned"]
 OURS = [
     *(f"bert-{form}" for form in (*DIAGONAL, *NETWORKS)),
-    *("gpt2-mole", "gpt2-rows"),
+    *("gpt2-mole", "gpt2-rows", "bert-sdlora-later"),
     *("gpt2-softmax", "gpt2-autolora", "bert-bidora", "gpt2-bidora"),
     *PRUNED,
 ]
@@ -109,13 +109,16 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             )
             model = move(get_peft_model({"bert": bert, "gpt2": gpt2}[kind](), settings), 0.3)
         else:
-            model = adapted(kind, method.removesuffix("-pruned"), moved=0.3)
+            model = adapted(kind, method.removesuffix("-pruned").removesuffix("-later"), moved=0.3)
+            if method == "sdlora-later":
+                next_task(model, rank=2)
+                move(model, 0.2)
         if name in PRUNED:
             select(model, method.removesuffix("-pruned"))
             export_lora(model, root / name, prune=True)
             if "autolora" in name:
                 truncate(model)
-        elif method in (*DIAGONAL, *NETWORKS):
+        elif method in (*DIAGONAL, *NETWORKS, "sdlora-later"):
             export_lora(model, root / name)
         else:
             model.save_pretrained(root / name)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
+import blo
 from adapters import Balance, MoleConfig, export_lora, keep_experts, levels, singular_values
 from adapters.glue.sharing import layer_of
-from blo import Engine, Problem, ProblemGraph, alternating, cg, darts, dense, soba, t1t2, unrolled
+from blo import Engine, Problem, ProblemGraph, alternating
 from tests.adapters.models import BASES, bert, inputs, mlp, move, output
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -183,13 +184,24 @@ def test_a_gate_of_the_input_does_not_fold(folders: list[str], tmp_path: Path) -
     close(output(loaded, inputs("mlp")), output(model, inputs("mlp")))
 
 
+# All but pbgd, which takes the direct part too at its own copy of the lower solution.
 METHODS: dict[str, Callable[[], Any]] = {
-    "darts": darts,
-    "t1t2": t1t2,
-    "unrolled": unrolled,
-    "cg": lambda: cg(3),
-    "dense": lambda: dense(damping=1.0),
-    "soba": lambda: soba(0.1),
+    "darts": blo.darts,
+    "t1t2": blo.t1t2,
+    "sama": blo.sama,
+    "unrolled": blo.unrolled,
+    "forward_mode": blo.forward_mode,
+    "neumann": lambda: blo.neumann(3, scale=0.1),
+    "cg": lambda: blo.cg(3),
+    "minres": lambda: blo.minres(3),
+    "gmres": lambda: blo.gmres(3),
+    "bicgstab": lambda: blo.bicgstab(3),
+    "normal_cg": lambda: blo.normal_cg(3),
+    "nystrom": lambda: blo.nystrom(3),
+    "dense": lambda: blo.dense(damping=1.0),
+    "soba": lambda: blo.soba(0.1),
+    "f2sa": lambda: blo.f2sa(3, lr=0.05, delta=0.01),
+    "evolution": lambda: blo.evolution(2),
 }
 
 

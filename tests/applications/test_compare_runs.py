@@ -367,7 +367,7 @@ def test_an_interrupted_invocation_ends_its_runs_and_says_how_to_go_on(
 def test_what_a_cut_write_left_behind_is_removed(out: Path) -> None:
     run = one_run()
     place = place_of(out, run)
-    draft = place.path / ".summary.json-abc123"
+    draft = place.path / ".summary.json-abc_1234"
     draft.mkdir(parents=True)
     (draft / "summary.json").write_text("{")
     assert attempt(run, out, threads=1).ended is Ended.FINISHED

@@ -95,7 +95,7 @@ def test_a_missing_column_is_an_error_that_names_the_flag(tmp_path: Path) -> Non
 def test_a_split_without_text_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"mr": "x", "references": []}\n{"mr": "y", "references": [" "]}\n')
-    with pytest.raises(UsageError, match="no text with references in split 'train'"):
+    with pytest.raises(UsageError, match=r"row 1, column 'references': there is no text to learn"):
         load_generation_task(DataOptions(train_file=str(file)))
 
 

@@ -6,6 +6,7 @@ import pytest
 from applications.pages.page import Section, page
 from applications.pages.table import Table, entries
 from applications.pages.writing import write_json, write_whole
+from applications.runs.mark import Mark
 from applications.runs.outputs import RunFolder
 
 
@@ -86,7 +87,10 @@ def test_clearing_a_run_folder_keeps_files_of_others(tmp_path: Path) -> None:
     folder.save_checkpoint(0, 1, {}, keep=1)
     (tmp_path / "notes.txt").touch()
     folder.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert folder.checkpoints()  # nothing says that it is a run's
+    Mark("nlu", "lora", "tiny", "0", {}, 1, "cpu").write(tmp_path)
+    folder.clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mark.json", "notes.txt"]
 
 
 def test_a_folder_that_is_no_run_is_not_cleared(tmp_path: Path) -> None:

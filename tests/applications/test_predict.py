@@ -133,7 +133,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(
         ([folder], "nothing to do: give --input_file"),
         ([str(tmp_path), "--input_file", place["a.csv"]], "is no run of this version"),
         ([folder, "--input_file", str(tmp_path / "no.csv")], "there is no file"),
-        ([folder, "--input_file", place["empty.csv"]], "cannot be read, or has no rows"),
+        ([folder, "--input_file", place["empty.csv"]], "has a header (text) and no rows"),
         ([folder, "--input_file", place["numbers.csv"]], r"cannot be told among ['x', 'y']"),
         ([folder, "--input_file", place["taken.csv"]], "has a column 'prediction' already"),
         ([folder, "--input_file", place["a.csv"], "--output_file", "a.xml"], "must end in"),

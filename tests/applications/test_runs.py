@@ -11,6 +11,7 @@ import torch
 from applications.carried import HEADLINES_PACKAGE
 from applications.errors import UsageError
 from applications.models import adapting as models
+from applications.models import soundness
 from applications.nlu import main
 from applications.options.command_line import parse_options
 from applications.runs.outputs import SUMMARY_KEYS
@@ -33,6 +34,7 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *("config.json", "task.json", "metrics.jsonl", "summary.json", "report.html"),
+        *("mark.json", "lock"),
         *("adapter", "checkpoints"),
         *(["adapter_training"] if method.startswith("bi") else []),
     }
@@ -155,10 +157,14 @@ def test_regression_reports_correlation_and_no_calibration(tiny_model: str, tmp_
 
 
 def test_the_demo_ends_with_a_table_of_the_written_numbers(
-    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if find_spec(HEADLINES_PACKAGE) is None:
         pytest.skip(f"{HEADLINES_PACKAGE} is missing")
+    monkeypatch.setattr(soundness, "MOST_UNKNOWN", 1.0)  # a tiny vocabulary
     flags = ["--model", tiny_model, "--max_steps", "2", "--max_eval_samples", "20"]
     assert main([*flags, "--output_dir", str(tmp_path), "--disable_tqdm"]) == 0
     shown = capsys.readouterr().out
@@ -181,7 +187,7 @@ def test_the_demo_ends_with_a_table_of_the_written_numbers(
 def test_a_loss_that_is_not_finite_ends_the_command_in_one_line(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "train.csv").write_text("text,label\na,0.5\nb,1e30\nc,1e30\nd,0.5\n")
+    (tmp_path / "train.csv").write_text("text,label\ncat,0.5\ndog,1e30\nbird,1e30\nfish,0.5\n")
     flags = ["--model", tiny_model, "--data_dir", str(tmp_path), "--device", "cpu"]
     assert main([*flags, "--output_dir", str(tmp_path / "run"), "--max_steps", "3"]) == 1
     shown = capsys.readouterr().err.splitlines()

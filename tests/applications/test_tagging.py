@@ -464,7 +464,7 @@ def test_numbers_have_the_names_of_their_feature_or_those_given() -> None:
 @pytest.mark.parametrize(
     "rows,message",
     [
-        ({"tokens": [["a", "b"]], "tags": [["O"]]}, "2 words but 1 tags in row 0"),
+        ({"tokens": [["a", "b"]], "tags": [["O"]]}, "2 words but 1 tags in row 1"),
         ({"words": [["a"]], "tags": [["O"]]}, r"no column 'tokens'.*--text_columns"),
         ({"tokens": [["a"]], "labels": [["O"]]}, r"no column 'tags'.*--label_column"),
         ({"tokens": ["a"], "tags": [["O"]]}, r"'tokens' must hold a list a row"),

@@ -73,7 +73,7 @@ def test_a_missing_column_is_an_error_that_names_the_flag(tmp_path: Path) -> Non
 
 def test_three_text_columns_must_be_chosen_from(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
-    file.write_text("a,b,c,label\nx,y,z,0\n")
+    file.write_text("a,b,c,label\nx,y,z,0\nu,v,w,1\n")
     with pytest.raises(UsageError, match="--text_columns"):
         load_task(DataOptions(train_file=str(file)))
     found = load_task(DataOptions(train_file=str(file), text_columns=["c", "a"]))
