@@ -24,18 +24,11 @@ from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
 from applications.comparison.settings import check_command, given, refuse_without_data
 from applications.errors import UsageError
+from applications.options.plain import Parser
 from applications.options.versions import told
 
 SUFFIXES = (".json", ".yaml", ".yml")
 PROG = "python -m applications.compare"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving the process."""
-        raise UsageError(message)
 
 
 def parser() -> Parser:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from applications.errors import UsageError
+from applications import processes
 from applications.options.command_line import parse_options
 from applications.options.sequences import SEQUENCE_GROUPS
-from applications.runs.command import quiet
+from applications.runs.command import quiet, status
 from applications.sequences.grid import Grid, summary_table
 from applications.sequences.material import gathered, placed
 
@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     console = Console()
     quiet()
-    try:
+
+    def work() -> None:
+        processes.refuse_several("applications.continual")
         options = placed(
             parse_options(words, groups=SEQUENCE_GROUPS, description=__doc__ or "", prog=PROG)
         )
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             for order, variant in grid.left():
                 print(f"order {order} {variant}: to run")
-            return 0
+            return
         if grid.left():
             material = gathered(options)
             for note in material.task.notes:
@@ -53,16 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
         console.print(summary_table(grid.results()))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return status(work, interrupted="interrupted: the same command goes on from here")
 
 
 if __name__ == "__main__":

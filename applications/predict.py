@@ -8,20 +8,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from applications.errors import UsageError
+from applications.options.plain import Parser
 from applications.options.versions import told
 
 PROG = "python -m applications.predict"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving the process."""
-        raise UsageError(message)
 
 
 def parser() -> Parser:

@@ -51,7 +51,7 @@ def refuse_several(command: str) -> None:
     """
     if launched() > 1:
         raise UsageError(
-            f"{command} is one process that starts its runs by itself, and a launcher has started "
+            f"{command} is one process, and a launcher has started "
             f"{launched()} of it; start it with python -m {command}"
         )
 

@@ -1,23 +1,14 @@
 """Write the report of a grid that applications.compare has run: summary.json and an HTML page."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from applications.errors import UsageError
+from applications.options.plain import Parser
 from applications.options.versions import told
 
 PROG = "python -m applications.report"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving the process."""
-        raise UsageError(message)
 
 
 def parser() -> Parser:

@@ -8,11 +8,10 @@ so that it does best on the target.
 import sys
 from collections.abc import Mapping, Sequence
 
-from applications.errors import UsageError
 from applications.options.arguments import GenerationOptions
 from applications.options.command_line import GROUPS, parse_options
 from applications.options.weighting import WeightingOptions
-from applications.runs.command import quiet
+from applications.runs.command import quiet, status
 
 ALL_GROUPS: Mapping[str, type] = {
     "weighting": WeightingOptions,
@@ -25,27 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 128
+        and the signal's number after an interruption.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     prog = "python -m applications.reweight"
-    try:
+
+    def work() -> None:
         options = parse_options(words, groups=ALL_GROUPS, description=__doc__ or "", prog=prog)
+        from applications import processes
         from applications.weighting.speaking import run
 
+        processes.refuse_several("applications.reweight")
         quiet()
         run(options)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+
+    return status(work)
 
 
 if __name__ == "__main__":

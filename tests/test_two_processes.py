@@ -208,7 +208,7 @@ def test_a_trainer_in_two_processes_is_that_of_one_with_twice_the_batch(
     torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_masks_are_each_process_s_own_and_the_gradient_is_their_mean(
+def test_masks_are_each_process_s_own_and_the_gradient_is_the_same_on_all(
     two: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     runs = [answer["trainers"]["masks"] for answer in two[1]]

@@ -6,7 +6,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
@@ -21,6 +21,7 @@ from applications.options.arguments import (
     Options,
     RunOptions,
 )
+from applications.options.plain import Raising
 from applications.options.presets import paper_settings
 from applications.options.versions import told
 
@@ -58,12 +59,8 @@ class Formatter(ArgumentDefaultsHelpFormatter):
         return "{" + ",".join(map(str, choices)) + "}" if choices else "VALUE"
 
 
-class Parser(HfArgumentParser):
-    """A parser whose errors are exceptions, so that commands and callers see the same ones."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage of all options and leaving the process."""
-        raise UsageError(message)
+class Parser(Raising, HfArgumentParser):
+    """The parser of groups of options."""
 
 
 def parser(

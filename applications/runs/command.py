@@ -56,7 +56,8 @@ def run_command(
     words = sys.argv[1:] if arguments is None else list(arguments)
     prog = f"python -m applications.{command}"
     groups = COMMANDS[command].groups
-    try:
+
+    def work() -> None:
         options = parse_options(words, groups=groups, description=description or "", prog=prog)
         from applications import processes
         from applications.models.loading import device
@@ -67,11 +68,29 @@ def run_command(
                 options = replace(options, run=replace(options.run, disable_tqdm=True))
             if not instead(options, words):
                 run(options, command)
+
+    return status(work)
+
+
+def status(
+    work: Callable[[], None], *, interrupted: str = "interrupted before anything was trained"
+) -> int:
+    """Do the work of a command; what ends it early is one sentence on the screen.
+
+    Args:
+        work: all that the command does.
+        interrupted: what is said of an interruption that says nothing itself.
+
+    Returns:
+        The exit status; see `run_command`.
+    """
+    try:
+        work()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted before anything was trained", file=sys.stderr)
+        print(str(error) or interrupted, file=sys.stderr)
         return 128 + int(getattr(error, "number", signal.SIGINT))
     except Exception as error:
         said = explained(error)

@@ -1,13 +1,18 @@
 import json
+import signal
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from applications import reweight
 from applications.errors import UsageError
 from applications.nlu import main
 from applications.options.arguments import GenerationOptions, Options
 from applications.options.command_line import GROUPS, parse_options, parser, words
+from applications.runs.interruption import Interrupted
+from applications.weighting import speaking
 
 
 def test_flags_have_the_names_of_the_example_scripts_and_short_aliases() -> None:
@@ -108,3 +113,25 @@ def test_the_command_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixt
     assert captured.out == ""
     assert captured.err.startswith("error: argument --upper_fraction")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["compare", "continual", "reweight"])
+def test_commands_that_are_one_process_refuse_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["--out", "grid"] if command == "compare" else []
+    assert import_module(f"applications.{command}").main(words) == 2
+    assert f"applications.{command} is one process" in capsys.readouterr().err
+
+
+def test_an_interruption_says_its_own_sentence_and_returns_its_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(options: Options) -> None:
+        raise Interrupted("nothing can be gone on with", signal.SIGTERM)
+
+    monkeypatch.setattr(speaking, "run", ended)
+    assert reweight.main([]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "nothing can be gone on with\n"
