@@ -99,6 +99,7 @@ def run_report(
                 "Results",
                 tables=[
                     table("Quality", ["split", "examples", "loss", *names], quality),
+                    *temperature_scaling(summary),
                     table("Selected step", ["what", "value"], chosen),
                 ],
             ),
@@ -117,6 +118,19 @@ def run_report(
     )
     path = folder.path / "report.html"
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def temperature_scaling(summary: Mapping[str, Any]) -> list[Table]:
+    """The test split before and after temperature scaling; none without a temperature."""
+    if summary["temperature"] is None:
+        return []
+    names = {"loss": "test_loss", "ece": "ece", "brier": "brier"}
+    rows = [
+        [name, shown(summary[before]), shown(summary[f"calibrated_{name}"])]
+        for name, before in names.items()
+    ]
+    title = f"Test split, temperature {shown(summary['temperature'])} of the validation split"
+    return [table(title, ["what", "before", "after"], rows)]
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
