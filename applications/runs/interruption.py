@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from applications import processes
-
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,6 +53,8 @@ class Signals:
 
     def agree(self) -> None:
         """Let all processes of the run end if one of them was asked to."""
+        from applications import processes  # brings torch, which --help goes without
+
         self.ending = any(asked is not None for asked in processes.gathered(self.asked))
 
     @contextmanager
