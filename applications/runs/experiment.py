@@ -70,7 +70,9 @@ def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
             yield claim, asked
         except KeyboardInterrupt:
             number = signal.SIGINT if asked.asked is None else asked.asked
-            raise Interrupted(how_to_go_on(claim), number) from None
+            first = processes.is_first()  # which alone knows when its checkpoint is written
+            said = how_to_go_on(claim) if first else "interrupted with the first process"
+            raise Interrupted(said, number) from None
 
 
 def trained_in(

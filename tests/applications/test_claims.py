@@ -19,6 +19,7 @@ from applications.options.command_line import parse_options, words
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts, write_whole
 from applications.runs import claim as claims
+from applications.runs import interruption
 from applications.runs.claim import Claim, claimed
 from applications.runs.experiment import how_to_go_on
 from applications.runs.interruption import Interrupted, Signals, signals
@@ -367,6 +368,13 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with signals(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGHUP)
+    with signals() as found, found.waiting(True):
+        for _ in range(2):  # of a terminal, and passed on by a launcher
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert found.asked == signal.SIGTERM
+        found.since -= interruption.SAME_SECONDS
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     with signals() as found:
         os.kill(os.getpid(), signal.SIGHUP)
