@@ -1,13 +1,18 @@
 """The blocks of the documentation's pages, and what they take for granted."""
 
+import contextlib
+import io
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from blo import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -93,4 +98,55 @@ def a_trainer() -> Names:
 
 
 # What a page's blocks take for granted; nothing for those that are not here.
-PREPARED: dict[str, Callable[[], Names]] = {}
+PREPARED: dict[str, Callable[[], Names]] = {
+    "docs/tutorials/bilora.md": a_model,
+    "docs/tutorials/bidora.md": a_model,
+}
+# Pages whose loops are cut to so many rounds.
+ROUNDS = {"docs/tutorials/bilora.md": 3, "docs/tutorials/bidora.md": 3}
+
+
+@contextmanager
+def short(rounds: int | None) -> Iterator[None]:
+    """Cut every loop of an engine to so many rounds; None leaves them whole."""
+    whole, one = Engine.run, Engine.rounds
+    if rounds is not None:
+        Engine.run = lambda self, n: whole(self, min(n, rounds))  # type: ignore[method-assign]
+        Engine.rounds = lambda self, n: one(self, min(n, rounds))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Engine.run, Engine.rounds = whole, one  # type: ignore[method-assign]
+
+
+def run_page(page: Path) -> None:
+    """Execute the Python of a page, block after block, in one set of names.
+
+    Raises:
+        AssertionError: a block prints something else than the block ``text`` behind it says.
+    """
+    names, said = PREPARED.get(called(page), dict)(), ""
+    with short(ROUNDS.get(called(page))):
+        for block in blocks(page, "python", "text"):
+            if block.language == "python":
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    block.run(names)
+                said = out.getvalue()
+            elif said:
+                agree(said, block)
+
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def agree(said: str, block: Block) -> None:
+    """Compare what was printed with a block: words as they are, numbers to a tenth or
+    within two hundredths, since rounding differs by machine.
+    """
+    where = f"{called(block.page)}:{block.line}"
+    assert NUMBER.sub("#", said).split() == NUMBER.sub("#", block.text).split(), where
+    for one, other in zip(NUMBER.findall(said), NUMBER.findall(block.text), strict=True):
+        a, b = abs(float(one)), abs(float(other))
+        close = abs(a - b) <= max(0.02, 0.1 * max(a, b))
+        assert close, f"{where}: {one} printed, {other} written"
