@@ -168,9 +168,7 @@ def one_level(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
         yield plain(work, model, math.ceil(passes * len(work.upper)), last=True, upper=True)
 
 
-def plain(
-    work: Workload, model: Model, steps: int, *, last: bool, upper: bool = False
-) -> Phase:
+def plain(work: Workload, model: Model, steps: int, *, last: bool, upper: bool = False) -> Phase:
     """All trainable parameters on D1, or on D2."""
     options, run = work.options, work.options.run
     optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)

@@ -235,8 +235,8 @@ def test_one_level_in_two_stages_goes_on_with_the_same_parameters_on_d2(tiny: Ru
     )
     assert [id(p) for p in second.graph.problems[0].parameters] == before
     assert second.updates.rounds == math.ceil(6 * len(work.upper) / len(work.lower))
-    assert work_of(tiny("lora", "--control", "upper_data_only")).lower["text"] == (
-        work.upper["text"]
+    assert (
+        work_of(tiny("lora", "--control", "upper_data_only")).lower["text"] == (work.upper["text"])
     )
 
 
