@@ -19,7 +19,7 @@ from blo.batches import to_device
 from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
-from blo.divergence import DivergenceWatch
+from blo.divergence import DivergenceWatch, remedy
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
 from blo.methods.context import Info
@@ -123,6 +123,7 @@ class Engine:
         self.method_states: dict[str, Tensors | None] = {}
         self.watch = StepWatch()
         self._logged: set[str] = set()
+        self._calling = False
         self._turns = Turns(graph)
         self._divergence = DivergenceWatch(divergence)
         self._saved: Path | None = None
@@ -147,8 +148,14 @@ class Engine:
         Raises:
             FloatingPointError: if a loss or a gradient is not finite, before anything is updated
                 with it, or if a problem diverges.
+            RuntimeError: if a callback of this engine calls it.
         """
         _check_count(num_rounds, 0)
+        if self._calling:
+            raise RuntimeError(
+                "rounds of an engine cannot be run by a callback of the same engine, which they "
+                "would call again; run them in the loop over engine.rounds(...)"
+            )
         for _ in range(num_rounds):
             self._turns.restart()
             self._by_hand = False
@@ -294,8 +301,12 @@ class Engine:
             return
         self.round += 1
         self._log(self._turns.infos)
-        for callback in self.callbacks:
-            callback(self._record())
+        self._calling = True
+        try:
+            for callback in self.callbacks:
+                callback(self._record())
+        finally:
+            self._calling = False
 
     def _record(self) -> Record:
         """Return the record of the round that ended last."""
@@ -357,7 +368,7 @@ class Engine:
             self._note_reads(problem, taken.found)
             role = self.graph.role(problem)
         draw = Draw(batches, taken.random_states, taken.buffers, first)
-        self._check_finite(problem, taken)
+        self._check_finite(problem, taken, batches)
         infos: dict[str, Info] = {}
         direct: dict[str, Tensors] = {}
         gradient: Gradient = taken.grads[problem.name]
@@ -399,11 +410,11 @@ class Engine:
             sorted({*self.graph.reads[problem.name]} - {problem.name}),
         )
 
-    def _check_finite(self, problem: Problem, taken: Evaluation) -> None:
+    def _check_finite(self, problem: Problem, taken: Evaluation, batches: tuple[Any, ...]) -> None:
         if not math.isfinite(taken.loss):
             raise FloatingPointError(
                 f"the loss of problem {problem.name!r} is {taken.loss} in round {self.round + 1}; "
-                "nothing was updated with it. Lower the learning rate or clip gradients"
+                f"nothing was updated with it. {remedy(problem, batches)}"
             )
         if not math.isfinite(taken.size):
             raise FloatingPointError(
@@ -512,6 +523,7 @@ class Engine:
         Raises:
             RuntimeError: within a round, after an interruption.
             TypeError: if a state holds what is read back only by running code from the file.
+            ValueError: if `path` is a folder, a device or a pipe.
             OSError: if it cannot be written; what was saved before is as it was.
 
         Example:
@@ -536,6 +548,9 @@ class Engine:
                 "round to its end, before save()"
             )
         place = _path(path)
+        if place.exists() and not place.is_file():
+            kind = "folder" if place.is_dir() else "device"
+            raise ValueError(f"path must be a file, got the {kind} {place}; write 'name/state.pt'")
         state_files.write(place, self.state_dict())
         self._saved = place
 
@@ -587,6 +602,8 @@ class Engine:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path, got {described(path)}; write 'folder/state.pt'")
+    if not Path(path).name:
+        raise ValueError(f"path must name a file, got {str(path)!r}; write 'folder/state.pt'")
     return Path(path)
 
 
