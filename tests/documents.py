@@ -1,6 +1,7 @@
 """The blocks of the documentation's pages, and what they take for granted."""
 
 import contextlib
+import copy
 import io
 import re
 import tempfile
@@ -63,6 +64,7 @@ def a_model() -> Names:
     import adapters
     import blo
 
+    base = bert()
     batch = {"input_ids": torch.randint(50, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
     public = {name: getattr(adapters, name) for name in adapters.__all__}
     public |= {name: value for name, value in vars(blo).items() if not name.startswith("_")}
@@ -72,8 +74,8 @@ def a_model() -> Names:
         "AdamW": torch.optim.AdamW,
         "get_peft_model": peft.get_peft_model,
         "LoraConfig": peft.LoraConfig,
-        "base": bert(),
-        "fresh_base": bert(),
+        "base": base,
+        "fresh_base": copy.deepcopy(base),  # as it was loaded
         "batch": batch,
         **dict.fromkeys(("d1", "d2", "held_out", "training", "batches", "all_batches"), [batch]),
         "path": Path(tempfile.mkdtemp()) / "adapter",
@@ -101,9 +103,13 @@ def a_trainer() -> Names:
 PREPARED: dict[str, Callable[[], Names]] = {
     "docs/tutorials/bilora.md": a_model,
     "docs/tutorials/bidora.md": a_model,
+    "docs/own/adapter.md": a_model,
+    "docs/moving/peft.md": a_model,
 }
 # Pages whose loops are cut to so many rounds.
-ROUNDS = {"docs/tutorials/bilora.md": 3, "docs/tutorials/bidora.md": 3}
+ROUNDS = dict.fromkeys(
+    ("docs/tutorials/bilora.md", "docs/tutorials/bidora.md", "docs/moving/peft.md"), 3
+)
 
 
 @contextmanager
