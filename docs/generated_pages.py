@@ -1,19 +1,21 @@
-"""A hook of mkdocs: the notebooks as pages, with the outputs that are stored in them."""
+"""A hook of mkdocs: CONTRIBUTING.md as a page, and the notebooks with their stored outputs."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The files of the site with a page for each notebook."""
+    """The files of the site with these pages."""
     from mkdocs.structure.files import File
 
-    for path in sorted(FOLDER.glob("*.ipynb")):
-        content = markdown(json.loads(path.read_text(encoding="utf-8")))
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
+    pages = {"contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        pages[f"notebooks/{path.stem}.md"] = markdown(json.loads(path.read_text(encoding="utf-8")))
+    for name, content in pages.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
