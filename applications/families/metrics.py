@@ -10,6 +10,8 @@ import torchmetrics.functional.classification as tc
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
+from applications.families.details import Details
+
 ECE_BINS = 15
 
 
@@ -27,12 +29,14 @@ class Evaluation:
 
     ``loss`` is the mean negative log-likelihood (classification) or squared error (regression);
     ``metrics`` holds every metric of the task by name, ``ece`` and ``brier`` included where there
-    are classes; ``reliability`` the bins behind the first of them.
+    are classes; ``reliability`` the bins behind the first of them; ``details`` what lies behind
+    them, of the test split when training is over.
     """
 
     loss: float
     metrics: dict[str, float | None]
     reliability: tuple[Bin, ...] | None = None
+    details: Details | None = None
 
 
 def evaluation(outputs: Tensor, labels: Tensor, kind: str) -> Evaluation:

@@ -47,6 +47,9 @@ SUMMARY_KEYS = (
     "metrics",
     "reliability",
     "phases",
+    "examples",
+    "evaluated",
+    "per_class",
 )
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = "phase-{}-round-{:08d}.pt"
