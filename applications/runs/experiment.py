@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from applications import processes
-from applications.data.splits import at_most, sizes, split_task
+from applications.data.splits import at_most, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
 from applications.families.metrics import Evaluation
@@ -132,10 +132,10 @@ def trained_in(
         left += chance_notes(work, evaluations, folder.path)
         for note in left:
             say(note)
-        notes, counted = (*splits.notes, *left), sizes(splits)
+        notes = (*splits.notes, *left)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
-        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
+        run_report(folder, work, summary=summary, evaluations=evaluations, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     claim.finish()
     return summary
