@@ -35,11 +35,12 @@ def summarise(
     ``train_metric``, ``train_loss`` are those of all training examples, D1 and D2 alike, in
     evaluation mode; ``validation_metric`` is None without a validation split (neither level sees
     it; D2 is training data); ``generalisation_gap`` is the training metric minus the test metric;
-    ``ece`` and ``brier`` are those of the test split, ``calibrated_loss`` and its like those after
-    the validation split's ``temperature``, None without one; ``wall_seconds`` is time spent in
-    updates; costs are sums over the phases; metrics that are not defined are None. ``examples`` are
-    those of the splits and of the levels (None for one level), ``evaluated`` those that metrics
-    were taken on; ``per_class`` are scores on the test split.
+    ``ece`` and ``brier`` are those of the test split; ``temperature`` is fitted on the validation
+    split, and ``calibrated_loss`` and its like are the test split's with it, None without classes
+    or a validation split; ``wall_seconds`` is time spent in updates; costs are sums over the
+    phases; metrics that are not defined are None. ``examples`` are those of the splits and of the
+    levels (None for one level), ``evaluated`` those that metrics were taken on; ``per_class`` are
+    scores on the test split.
 
     Args:
         work: the options, the task and its splits.
