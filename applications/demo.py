@@ -1,0 +1,62 @@
+"""What two levels are for, on real headlines with a real MiniLM, without a network, in minutes.
+
+First BiLoRA beside LoRA on examples of one kind, at equal scale and with retraining; then six
+sources of headlines, two of them mislabelled, weighed by forty that are trusted. Finished runs are
+not run again: the same command goes on after an interruption.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from applications.options.plain import Parser
+from applications.options.versions import told
+from applications.runs.command import quiet, status
+
+PROG = "python -m applications.demo"
+PLACE = "runs/demo"
+
+
+def parser() -> Parser:
+    """The parser of this command's options."""
+    made = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
+    made.add_argument("--version", action="version", version=told(PROG))
+    made.add_argument("--output_dir", default=PLACE, metavar="DIR", help=f"default: {PLACE}")
+    made.add_argument("--model", default="minilm", help="folder or Hub name; default: minilm")
+    made.add_argument("--max_steps", type=int, metavar="N", help="updates of every run")
+    made.add_argument("--max_eval_samples", type=int, metavar="N", help="of each split")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status of `applications.runs.command.status`."""
+
+    def work() -> None:
+        asked = parser().parse_args(arguments)
+        from rich.console import Console
+
+        from applications import processes
+        from applications.options.command_line import parse_options, words
+        from applications.runs.demo import PRESETS
+        from applications.runs.demo import run_demo as compare_methods
+        from applications.weighting.demo import PRESETS as WEIGHING
+        from applications.weighting.demo import run_demo as weigh_sources
+
+        processes.refuse_several("applications.demo")
+        quiet()
+        console, place = Console(), Path(asked.output_dir)
+        common = words(
+            {"model": asked.model, "max_eval_samples": asked.max_eval_samples, "disable_tqdm": True}
+        )
+        steps = words({"max_steps": asked.max_steps})
+        console.rule("1. Examples of one kind: LoRA or BiLoRA?")
+        presets = {**PRESETS, "output_dir": str(place)}
+        compare_methods(parse_options([*common, *steps], presets=presets), console)
+        console.rule("2. Sources of unknown quality, and a few examples that are trusted")
+        weigh_sources(place, [*words(WEIGHING), *common, *steps], console)
+
+    return status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
