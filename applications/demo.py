@@ -11,7 +11,8 @@ from pathlib import Path
 
 from applications.options.plain import Parser
 from applications.options.versions import told
-from applications.runs.command import quiet, status
+from applications.runs.command import quiet
+from applications.runs.ending import GoesOn, ended
 
 PROG = "python -m applications.demo"
 PLACE = "runs/demo"
@@ -29,7 +30,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status of `applications.runs.command.status`."""
+    """Run the command; returns the exit status, as `applications.runs.ending.ended` says."""
 
     def work() -> None:
         asked = parser().parse_args(arguments)
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.rule("2. Sources of unknown quality, and a few examples that are trusted")
         weigh_sources(place, [*words(WEIGHING), *common, *steps], console)
 
-    return status(work)
+    return ended(work, GoesOn.CONTINUED)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 Penalty: TypeAlias = "Callable[[nn.Module], Tensor]"
 Hook: TypeAlias = "Callable[[Optimizer, Any, int, Optimizer | None], Any]"
 Retraining = Literal["none", "values", "ranks"]
-Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
-ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
+Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only", "upper_data_only"]
+ONE_LEVEL_CONTROLS: tuple[Control, ...] = (
+    "none",
+    "two_stage",
+    "lower_data_only",
+    "upper_data_only",
+)
 BI_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "joint", "two_stage", "same_data")
 
 

@@ -310,7 +310,8 @@ class LevelOptions:
         "none",
         "bi-level methods: joint trains both levels' parameters together on all data, two_stage "
         "the lower ones on D1 and then the upper ones on D2, same_data gives both all data; "
-        "one-level methods: lower_data_only trains on D1",
+        "one-level methods: lower_data_only trains on D1, upper_data_only on D2, two_stage on D1 "
+        "and then on D2",
     )
     retraining: Retraining | None = option(
         None,

@@ -23,6 +23,7 @@ from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
 from applications.runs.claim import Claim, claimed
+from applications.runs.ending import GoesOn, resumed
 from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
@@ -69,7 +70,9 @@ def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
             yield claim, asked
         except KeyboardInterrupt:
             number = signal.SIGINT if asked.asked is None else asked.asked
-            raise Interrupted(how_to_go_on(claim), number) from None
+            first = processes.is_first()  # which alone knows when its checkpoint is written
+            said = how_to_go_on(claim) if first else "interrupted with the first process"
+            raise Interrupted(said, number) from None
 
 
 def trained_in(
@@ -142,18 +145,13 @@ def trained_in(
 
 def how_to_go_on(claim: Claim) -> str:
     """What is true of a run that was interrupted."""
+    again, goes_on = GoesOn.REPEATED.value, resumed()
     if claim.folder is None:
-        return "interrupted before training began: the same command begins again"
+        return f"interrupted before training began: {again}"
     found = claim.folder.checkpoints()
     if not found:
-        return (
-            "interrupted before the first checkpoint: nothing is kept, and the same command "
-            "begins anew"
-        )
-    return (
-        f"interrupted: the same command with --resume goes on from {found[-1].name}, the last "
-        f"checkpoint"
-    )
+        return f"interrupted before the first checkpoint, nothing is kept: {again}"
+    return f"interrupted: {goes_on.value}, {found[-1].name}"
 
 
 def selection_data(work: Workload) -> Dataset | None:

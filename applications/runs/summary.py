@@ -12,6 +12,7 @@ import torch
 from adapters import levels
 from applications import processes
 from applications.families.metrics import Evaluation
+from applications.families.temperature import calibrated
 from applications.options.arguments import AdapterOptions
 from applications.options.versions import versions
 from applications.runs.costs import Costs
@@ -50,7 +51,8 @@ def summarise(
     ``train_metric``, ``train_loss`` are those of all training examples, D1 and D2 alike, in
     evaluation mode; ``validation_metric`` is None without a validation split (neither level sees
     it; D2 is training data); ``generalisation_gap`` is the training metric minus the test metric;
-    ``ece`` and ``brier`` are those of the test split; ``wall_seconds`` is time spent in updates;
+    ``ece`` and ``brier`` are those of the test split, ``calibrated_loss`` and its like those after
+    the validation split's ``temperature``, None without one; ``wall_seconds`` is time spent in updates;
     costs are sums over the phases; metrics that are not defined are None.
 
     Args:
@@ -94,6 +96,7 @@ def summarise(
         "device": device_name(device),
         "versions": versions(),
         "brier": test.metrics.get("brier"),
+        **calibrated(validation, test),
         "control": options.levels.control,
         "retraining": options.levels.retraining,
         "selected": selected,

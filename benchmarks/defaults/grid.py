@@ -4,7 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from applications.methods import METHODS
+
 STEPS, TRAIN_SIZE, HELD_OUT, PACE = 150, 300, 800, 5
+BESIDE = (0.4, 2.5)
 TUNED_ON = ("sst2", "trec", "cr")
 CHECKED_ON = ("mpqa", "bbc_headlines")
 USUAL, FAST = (1e-3, 2e-3, 5e-3), (2e-3, 5e-3, 1e-2)
@@ -70,11 +73,21 @@ class Cell:
         return words
 
 
-def cells(
-    model: str, tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int], split: str
+def tuning(
+    model: str, tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Cell]:
-    """Every rate of every variant, seed by seed, variant by variant."""
+    """Every rate of every variant on validation splits, seed by seed, variant by variant."""
     for seed, name, task in product(seeds, variants, tasks):
         variant = VARIANTS[name]
         for rate, upper in product(variant.rates, variant.upper_rates):
-            yield Cell(model, task, name, rate, upper, seed, split)
+            yield Cell(model, task, name, rate, upper, seed, "validation")
+
+
+def checking(
+    model: str, tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Cell]:
+    """The defaults on test splits, and beside them 0.4 and 2.5 times the default learning rate."""
+    for factor, seed, name, task in product((1, *BESIDE), seeds, variants, tasks):
+        rate = METHODS[VARIANTS[name].flags[1]].learning_rate
+        tried = None if factor == 1 else float(f"{factor * rate:.3g}")
+        yield Cell(model, task, name, tried, None, seed, "test")

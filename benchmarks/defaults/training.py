@@ -42,7 +42,7 @@ def trained(cell: Cell, data: list[str], model: str) -> dict[str, Any]:
         *cell.flags(),
         *("--model", model, "--device", "cpu", "--precision", "bf16", "--disable_tqdm"),
         *("--max_steps", str(STEPS), "--max_train_samples", str(TRAIN_SIZE)),
-        *("--lower_steps", str(PACE if cell.split == "validation" else 1)),
+        *(("--lower_steps", str(PACE)) if cell.split == "validation" else ()),
         *("--max_seq_length", "32", "--seed", str(cell.seed), "--split_seed", str(cell.seed)),
     ]
     started = time.process_time()
@@ -63,6 +63,7 @@ def trained(cell: Cell, data: list[str], model: str) -> dict[str, Any]:
     examples = at_most(held_out, HELD_OUT if cell.split == "validation" else None, task, 0)
     score = family.evaluate(phase.model, examples, work, split=cell.split, stage="final")
     return {
+        "used": [options.run.learning_rate, options.levels.upper_learning_rate],
         "metric": score.metrics[task.metric],
         "loss": score.loss,
         "cpu_seconds": round(time.process_time() - started, 1),
@@ -111,8 +112,9 @@ def upper_motion(graph: ProblemGraph, start: list[Tensor]) -> Mapping[str, Any]:
 
 
 def data_flags(task: str, folder: Path) -> list[str]:
-    """The flags that name a data set, with a tenth or more of its training part held out."""
-    flags = ["--task_name", task, "--validation_fraction", "0.2"]
-    if task != "bbc_headlines":
-        flags += ["--data_dir", str(folder)]
-    return flags
+    """The flags that name a data set, with a part of its training examples held out."""
+    if task == "mpqa":
+        return ["--train_file", str(folder / "mpqa.csv"), "--test_fraction", "0.5"]
+    if task == "bbc_headlines":
+        return ["--task_name", task, "--test_fraction", "0.5"]
+    return ["--task_name", task, "--data_dir", str(folder), "--validation_fraction", "0.2"]
