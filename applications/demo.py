@@ -6,6 +6,7 @@ not run again: the same command goes on after an interruption.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,29 +35,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         asked = parser().parse_args(arguments)
-        from rich.console import Console
-
         from applications import processes
-        from applications.options.command_line import parse_options, words
-        from applications.runs.demo import PRESETS
-        from applications.runs.demo import run_demo as compare_methods
-        from applications.weighting.demo import PRESETS as WEIGHING
-        from applications.weighting.demo import run_demo as weigh_sources
+        from applications.runs.interruption import Interrupted
 
         processes.refuse_several("applications.demo")
         quiet()
-        console, place = Console(), Path(asked.output_dir)
-        common = words(
-            {"model": asked.model, "max_eval_samples": asked.max_eval_samples, "disable_tqdm": True}
-        )
-        steps = words({"max_steps": asked.max_steps})
-        console.rule("1. Examples of one kind: LoRA or BiLoRA?")
-        presets = {**PRESETS, "output_dir": str(place)}
-        compare_methods(parse_options([*common, *steps], presets=presets), console)
-        console.rule("2. Sources of unknown quality, and a few examples that are trusted")
-        weigh_sources(place, [*words(WEIGHING), *common, *steps], console)
+        try:
+            show(asked)
+        except Interrupted as error:
+            raise Interrupted(f"interrupted: {GoesOn.CONTINUED.value}", error.number) from None
 
     return ended(work, GoesOn.CONTINUED)
+
+
+def show(asked: Namespace) -> None:
+    """Run both halves."""
+    from rich.console import Console
+
+    from applications.options.command_line import parse_options, words
+    from applications.runs.demo import PRESETS
+    from applications.runs.demo import run_demo as compare_methods
+    from applications.weighting.demo import PRESETS as WEIGHING
+    from applications.weighting.demo import run_demo as weigh_sources
+
+    console, place = Console(), Path(asked.output_dir)
+    of_every_run = {"max_eval_samples": asked.max_eval_samples, "max_steps": asked.max_steps}
+    common = words({"model": asked.model, "disable_tqdm": True, **of_every_run})
+    console.rule("1. Examples of one kind: LoRA or BiLoRA?")
+    presets = {**PRESETS, "output_dir": asked.output_dir}
+    compare_methods(parse_options(common, presets=presets), console)
+    console.rule("2. Sources of unknown quality, and a few examples that are trusted")
+    weigh_sources(place, [*words(WEIGHING), *common], console)
 
 
 if __name__ == "__main__":
