@@ -4,7 +4,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,12 +21,29 @@ from applications.runs.phases import Model, Workload
 from applications.runs.training import Trained
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A phase that has been trained.
+
+    Attributes:
+        name: of the phase.
+        learning_rates: of each of its problems.
+        trained: what it took.
+        evaluations: at its end, by split, where taken.
+    """
+
+    name: str
+    learning_rates: Mapping[str, float]
+    trained: Trained
+    evaluations: Mapping[str, Evaluation]
+
+
 def summarise(
     work: Workload,
     *,
     evaluations: Mapping[str, Evaluation],
     counts: tuple[int, int],
-    trained: Sequence[tuple[str, Trained, Mapping[str, Evaluation]]],
+    ended: Sequence[Ended],
     selected: Mapping[str, Any] | None,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -46,7 +63,7 @@ def summarise(
         work: the options, the task and its splits.
         evaluations: of the result, by split.
         counts: the numbers of trainable parameters and of those in the upper level.
-        trained: the name of each phase, what it took, and evaluations at its end, where taken.
+        ended: the phases that have been trained.
         selected: the numbers at the selected step.
         device: where it ran.
     """
@@ -54,8 +71,8 @@ def summarise(
     name = task.metric
     train, test = evaluations["train"], evaluations["test"]
     validation = evaluations.get("validation")
-    total = sum((item.costs for _, item, _ in trained), start=Costs())
-    hypergradients = [item.hypergradient for _, item, _ in trained if item.hypergradient]
+    total = sum((phase.trained.costs for phase in ended), start=Costs())
+    hypergradients = [phase.trained.hypergradient for phase in ended if phase.trained.hypergradient]
     trainable, upper = counts
     return {
         "method": str(options.adapter.method),
@@ -90,8 +107,13 @@ def summarise(
         "metrics": flat(evaluations),
         "reliability": None if test.reliability is None else list(test.reliability),
         "phases": [
-            {"name": phase, **asdict(item.costs), "metrics": flat(found)}
-            for phase, item, found in trained
+            {
+                "name": phase.name,
+                "learning_rates": dict(phase.learning_rates),
+                **asdict(phase.trained.costs),
+                "metrics": flat(phase.evaluations),
+            }
+            for phase in ended
         ],
         "examples": num_examples(work),
         "evaluated": num_evaluated(work, evaluations),
