@@ -41,6 +41,8 @@ class Run:
     options: Mapping[str, Any]
     resolved: Mapping[str, Any] = field(default_factory=dict)
     """All options, defaults included, as the application understands the given ones."""
+    data: str | None = None
+    """A digest of the files that the data are read from; None where there are none."""
 
     @property
     def size_label(self) -> str:
