@@ -74,18 +74,24 @@ def a_model() -> Names:
     base = bert()
     batch = {"input_ids": torch.randint(50, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
     public = {name: getattr(adapters, name) for name in adapters.__all__}
-    return public | offered_by(blo) | {
-        "torch": torch,
-        "Adam": torch.optim.Adam,
-        "AdamW": torch.optim.AdamW,
-        "get_peft_model": peft.get_peft_model,
-        "LoraConfig": peft.LoraConfig,
-        "base": base,
-        "fresh_base": copy.deepcopy(base),  # as it was loaded
-        "batch": batch,
-        **dict.fromkeys(("d1", "d2", "held_out", "training", "batches", "all_batches"), [batch]),
-        "path": Path(tempfile.mkdtemp()) / "adapter",
-    }
+    return (
+        public
+        | offered_by(blo)
+        | {
+            "torch": torch,
+            "Adam": torch.optim.Adam,
+            "AdamW": torch.optim.AdamW,
+            "get_peft_model": peft.get_peft_model,
+            "LoraConfig": peft.LoraConfig,
+            "base": base,
+            "fresh_base": copy.deepcopy(base),  # as it was loaded
+            "batch": batch,
+            **dict.fromkeys(
+                ("d1", "d2", "held_out", "training", "batches", "all_batches"), [batch]
+            ),
+            "path": Path(tempfile.mkdtemp()) / "adapter",
+        }
+    )
 
 
 def a_trainer() -> Names:
