@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its commands are commands, its links and quotations are there."""
+"""The documentation: its code runs, its commands, links and quotations are there."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def test_no_page_is_prepared_that_is_not_there():
 
 @cache
 def flags() -> frozenset[str]:
-    """What the sources of the commands know as an option: in quotes, or a field of their options."""
+    """What the commands know as an option: in quotes in a source, or a field of options."""
     found: set[str] = set()
     for package in ("applications", "benchmarks", "blo"):
         for path in (ROOT / package).rglob("*.py"):
