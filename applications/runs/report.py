@@ -11,7 +11,7 @@ from applications.families.metrics import Evaluation
 from applications.pages.page import Section, page
 from applications.pages.table import Entry, Table, named, shown, table
 from applications.pages.writing import write_whole
-from applications.runs.conclusion import conclusion, evaluated
+from applications.runs.conclusion import SPLITS, conclusion, quality
 from applications.runs.curves import curves
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Workload
@@ -46,7 +46,6 @@ SOLVES = {
     "indefinite": "stopped at negative curvature",
     "diverged": "diverged",
 }
-SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def run_report(
@@ -66,7 +65,7 @@ def run_report(
         notes=notes,
         notes_title="Notes",
         sections=[
-            Section("Results", tables=[quality(summary, evaluations), *steps(summary)]),
+            Section("Results", tables=[quality(summary), *steps(summary)]),
             Section("Classes", tables=[] if found is None else classes(found)),
             Section("Examples of errors", tables=[] if found is None else errors(found, work)),
             Section("Generated texts", tables=[texts(generated)] if generated.is_file() else []),
@@ -85,25 +84,6 @@ def run_report(
     )
     path = folder.path / "report.html"
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def quality(summary: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> Table:
-    """Loss and metrics of each split, with the number of examples that they were taken on."""
-    names = [n for n in evaluations["test"].metrics if not n.startswith("f1_")]
-    names.sort(key=lambda name: name != summary["metric_name"])
-    rows = [
-        [SPLITS[split], number_of(summary, split), shown(found.loss)]
-        + [shown(found.metrics[name]) for name in names]
-        for split in SPLITS
-        if (found := evaluations.get(split)) is not None
-    ]
-    return table("Quality", ["split", "examples", "loss", *names], rows)
-
-
-def number_of(summary: Mapping[str, Any], split: str) -> str:
-    """How many examples of a split were evaluated, of how many."""
-    whole, number = summary["examples"][split], evaluated(summary, split)
-    return shown(whole) if number in (None, whole) else f"{shown(number)} of {shown(whole)}"
 
 
 def steps(summary: Mapping[str, Any]) -> list[Table]:
