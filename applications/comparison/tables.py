@@ -244,7 +244,8 @@ def options_table(found: Gathered) -> Table | None:
         ):
             rows.append(entries(name, *(" / ".join(texts) for texts in values.values())))
     text = "Options that are not the same for all; several values: they differ between tasks."
-    return Table("What differs between the variants", ["option", *found.variants], rows, text)
+    head = ["option", *found.variants]
+    return Table("What differs between the variants", head, rows, text, prose=True)
 
 
 def failure_table(found: Gathered) -> Table | None:

@@ -11,7 +11,7 @@ from applications.families.metrics import Evaluation
 from applications.pages.page import Section, page
 from applications.pages.table import Entry, Table, named, shown, table
 from applications.pages.writing import write_whole
-from applications.runs.conclusion import conclusion, evaluated
+from applications.runs.conclusion import SPLITS, conclusion, quality
 from applications.runs.curves import curves
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Workload
@@ -46,7 +46,6 @@ SOLVES = {
     "indefinite": "stopped at negative curvature",
     "diverged": "diverged",
 }
-SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def run_report(
@@ -69,7 +68,7 @@ def run_report(
             Section(
                 "Results",
                 tables=[
-                    quality(summary, evaluations),
+                    quality(summary),
                     *temperature_scaling(summary),
                     *steps(summary),
                 ],
@@ -105,25 +104,6 @@ def temperature_scaling(summary: Mapping[str, Any]) -> list[Table]:
     ]
     title = f"Test split, temperature {shown(summary['temperature'])} of the validation split"
     return [table(title, ["what", "before", "after"], rows)]
-
-
-def quality(summary: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> Table:
-    """Loss and metrics of each split, with the number of examples that they were taken on."""
-    names = [n for n in evaluations["test"].metrics if not n.startswith("f1_")]
-    names.sort(key=lambda name: name != summary["metric_name"])
-    rows = [
-        [SPLITS[split], number_of(summary, split), shown(found.loss)]
-        + [shown(found.metrics[name]) for name in names]
-        for split in SPLITS
-        if (found := evaluations.get(split)) is not None
-    ]
-    return table("Quality", ["split", "examples", "loss", *names], rows)
-
-
-def number_of(summary: Mapping[str, Any], split: str) -> str:
-    """How many examples of a split were evaluated, of how many."""
-    whole, number = summary["examples"][split], evaluated(summary, split)
-    return shown(whole) if number in (None, whole) else f"{shown(number)} of {shown(whole)}"
 
 
 def steps(summary: Mapping[str, Any]) -> list[Table]:
