@@ -1,4 +1,4 @@
-"""The inverse of a lower Hessian by Kronecker factors, for solvers and as one."""
+"""The inverse of a lower Hessian by Kronecker factors, for the solvers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from blo.derivatives.kronecker_blocks import Block, Curved, blocks_of
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.nested import Spent
 from blo.linear.settings import check_count, check_not_negative
-from blo.linear.system import LinearSystem, MatVec, Solution, Status
-from blo.linear.tensors import Tensors, add, leaves
+from blo.linear.system import MatVec
+from blo.linear.tensors import Tensors, leaves
 
 # Of a block's mean eigenvalue: added to its eigenvalues where `damping` is None.
 SMALL = 1e-3
@@ -35,13 +35,15 @@ class KFAC:
 
     It knows linear layers (either way round), embeddings and an adapter's factors by what the loss
     computes. Parameters that enter otherwise have a multiple of the identity each, from the same
-    product. Damping is Tikhonov's, shared by the factors; that of the solver and weight decay are
-    part of it.
+    product. Several batches, positions and uses of one weight add up.
 
-    As a preconditioner, ``cg(10, preconditioner=KFAC())``, it costs a gradient (`num_samples` of
-    them for a `SplitLoss`), an eigendecomposition of each factor and, where it is needed, the
-    product. As a solver, ``Implicit(KFAC())``, it does not iterate: the status is TRUNCATED and the
-    residual is not known.
+    Costs a gradient (`num_samples` of them for a `SplitLoss`), an eigendecomposition of each factor
+    and, where it is needed, the product. The solver's damping and weight decay are added to the
+    eigenvalues. On its own it is far from the inverse (`docs/methods.md`); a few products of `cg`
+    or `minres` make it one.
+
+    Differs from Martens and Grosse: the damping is added to the eigenvalues of the product and not
+    shared by its factors, which costs nothing more here and serves better as a preconditioner.
 
     Args:
         damping: added to the eigenvalues, beside the solver's and weight decay; None adds a
@@ -89,24 +91,16 @@ class KFAC:
 
     def inverse(self, matvec: MatVec, like: Tensors, damping: float) -> MatVec:
         """Raise: products alone do not tell the factors."""
-        raise _without_a_loss()
-
-    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
-        """Raise: products alone do not tell the factors."""
-        raise _without_a_loss()
-
-
-def _without_a_loss() -> TypeError:
-    return TypeError(
-        "KFAC() takes its factors from the layers of a lower loss, and a solver that is called "
-        "with products has none; give it to a method, such as cg(10, preconditioner=KFAC()) or "
-        "Implicit(KFAC())"
-    )
+        raise TypeError(
+            "KFAC() takes its factors from the layers of a lower loss, and a solver that is called "
+            "with products has none; give the solver to a method, such as "
+            "cg(10, preconditioner=KFAC())"
+        )
 
 
 @dataclass(frozen=True)
 class KroneckerInverse:
-    """`KFAC` at a point: a solver and a preconditioner. The factors are taken when it is asked."""
+    """`KFAC` at a point; the factors are taken when it is asked."""
 
     settings: KFAC
     lower: LowerObjective
@@ -117,18 +111,6 @@ class KroneckerInverse:
     def num_products(self) -> int:
         """Products that it takes, at most."""
         return self.settings.num_products
-
-    def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
-        """Return ``init + P^{-1} (rhs - H init)``."""
-        system = LinearSystem(matvec, rhs)
-        if system.trivial is not None:
-            return system.trivial
-        x, r, length = system.start(init)
-        if length <= system.target(None):
-            return system.solution(x, Status.CONVERGED, length)
-        pack, unpack = system.layout.pack, system.layout.unpack
-        apply = self.inverse(lambda v: unpack(system.undamped_product(pack(v))), unpack(r), 0.0)
-        return system.solution(add(x, pack(apply(unpack(r)))), Status.TRUNCATED, math.nan)
 
     def inverse(self, matvec: MatVec, like: Tensors, damping: float) -> MatVec:
         """Return ``r -> P^{-1} r``."""

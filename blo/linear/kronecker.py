@@ -7,7 +7,6 @@ matrix `V` with a row for each row of `G` and a column for each of `A`; the prod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,21 +16,21 @@ from torch import Tensor
 
 
 class Factor(Protocol):
-    """A positive semi-definite matrix, as a map of the columns of a matrix."""
-
-    @property
-    def mean(self) -> float:
-        """The mean of all eigenvalues."""
+    """A positive semi-definite matrix ``U diag(values) U^T``."""
 
     @property
     def values(self) -> Tensor:
         """The eigenvalues that are kept."""
 
-    def half(self, v: Tensor) -> Tensor:
-        """Return the product with ``U diag(sqrt(values))``, a square root of the matrix."""
+    @property
+    def mean(self) -> float:
+        """The mean of all eigenvalues."""
 
-    def inverse(self, v: Tensor, shift: float) -> Tensor:
-        """Return ``(M + shift I)^{-1} v``; the pseudo-inverse where `shift` is 0."""
+    def inwards(self, v: Tensor) -> Tensor:
+        """Return ``U^T v``."""
+
+    def outwards(self, c: Tensor) -> Tensor:
+        """Return ``U c``."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,13 @@ class Covariance:
         """The mean of all eigenvalues."""
         return float(self.values.sum()) / self.vectors.shape[0]
 
-    def half(self, v: Tensor) -> Tensor:
-        """Return the product with ``U diag(sqrt(values))``."""
-        return self.vectors @ (self.values.sqrt()[:, None] * v)
+    def inwards(self, v: Tensor) -> Tensor:
+        """Return ``U^T v``."""
+        return self.vectors.T @ v
 
-    def inverse(self, v: Tensor, shift: float) -> Tensor:
-        """Return ``(M + shift I)^{-1} v``."""
-        inside = self.vectors.T @ v
-        if shift == 0.0:
-            return self.vectors @ (inside / self.values[:, None])
-        weights = self.values / (shift * (self.values + shift))
-        return v / shift - self.vectors @ (weights[:, None] * inside)
+    def outwards(self, c: Tensor) -> Tensor:
+        """Return ``U c``."""
+        return self.vectors @ c
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,13 @@ class Diagonal:
         """The mean of all eigenvalues."""
         return float(self.values.mean())
 
-    def half(self, v: Tensor) -> Tensor:
-        """Return the product with ``diag(sqrt(values))``."""
-        return self.values.sqrt()[:, None] * v
+    def inwards(self, v: Tensor) -> Tensor:
+        """Return `v`."""
+        return v
 
-    def inverse(self, v: Tensor, shift: float) -> Tensor:
-        """Return ``(M + shift I)^{-1} v``."""
-        shifted = self.values[:, None] + shift
-        return torch.where(shifted > 0.0, v / shifted, 0.0)
+    def outwards(self, c: Tensor) -> Tensor:
+        """Return `c`."""
+        return c
 
 
 @dataclass(frozen=True)
@@ -120,26 +114,32 @@ class Kronecker:
         """The mean of all eigenvalues."""
         return self.scale * self.inputs.mean * self.outputs.mean
 
+    @property
+    def values(self) -> Tensor:
+        """The eigenvalues, ``(rank of G, rank of A)``."""
+        return self.scale * torch.outer(self.outputs.values, self.inputs.values)
+
+    def inwards(self, v: Tensor) -> Tensor:
+        """Return the coordinates of `V` along the eigenvectors."""
+        return self.inputs.inwards(self.outputs.inwards(v).T).T
+
+    def outwards(self, c: Tensor) -> Tensor:
+        """Return the `V` of these coordinates."""
+        return self.inputs.outwards(self.outputs.outwards(c).T).T
+
     def draw(self, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Return a random `V` with ``E[vec(V) vec(V)^T] = A (x) G``, and ``<V, A (x) G V>``."""
-        a, g = self.inputs.values, self.outputs.values
-        signs = torch.randint(0, 2, (len(g), len(a)), generator=generator).to(g)
-        drawn = self.inputs.half(self.outputs.half(2.0 * signs - 1.0).T).T
-        return drawn, float(a.square().sum() * g.square().sum())
+        """Return a random `V` with the product for its covariance, and ``<V, scale * G V A>``."""
+        values = self.values
+        signs = torch.randint(0, 2, values.shape, generator=generator).to(values)
+        drawn = self.outwards(values.sqrt() * (2.0 * signs - 1.0))
+        return drawn, float(values.square().sum())
 
     def inverse(self, v: Tensor, damping: float) -> Tensor:
-        """Return `V` divided by ``scale * A (x) G + damping I``, nearly.
-
-        The damping is shared by the factors, ``(A + pi sqrt(d) I) (x) (G + sqrt(d) / pi I)`` with
-        ``d = damping / scale``, where ``pi^2`` is the mean eigenvalue of `A` over that of `G`: of
-        all shares the one for which a bound on what is added too much is least. Exact where the
-        damping is 0.
-
-        Reference: Martens and Grosse (2015), arXiv:1503.05671, section 6.3.
+        """Return `V` divided by ``scale * A (x) G + damping I``; by the pseudo-inverse where
+        `damping` is 0.
         """
-        if not self.mean > 0.0:
-            return v / damping if damping > 0.0 else torch.zeros_like(v)
-        root = math.sqrt(damping / self.scale)
-        pi = math.sqrt(self.inputs.mean / self.outputs.mean)
-        inner = self.outputs.inverse(v, root / pi)
-        return self.inputs.inverse(inner.T, root * pi).T / self.scale
+        values, inside = self.values, self.inwards(v)
+        if damping == 0.0:
+            return self.outwards(torch.where(values > 0.0, inside / values, 0.0))
+        weights = values / (damping * (values + damping))
+        return v / damping - self.outwards(weights * inside)

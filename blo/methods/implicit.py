@@ -91,15 +91,22 @@ class Implicit:
 def placed(solver: LinearSolver, lower: LowerObjective, point: Point, spent: Spent) -> LinearSolver:
     """Return the solver for a system at a point: one that takes more from the lower objective than
     products, or whose preconditioner does, has a function `at` that returns it there.
+
+    Raises:
+        TypeError: if that is no solver.
     """
     whole: Any = solver
     if hasattr(whole, "at"):
-        return whole.at(lower, point, spent)  # type: ignore[no-any-return]
+        whole = whole.at(lower, point, spent)
     preconditioner: Any = getattr(whole, "preconditioner", None)
     if hasattr(preconditioner, "at"):
-        here = preconditioner.at(lower, point, spent)
-        return replace(whole, preconditioner=here)  # type: ignore[no-any-return]
-    return solver
+        whole = replace(whole, preconditioner=preconditioner.at(lower, point, spent))
+    if not callable(whole):
+        raise TypeError(
+            f"solver must be callable, got {solver!r}; a preconditioner is given to a solver, such "
+            f"as CG(10, preconditioner={solver!r})"
+        )
+    return whole  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
