@@ -1,6 +1,7 @@
 """Kronecker factors against other solvers: the error of the response beside what it costs.
 
-``python -m benchmarks.kfac`` trains four lower problems, takes the response ``-g_xy v`` with
+``python -m benchmarks.kfac`` trains four lower problems (``--problems "BiLoRA, MiniLM"`` another,
+which takes an hour), takes the response ``-g_xy v`` with
 ``(g_yy + damping I) v = f_y`` in float64 by a long run of MINRES, and compares every solver in
 float32 with it, at so many products. A line a response goes to ``benchmarks/results/kfac.jsonl``;
 ``--markdown FILE`` writes the tables between the marks "kfac" of a file.
@@ -17,7 +18,8 @@ from pathlib import Path
 
 RESULTS = Path("benchmarks/results/kfac.jsonl")
 SIZES = (1, 2, 5, 10, 20, 40, 80)
-PROBLEMS = ("softmax layer", "Meta-Weight-Net", "Meta-Weight-Net, digits", "BiLoRA, MiniLM")
+PROBLEMS = ("softmax layer", "Meta-Weight-Net", "Meta-Weight-Net, digits", "BiLoRA, tiny BERT")
+LARGE = ("BiLoRA, MiniLM",)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Line:
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kfac", description=__doc__)
-    parser.add_argument("--problems", nargs="*", default=PROBLEMS, choices=PROBLEMS)
+    parser.add_argument("--problems", nargs="*", default=PROBLEMS, choices=PROBLEMS + LARGE)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each problem")
     parser.add_argument("--repeats", type=int, default=3, help="times a response is taken")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines; written anew")
