@@ -51,6 +51,13 @@ class Phase:
     """Whether it leaves the run's result; no phase follows."""
     stateful: tuple[Stateful, ...] = ()
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each problem, without its schedule."""
+        problems = self.graph.problems
+        groups = {problem.name: problem.optimizer.param_groups[0] for problem in problems}
+        return {name: group.get("initial_lr", group["lr"]) for name, group in groups.items()}
+
 
 @dataclass(frozen=True)
 class Workload(Setting):
@@ -121,9 +128,10 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
 def phases(work: Workload) -> Iterator[Phase]:
     """The phases in their order. Each is built when the one before it has been trained.
 
-    One level: ``training``, and with the control two_stage ``finishing``. Two levels: ``warm_up`` (where asked for), ``search``, and
-    ``retraining`` where the method has one. Controls: ``training`` of both levels' parameters
-    (joint); ``training`` of the lower ones, then ``values`` (two_stage).
+    One level: ``training``, and with the control two_stage ``finishing``. Two levels: ``warm_up``
+    (where asked for), ``search``, and ``retraining`` where the method has one. Controls:
+    ``training`` of both levels' parameters (joint); ``training`` of the lower ones, then
+    ``values`` (two_stage).
     """
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run
@@ -171,7 +179,7 @@ def one_level(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
 def plain(work: Workload, model: Model, steps: int, *, last: bool, upper: bool = False) -> Phase:
     """All trainable parameters on D1, or on D2."""
     options, run = work.options, work.options.run
-    optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
+    optimizer = graphs.adamw(trainable(model), options.learning_rate, run.weight_decay, run)
     stateful = () if upper else hooks(work, model, optimizer, steps)
     examples, seed = (work.upper, run.seed + 1) if upper else (work.lower, run.seed)
     graph = graphs.one_level(
@@ -196,7 +204,7 @@ def hooks(
 def joint(work: Workload, model: Model, steps: int) -> Phase:
     """The parameters of both levels trained together on all the data, each at its own rate."""
     options, run = work.options, work.options.run
-    optimizer = graphs.lower_adamw(model, run)
+    optimizer = graphs.lower_adamw(model, options)
     (upper,) = graphs.upper_adamw(model, options).param_groups
     optimizer.add_param_group(upper)
     graph = graphs.one_level(
@@ -214,7 +222,7 @@ def joint(work: Workload, model: Model, steps: int) -> Phase:
 def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
     """The lower level on D1 to its end, then the upper one on D2: no nesting."""
     options, run = work.options, work.options.run
-    lower = graphs.lower_adamw(model, run)
+    lower = graphs.lower_adamw(model, options)
     graph = graphs.one_level(
         model,
         work.batches(work.lower, run.seed),
@@ -249,7 +257,7 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
             f"{warm_up}"
         )
     updates = Plan(-(-(steps - warm_up) // level.lower_steps), level.lower_steps, True)
-    lower = graphs.lower_adamw(model, run)
+    lower = graphs.lower_adamw(model, options)
     schedule = graphs.scheduler(lower, warm_up + updates.num_lower_steps, run)
     lower_batches = work.batches(work.lower, run.seed)
     if warm_up:
@@ -316,7 +324,7 @@ def retraining(work: Workload, searched: Model) -> Phase:
     decay = level.retraining_weight_decay
     optimizer = graphs.adamw(
         parameters,
-        level.retraining_learning_rate or run.learning_rate,
+        level.retraining_learning_rate or options.learning_rate,
         run.weight_decay if decay is None else decay,
         run,
     )

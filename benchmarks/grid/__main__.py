@@ -70,3 +70,5 @@ if __name__ == "__main__":
         main()
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: the same command goes on with this run") from None
