@@ -19,7 +19,7 @@ def test_the_custom_problem_lowers_its_upper_loss(capsys):
     source = blocks()[0]
     assert len([line for line in source.splitlines() if line.strip()]) <= 22
     exec(compile(source, "README.md", "exec"), {})
-    losses = [float(v) for v in re.findall(r"'penalty': ([\d.]+)", capsys.readouterr().out)]
+    losses = [float(v) for v in re.findall(r", penalty ([\d.]+);", capsys.readouterr().out)]
     assert len(losses) == 50
     assert losses[-1] < 0.7 * losses[0]
 
