@@ -1,7 +1,7 @@
 """One fine-tuning run, from options to a folder of results."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from applications import processes
-from applications.data.splits import at_most, sizes, split_task
+from applications.data.splits import at_most, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
 from applications.families.metrics import Evaluation
@@ -30,7 +30,7 @@ from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
-from applications.runs.summary import at_step, num_parameters, summarise
+from applications.runs.summary import Ended, at_step, num_parameters, summarise
 from applications.runs.trackers import check_trackers, trackers
 from applications.runs.training import Loop, Trained, put_values
 from blo import Engine
@@ -100,9 +100,11 @@ def trained_in(
     say(f"{options.adapter.method}: results in {claim.place}")
     save_task(folder.path, work)
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
-    trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
+    passed: list[Ended] = []
     for phase in chain([first], sequence):
-        say(f"{phase.name}: {phase.updates.rounds} updates")
+        rates = phase.learning_rates
+        told = ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
+        say(f"{phase.name}: {phase.updates.rounds} updates, learning rate {told}")
         score = scorer(phase.model, work)
         validate = None if held_out is None else partial(score, held_out, "validation", "training")
         engine = Engine(phase.graph, precision=precision(options.model))
@@ -110,7 +112,7 @@ def trained_in(
         parts = {"train": splits.train, "test": splits.test}
         ended = phase.last or phase.name == "search"
         found = {name: score(part, name) for name, part in parts.items()} if ended else {}
-        trained.append((phase.name, done, found))
+        passed.append(Ended(phase.name, rates, done, found))
     evaluations = dict(found)
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
@@ -123,7 +125,7 @@ def trained_in(
         work,
         evaluations=evaluations,
         counts=counts,
-        trained=trained,
+        ended=passed,
         selected=selected_step(work, phase, done, folder, held_out),
         device=place,
     )
@@ -132,10 +134,10 @@ def trained_in(
         left += chance_notes(work, evaluations, folder.path)
         for note in left:
             say(note)
-        notes, counted = (*splits.notes, *left), sizes(splits)
+        notes = (*splits.notes, *left)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
-        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
+        run_report(folder, work, summary=summary, evaluations=evaluations, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     claim.finish()
     return summary
