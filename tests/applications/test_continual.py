@@ -261,11 +261,35 @@ def test_misuse_is_refused(
         (("--max_eval_samples", "2"), "of 2; give more, or fewer tasks"),
         (("--test_on", "validation"), "cut one from the training examples"),
         (("--num_tasks", "1"), "must be at least 2, got 1"),
+        (("--variants", "lora,sd_lora,lora"), "must name each once, got"),
     ):
         assert continual.main(asked("run", *words)) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(UsageError, match="use at most 1"):
+    with pytest.raises(UsageError, match="use at most 2"):
+        drawn(0, 5, 3)
+    with pytest.raises(UsageError, match="give data with 4 or more"):
         drawn(0, 3, 2)
+
+
+def test_results_of_other_data_or_of_others_are_not_gone_on_with(
+    asked: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, words = tmp_path / "run", asked("run", "--variants", "lora", "--num_orders", "1")
+    assert continual.main(words) == 0
+    lines = (place / "results.jsonl").read_text()
+    line = json.loads(lines)
+    (place / "results.jsonl").write_text(
+        json.dumps(line | {"settings": line["settings"] | {"data": "other"}}) + "\n"
+    )
+    assert continual.main(words) == 2
+    assert "holds results of other data (digest other, now " in capsys.readouterr().err
+    for text in ("nonsense\n", '{"a": 1}\n', "[]\n"):
+        (place / "results.jsonl").write_text(lines + text)
+        assert continual.main(words) == 2
+        assert "results.jsonl, line 2 is no result of this command" in capsys.readouterr().err
+    del line["settings"]["data"]  # of an earlier release
+    (place / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert continual.main(words) == 0
 
 
 def test_a_dry_run_lists_what_is_left(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def test_what_cannot_be_done_is_said_in_one_sentence(words, capsys, flags, messa
     assert message in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_one_file_is_not_two_things(words, files, capsys):
+    good, target = files / "good.jsonl", files / "target.jsonl"
+    for flags, message in (
+        (("--sources", f"a={good},b={good}"), "--sources: .* is source 'b' and source 'a'"),
+        (("--sources", f"a={good},b={target}"), "--sources: .* is source 'b' and --target_file"),
+        (("--test_file", str(target)), "--test_file: .* is --test_file and --target_file"),
+    ):
+        assert main(words(*flags)) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_source_with_other_labels_than_the_target_is_refused(words, files, tmp_path, capsys):
