@@ -57,7 +57,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
 @pytest.mark.parametrize(
     "package,extras",
     [
-        ("blo", ()),
+        ("blo", ("progress",)),
         ("adapters", ("peft", "figures", "trainer")),
         ("applications", ("peft", "figures", "apps", "ray", "nlg")),
     ],
