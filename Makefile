@@ -30,8 +30,8 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.demo ## BiLoRA and LoRA on carried weights and text, a table of both at the end
-	@$(bin)/python -m applications.nlu
+demo: $(VENV)/.demo ## where two levels pay and where not, on carried weights and text, in minutes
+	@$(bin)/python -m applications.demo
 
 test: $(VENV)/.test ## lint, types, import contracts, tests; types beside the tests
 	@$(MAKE) --no-print-directory -j2 lint imports types tests

@@ -12,6 +12,7 @@ from pathlib import Path
 from applications.errors import UsageError
 from applications.options.plain import Parser
 from applications.options.versions import told
+from applications.runs.ending import GoesOn, ended
 
 PROG = "python -m applications.predict"
 
@@ -56,7 +57,8 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, 0, or 2 where it cannot be done as asked."""
-    try:
+
+    def work() -> None:
         asked = parser().parse_args(arguments)
         check(asked)
         from applications.runs.command import quiet
@@ -70,10 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = predict(asked.folder, asked.input_file, asked.output_file, words)
             if asked.output_file is None:
                 print(text, end="")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return ended(work, GoesOn.REPEATED)
 
 
 def check(asked: argparse.Namespace) -> None:

@@ -18,8 +18,19 @@ OUTCOME_NAMES = {
     "test_loss": "test loss",
     "ece": "ECE",
     "brier": "Brier score",
+    "calibrated_loss": "test loss after temperature scaling",
+    "calibrated_ece": "ECE after temperature scaling",
+    "calibrated_brier": "Brier score after temperature scaling",
     "generalisation_gap": "generalisation gap",
 }
+
+SCALED = {
+    "temperature": "temperature",
+    "calibrated_loss": "test loss with it",
+    "calibrated_ece": "ECE with it",
+    "calibrated_brier": "Brier with it",
+}
+"""The columns of a table of a task whose runs have held-out data."""
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
@@ -72,7 +83,11 @@ def beside(mean: str, row: Mapping[str, Any] | None) -> Entry:
 def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Table:
     """A row a variant: means over the tasks, and paired differences to the baseline."""
     results, variants = found.results, found.variants
-    outcomes = [name for name in OUTCOME_NAMES if any(r.get(name) is not None for r in results)]
+    outcomes = [
+        name
+        for name in OUTCOME_NAMES
+        if name not in SCALED and any(result.get(name) is not None for result in results)
+    ]
     by_pair = {
         (name, row["first"]): row
         for name in outcomes
@@ -109,6 +124,7 @@ def cell_table(found: Gathered, summary: Mapping[str, Any], cell: Cell, step: St
         return None
     metric = mine[0]["metric_name"]
     ahead = clearly_ahead(found, cell, step)
+    scaled = SCALED if any(one[step]["temperature"] for one in mine) else {}
     rows = []
     for one in mine:
         values: Spreads = one[step]
@@ -117,13 +133,13 @@ def cell_table(found: Gathered, summary: Mapping[str, Any], cell: Cell, step: St
         row = [
             *entries(one["variant"], str(runs)),
             Entry(spread(values["test_metric"], runs), "better" if one["variant"] == ahead else ""),
-            *entries(*(spread(values[name], runs) for name in (*rest, "brier"))),
+            *entries(*(spread(values[name], runs) for name in (*rest, "brier", *scaled))),
             *entries(*(cost(one["costs"][name]) for name in ("num_gradients", "wall_seconds"))),
         ]
         rows.append(row)
     head = [
         *("variant", "runs", f"test {metric}", f"train {metric}", "gap", f"validation {metric}"),
-        *("test loss", "ECE", "Brier", "gradient units", "seconds"),
+        *("test loss", "ECE", "Brier", *scaled.values(), "gradient units", "seconds"),
     ]
     return Table(f"{named(cell)}, {step} step", head, rows, verdict(mine, ahead, metric, step))
 

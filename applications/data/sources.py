@@ -8,6 +8,7 @@ from datasets import Dataset, load_dataset
 
 from applications.carried import bbc_headlines
 from applications.data.local_files import (
+    STEMS,
     Readers,
     find_files,
     find_layout,
@@ -102,6 +103,22 @@ def refuse_missing(options: DataOptions, command: str) -> None:
         return
     if name is not None and "/" not in name:
         raise unknown_task(name, command)
+
+
+def files_of(options: DataOptions) -> list[Path]:
+    """The files that are read; none where the rows come from the Hub or with this package."""
+    if options.train_file is not None:
+        given = (options.train_file, options.validation_file, options.test_file)
+        return [Path(file) for file in given if file is not None]
+    if options.data_dir is None:
+        return []
+    folder = Path(options.data_dir)
+    if options.task_name not in TASKS:
+        return sorted(file for file in folder.iterdir() if file.stem in STEMS and file.is_file())
+    layout, place = find_layout(str(options.task_name), folder)
+    named = [place / name for names in layout.files.values() for name in names]
+    inside = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in named]
+    return [file for files in inside for file in files if file.is_file()]
 
 
 def unknown_task(name: str, command: str) -> UsageError:

@@ -269,6 +269,7 @@ def tagging_evaluation(
         float(F.cross_entropy(logits, targets)),
         scores | numbers(calibration(probabilities, targets)),
         reliability(probabilities, targets),
+        (logits, targets),
     )
 
 

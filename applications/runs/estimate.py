@@ -36,6 +36,7 @@ class Estimate:
         phase: its name.
         rounds: updates of its top problem.
         problems: the numbers of parameters that each problem trains, the upper first.
+        rates: the learning rate of each problem.
         steps: lower updates in a round.
         frozen: the number of parameters that nothing trains.
         method: the hypergradient method; None for one level.
@@ -48,6 +49,7 @@ class Estimate:
     phase: str
     rounds: int
     problems: Mapping[str, int]
+    rates: Mapping[str, float]
     steps: int
     frozen: int
     method: str | None
@@ -107,6 +109,7 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
         phase=phase.name,
         rounds=phase.updates.rounds,
         problems={problem.name: count(problem.parameters) for problem in problems},
+        rates=phase.learning_rates,
         steps=phase.updates.steps,
         frozen=count([t for t in every.values() if id(t) not in trained]),
         method=level.hypergradient if below else None,
@@ -238,6 +241,7 @@ def cells(one: Estimate) -> dict[str, str]:
         "lower steps a round": str(one.steps),
         "hypergradient": one.method or "none: one level",
         **{f"trained by {name}": f"{number:,}" for name, number in one.problems.items()},
+        **{f"learning rate of {name}": f"{rate:g}" for name, rate in one.rates.items()},
         "numbers not trained": f"{one.frozen:,}",
         "gradient units a round": str(one.gradients),
         "Hessian products a round, at most": str(one.products),

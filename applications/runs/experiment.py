@@ -1,7 +1,7 @@
 """One fine-tuning run, from options to a folder of results."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
 from applications.runs.claim import Claim, claimed
+from applications.runs.ending import GoesOn, resumed
 from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
@@ -30,7 +31,7 @@ from applications.runs.phases import Model, Phase, Workload, phases, prepare
 from applications.runs.plan import plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
-from applications.runs.summary import at_step, num_parameters, summarise
+from applications.runs.summary import Ended, at_step, num_parameters, summarise
 from applications.runs.trackers import check_trackers, trackers
 from applications.runs.training import Loop, Trained, put_values
 from blo import Engine
@@ -70,7 +71,9 @@ def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
             yield claim, asked
         except KeyboardInterrupt:
             number = signal.SIGINT if asked.asked is None else asked.asked
-            raise Interrupted(how_to_go_on(claim), number) from None
+            first = processes.is_first()  # which alone knows when its checkpoint is written
+            said = how_to_go_on(claim) if first else "interrupted with the first process"
+            raise Interrupted(said, number) from None
 
 
 def trained_in(
@@ -101,8 +104,9 @@ def trained_in(
         say(watching)
     save_task(folder.path, work)
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
-    trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
+    passed: list[Ended] = []
     for phase in chain([first], sequence):
+        rates = phase.learning_rates
         for told in plan_lines(phase, work):
             say(told)
         score = scorer(phase.model, work)
@@ -112,7 +116,7 @@ def trained_in(
         parts = {"train": splits.train, "test": splits.test}
         ended = phase.last or phase.name == "search"
         found = {name: score(part, name) for name, part in parts.items()} if ended else {}
-        trained.append((phase.name, done, found))
+        passed.append(Ended(phase.name, rates, done, found))
     evaluations = dict(found)
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
@@ -125,7 +129,7 @@ def trained_in(
         work,
         evaluations=evaluations,
         counts=counts,
-        trained=trained,
+        ended=passed,
         selected=selected_step(work, phase, done, folder, held_out),
         device=place,
     )
@@ -145,18 +149,13 @@ def trained_in(
 
 def how_to_go_on(claim: Claim) -> str:
     """What is true of a run that was interrupted."""
+    again, goes_on = GoesOn.REPEATED.value, resumed()
     if claim.folder is None:
-        return "interrupted before training began: the same command begins again"
+        return f"interrupted before training began: {again}"
     found = claim.folder.checkpoints()
     if not found:
-        return (
-            "interrupted before the first checkpoint: nothing is kept, and the same command "
-            "begins anew"
-        )
-    return (
-        f"interrupted: the same command with --resume goes on from {found[-1].name}, the last "
-        f"checkpoint"
-    )
+        return f"interrupted before the first checkpoint, nothing is kept: {again}"
+    return f"interrupted: {goes_on.value}, {found[-1].name}"
 
 
 def selection_data(work: Workload) -> Dataset | None:

@@ -65,7 +65,10 @@ def run_report(
         notes=notes,
         notes_title="Notes",
         sections=[
-            Section("Results", tables=[quality(summary), *steps(summary)]),
+            Section(
+                "Results",
+                tables=[quality(summary), *temperature_scaling(summary), *steps(summary)],
+            ),
             Section("Classes", tables=[] if found is None else classes(found)),
             Section("Examples of errors", tables=[] if found is None else errors(found, work)),
             Section("Generated texts", tables=[texts(generated)] if generated.is_file() else []),
@@ -84,6 +87,19 @@ def run_report(
     )
     path = folder.path / "report.html"
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def temperature_scaling(summary: Mapping[str, Any]) -> list[Table]:
+    """The test split before and after temperature scaling; none without a temperature."""
+    if summary["temperature"] is None:
+        return []
+    names = {"loss": "test_loss", "ece": "ece", "brier": "brier"}
+    rows = [
+        [name, shown(summary[before]), shown(summary[f"calibrated_{name}"])]
+        for name, before in names.items()
+    ]
+    title = f"Test split, temperature {shown(summary['temperature'])} of the validation split"
+    return [table(title, ["what", "before", "after"], rows)]
 
 
 def steps(summary: Mapping[str, Any]) -> list[Table]:

@@ -14,6 +14,7 @@ from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
+from applications.runs.ending import begun_anew
 from applications.runs.interruption import Signals
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
@@ -300,7 +301,7 @@ def read_checkpoint(
     else:
         raise UsageError(
             f"argument --resume: {damaged[0]} is damaged, and there is no checkpoint before it; "
-            f"put a whole copy there, or leave --resume out to begin anew"
+            f"put a whole copy there, or {begun_anew(folder.path)}"
         )
     for other in damaged:
         other.rename(other.with_suffix(".damaged"))

@@ -85,7 +85,7 @@ def online(
     weights = SourceWeights(Weights(sizes, weighting.form, weighting.floor))  # type: ignore[arg-type]
     weights.to(next(model.parameters()).device)
     updates = Plan(-(-steps // level.lower_steps), level.lower_steps, True)
-    lower = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
+    lower = graphs.adamw(trainable(model), options.learning_rate, run.weight_decay, run)
     upper = torch.optim.Adam(weights.parameters(), weighting.weight_learning_rate or LR)
 
     def lower_loss(batch: Batch) -> Tensor:

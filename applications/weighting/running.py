@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import set_seed
 
 from applications.data.splits import Splits, split_task
-from applications.errors import UsageError
 from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
@@ -220,8 +219,6 @@ def along(
     say: Say,
 ) -> tuple[dict[str, Any], Found]:
     """The route along the fine-tuning."""
-    if options.run.resume:
-        raise UsageError("argument --resume: --route online starts anew, got True; leave it out")
     names = gathered.names
     work = workload(options, family, gathered, splits, dict.fromkeys(names, 1.0))
     belongs = [[1 / len(g.members) * (n in g.members) for n in names] for g in gathered.groups]

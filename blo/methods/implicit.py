@@ -16,6 +16,7 @@ from blo.derivatives.lower import Point
 from blo.derivatives.nested import Stationary, carried
 from blo.derivatives.products import ProductRule
 from blo.linear.direct import Identity
+from blo.linear.settings import check_flag
 from blo.linear.system import LinearSolver
 from blo.linear.tensors import Tensors, leaves, scale, subtract
 from blo.methods.attached import Attached
@@ -45,6 +46,10 @@ class Implicit:
     solver: LinearSolver
     products: ProductRule = Exact()
     warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        check_flag("warm_start", self.warm_start)
 
     @property
     def requirements(self) -> Requirements:

@@ -376,3 +376,28 @@ def test_a_folder_without_results_is_refused(
     assert "no finished runs" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_temperature_scaling_is_compared_and_shown_where_runs_have_it(tmp_path: Path) -> None:
+    for seed, gain in enumerate(GAINS):
+        for variant, less in (("lora", 0.0), ("other", gain)):
+            scaled = {
+                "temperature": 1.5,
+                "calibrated_loss": 0.6 - less,
+                "calibrated_ece": 0.05,
+                "calibrated_brier": 0.2,
+            }
+            put_run(tmp_path, variant, seed, **scaled)
+    write_report(tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    (row,) = [
+        row
+        for row in found["comparisons"]
+        if (row["outcome"], row["step"]) == ("calibrated_loss", "final")
+    ]
+    first_less = -sum(GAINS) / 6 if row["first"] == "other" else sum(GAINS) / 6
+    assert row["difference"] == pytest.approx(first_less)
+    assert row["better"] == "other"  # less is better
+    page = (tmp_path / "report.html").read_text()
+    assert "Test loss after temperature scaling, final step" in page
+    assert "ECE with it" in page

@@ -1,7 +1,9 @@
 """The command applications.reweight, on a random model of two layers and files of a few rows."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from peft import PeftModel
 from applications.families.classification import TextClassification
 from applications.options.command_line import parse_options
 from applications.reweight import ALL_GROUPS, main
-from applications.runs.outputs import SUMMARY_KEYS
+from applications.runs.outputs import SUMMARY_KEYS, RunFolder
 from tests.applications.conftest import TOPICS, sentence
 
 
@@ -141,6 +143,43 @@ def test_the_online_route_moves_the_weights_along_the_training(words, tmp_path, 
     summary = read(tmp_path, "summary.json")
     assert [phase["name"] for phase in summary["phases"]] == ["sources", "target"]
     assert summary["num_upper_steps"] == 6
+
+
+@pytest.mark.parametrize("logged", [2, 5], ids=["along the sources", "on the target"])
+def test_the_online_route_goes_on_where_it_was_interrupted(
+    words, tmp_path, monkeypatch, capsys, logged
+):
+    flags = ("--route", "online", "--max_steps", "4", "--logging_steps", "1", "--save_steps", "1")
+    straight = words(*flags, "--output_dir", str(tmp_path / "straight"))
+    assert main(straight) == 0
+    log, calls = RunFolder.log, []
+
+    def struck(*args):
+        log(*args)
+        calls.append(args)
+        if len(calls) == logged:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", struck)
+        assert main(words(*flags)) == 128 + signal.SIGTERM
+    assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+    assert main(words(*flags, "--resume")) == 0
+    found = [
+        json.loads((tmp_path / name / "weights.json").read_text())["sources"]
+        for name in ("straight", "run")
+    ]
+    assert found[0] == found[1]
+    assert len(log_of(tmp_path / "run")) == len(log_of(tmp_path / "straight")) == 6
+    weights = [
+        tmp_path / folder / "adapter" / "adapter_model.safetensors"
+        for folder in ("straight", "run")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def log_of(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 def test_a_dry_run_writes_nothing(words, files, tmp_path, capsys):

@@ -23,7 +23,8 @@ CONTRACT = [
     *("validation_metric", "test_metric", "train_loss", "test_loss", "ece", "generalisation_gap"),
     *("trainable_params", "upper_params", "num_lower_steps", "num_upper_steps", "num_gradients"),
     *("num_hvps", "wall_seconds", "peak_memory_mb", "hypergradient", "device", "versions"),
-    *("brier", "control", "retraining", "selected", "metrics", "reliability", "phases"),
+    *("brier", "temperature", "calibrated_loss", "calibrated_ece", "calibrated_brier", "control"),
+    *("retraining", "selected", "metrics", "reliability", "phases"),
     *("examples", "evaluated", "per_class"),
 ]
 
