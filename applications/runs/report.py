@@ -126,7 +126,8 @@ def classes(found: Details) -> list[Table]:
         [name, *(shown(one[key]) for key in ("precision", "recall", "f1", "support"))]
         for name, one in found.per_class.items()
     ]
-    scores = table("Scores of each class", ["class", "precision", "recall", "F1", "examples"], rows)
+    head = ["class", "precision", "recall", "F1", "examples"]
+    scores = table("Scores of each class", head, rows, folded=len(rows) > 2 * MANY)
     return [scores, *confusions(found)]
 
 
@@ -151,7 +152,8 @@ def confusions(found: Details) -> list[Table]:
     ]
     most = sorted(pairs, reverse=True)[: 2 * MANY]
     body = [[true, guess, shown(count)] for count, true, guess in most]
-    return [table("Most frequent confusions", ["true class", "taken for", "examples"], body)]
+    head = ["true class", "taken for", "examples"]
+    return [table("Most frequent confusions", head, body, prose=True)]
 
 
 def errors(found: Details, work: Workload) -> list[Table]:

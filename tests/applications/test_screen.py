@@ -89,7 +89,10 @@ def test_a_live_line_holds_losses_validation_and_the_best() -> None:
     shown.round(1, 0.1, {"upper": 0.25})
     shown.evaluated(1, {"loss": 0.5, "accuracy": None}, "accuracy", True)
     line = stream.getvalue().split("\r")[-1]
-    assert "upper=0.250, validation=loss 0.5, accuracy undefined (best)" in line
+    assert "upper=0.250, validation=loss 0.5, accuracy undefined, best=after 1" in line
+    shown.evaluated(2, {"loss": 0.75, "accuracy": 0.5}, "accuracy", False)
+    line = stream.getvalue().split("\r")[-1]
+    assert "validation=loss 0.75, accuracy 0.5, best=after 1" in line
     assert said == []
 
 
