@@ -106,7 +106,6 @@ def trained_in(
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
     passed: list[Ended] = []
     for phase in chain([first], sequence):
-        rates = phase.learning_rates
         for told in plan_lines(phase, work):
             say(told)
         score = scorer(phase.model, work)
@@ -116,7 +115,7 @@ def trained_in(
         parts = {"train": splits.train, "test": splits.test}
         ended = phase.last or phase.name == "search"
         found = {name: score(part, name) for name, part in parts.items()} if ended else {}
-        passed.append(Ended(phase.name, rates, done, found))
+        passed.append(Ended(phase.name, phase.learning_rates, done, found))
     evaluations = dict(found)
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
