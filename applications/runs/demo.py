@@ -114,8 +114,9 @@ def conclusion(lora: Summary, bilora: Summary) -> str:
     away = bilora["test_metric"] - lora["test_metric"]
     enough = noise(lora, bilora)
     units = bilora["num_gradients"] / lora["num_gradients"]
-    verdict = "nothing between them" if abs(away) < enough else "more than noise"
+    level = f"nothing between them at {units:.1f} times the gradients, take LoRA"
+    apart = f"more than that, at {units:.1f} times the gradients"
     return (
         f"-> BiLoRA minus LoRA, at equal scale: {100 * away:+.1f} points of test accuracy (below "
-        f"{100 * enough:.1f} is noise): {verdict}, at {units:.1f} times the gradients."
+        f"{100 * enough:.1f} is noise): {level if abs(away) < enough else apart}."
     )
