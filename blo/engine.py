@@ -19,7 +19,7 @@ from blo.batches import to_device
 from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
-from blo.divergence import DivergenceWatch
+from blo.divergence import DivergenceWatch, remedy
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norm
 from blo.loggers import check_bar, with_bar
@@ -154,6 +154,7 @@ class Engine:
         self.method_states: dict[str, Tensors | None] = {}
         self.watch = StepWatch()
         self._logged: set[str] = set()
+        self._calling = False
         self._turns = Turns(graph)
         self._divergence = DivergenceWatch(divergence)
         self._saved: Path | None = None
@@ -183,8 +184,14 @@ class Engine:
         Raises:
             FloatingPointError: if a loss or a gradient is not finite, before anything is updated
                 with it, or if a problem diverges.
+            RuntimeError: if a callback of this engine calls it.
         """
         _check_count(num_rounds, 0)
+        if self._calling:
+            raise RuntimeError(
+                "rounds of an engine cannot be run by a callback of the same engine, which they "
+                "would call again; run them in the loop over engine.rounds(...)"
+            )
         records = self._rounds(num_rounds)
         yield from with_bar(records, num_rounds) if self.progress else records
 
@@ -343,18 +350,25 @@ class Engine:
             return
         self.round += 1
         self._log(self._turns.infos)
-        self.stopped = False
-        for callback in self.callbacks:
-            try:
-                returned = callback(self._record())
-            except Stop:
-                self.stopped = True
-                continue
-            if isinstance(returned, bool):
-                raise TypeError(
-                    f"callback {described(callback)} returned {returned}, and what callbacks "
-                    "return is not looked at; raise blo.Stop to end the run, or return None"
-                )
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Hand the round's record to the callbacks, and see whether one stops the run."""
+        self.stopped, self._calling = False, True
+        try:
+            for callback in self.callbacks:
+                try:
+                    returned = callback(self._record())
+                except Stop:
+                    self.stopped = True
+                    continue
+                if isinstance(returned, bool):
+                    raise TypeError(
+                        f"callback {described(callback)} returned {returned}, and what callbacks "
+                        "return is not looked at; raise blo.Stop to end the run, or return None"
+                    )
+        finally:
+            self._calling = False
 
     def _record(self) -> Record:
         """Return the record of the round that ended last."""
@@ -416,7 +430,7 @@ class Engine:
             self._note_reads(problem, taken.found)
             role = self.graph.role(problem)
         draw = Draw(batches, taken.random_states, taken.buffers, first)
-        self._check_finite(problem, taken)
+        self._check_finite(problem, taken, batches)
         infos: dict[str, Info] = {}
         direct: dict[str, Tensors] = {}
         gradient: Gradient = taken.grads[problem.name]
@@ -458,11 +472,11 @@ class Engine:
             sorted({*self.graph.reads[problem.name]} - {problem.name}),
         )
 
-    def _check_finite(self, problem: Problem, taken: Evaluation) -> None:
+    def _check_finite(self, problem: Problem, taken: Evaluation, batches: tuple[Any, ...]) -> None:
         if not math.isfinite(taken.loss):
             raise FloatingPointError(
                 f"the loss of problem {problem.name!r} is {taken.loss} in round {self.round + 1}; "
-                "nothing was updated with it. Lower the learning rate or clip gradients"
+                f"nothing was updated with it. {remedy(problem, batches)}"
             )
         if not math.isfinite(taken.size):
             raise FloatingPointError(
@@ -571,6 +585,7 @@ class Engine:
         Raises:
             RuntimeError: within a round, after an interruption.
             TypeError: if a state holds what is read back only by running code from the file.
+            ValueError: if `path` is a folder, a device or a pipe.
             OSError: if it cannot be written; what was saved before is as it was.
 
         Example:
@@ -595,6 +610,9 @@ class Engine:
                 "round to its end, before save()"
             )
         place = _path(path)
+        if place.exists() and not place.is_file():
+            kind = "folder" if place.is_dir() else "device"
+            raise ValueError(f"path must be a file, got the {kind} {place}; write 'name/state.pt'")
         state_files.write(place, self.state_dict())
         self._saved = place
 
@@ -646,6 +664,8 @@ class Engine:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path, got {described(path)}; write 'folder/state.pt'")
+    if not Path(path).name:
+        raise ValueError(f"path must name a file, got {str(path)!r}; write 'folder/state.pt'")
     return Path(path)
 
 

@@ -1,6 +1,7 @@
 """The blocks of the documentation's pages, and what they take for granted."""
 
 import contextlib
+import copy
 import io
 import re
 import tempfile
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +19,14 @@ from blo import Engine
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BATCHES = (
+    "d1",
+    "d2",
+    "held_out",
+    "training",
+    "batches",
+    "all_batches",
+)  # names of loaders on pages
 Names = dict[str, Any]
 
 
@@ -51,9 +61,15 @@ def bert(**options: Any) -> Any:
     """A random BERT of two layers that classifies."""
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=50, intermediate_size=32, **sizes, **options)
     return transformers.BertForSequenceClassification(config).eval()  # as from_pretrained leaves it
+
+
+def offered_by(package: ModuleType) -> Names:
+    """The public names of a package, its modules left out."""
+    public = {name: value for name, value in vars(package).items() if not name.startswith("_")}
+    return {name: value for name, value in public.items() if not isinstance(value, ModuleType)}
 
 
 def a_model() -> Names:
@@ -63,21 +79,25 @@ def a_model() -> Names:
     import adapters
     import blo
 
+    base = bert()
     batch = {"input_ids": torch.randint(50, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
     public = {name: getattr(adapters, name) for name in adapters.__all__}
-    public |= {name: value for name, value in vars(blo).items() if not name.startswith("_")}
-    return public | {
-        "torch": torch,
-        "Adam": torch.optim.Adam,
-        "AdamW": torch.optim.AdamW,
-        "get_peft_model": peft.get_peft_model,
-        "LoraConfig": peft.LoraConfig,
-        "base": bert(),
-        "fresh_base": bert(),
-        "batch": batch,
-        **dict.fromkeys(("d1", "d2", "held_out", "training", "batches", "all_batches"), [batch]),
-        "path": Path(tempfile.mkdtemp()) / "adapter",
-    }
+    return (
+        public
+        | offered_by(blo)
+        | {
+            "torch": torch,
+            "Adam": torch.optim.Adam,
+            "AdamW": torch.optim.AdamW,
+            "get_peft_model": peft.get_peft_model,
+            "LoraConfig": peft.LoraConfig,
+            "base": base,
+            "fresh_base": copy.deepcopy(base),  # as it was loaded
+            "batch": batch,
+            **{name: [batch] for name in BATCHES},
+            "path": Path(tempfile.mkdtemp()) / "adapter",
+        }
+    )
 
 
 def a_trainer() -> Names:
@@ -97,13 +117,84 @@ def a_trainer() -> Names:
     }
 
 
+def a_graph() -> Names:
+    """Two small problems, an engine on them, and what makes them."""
+    import blo
+
+    def problems() -> list[Any]:
+        x, y = (torch.nn.ParameterList([torch.tensor(value)]) for value in (1.0, 2.0))
+        sgd = [torch.optim.SGD(p.parameters(), 0.1) for p in (x, y)]
+        return [
+            blo.Problem("upper", lambda _: (y[0] - 1) ** 2, [x, y], sgd[0], [None]),
+            blo.Problem("lower", lambda _: (y[0] - x[0]) ** 2, [x, y], sgd[1], [None]),
+        ]
+
+    graph = blo.ProblemGraph(problems())
+    names = {"problems": problems, "graph": graph, "engine": blo.Engine(graph)}
+    return offered_by(blo) | names | {"torch": torch, "Path": Path}
+
+
+def a_loop() -> Names:
+    """A trainer's names, and two problems of which one has its batches handed in."""
+    import blo
+
+    names = a_trainer()
+    model, trust = torch.nn.Linear(2, 1), torch.nn.ParameterList([torch.zeros(1)])
+    adam, sgd = torch.optim.Adam(trust.parameters()), torch.optim.SGD(model.parameters(), 0.1)
+    fit = lambda batch: trust[0].sigmoid().sum() * model(batch).square().mean()
+    judge = lambda batch: model(batch).square().mean()
+    upper = blo.Problem("trust", judge, [model, trust], adam, None, reads=["model"])
+    clip = blo.Clip(norm=1.0)
+    lower = blo.Problem("model", fit, [model, trust], sgd, None, reads=["trust"], clip=clip)
+    batches = [torch.ones(3, 2)] * 3
+    loop = {"loader": batches, "held_out": iter(batches), "optimizer": sgd, "network": model}
+    return names | loop | {"graph": blo.ProblemGraph([upper, lower])}
+
+
+def adapted() -> Names:
+    """What pages about single adapters use beside a model: what they leave to their readers."""
+    import peft
+
+    names = a_model()
+    for task in ("sst2", "cr", "trec"):
+        config = peft.LoraConfig(r=2, target_modules=["query", "value"])
+        expert = peft.get_peft_model(copy.deepcopy(names["base"]), config)
+        expert.save_pretrained(Path("out") / task)
+    lora = peft.LoraConfig(r=2, target_modules=["query", "value"])
+    clients = [peft.get_peft_model(copy.deepcopy(names["base"]), lora) for _ in range(2)]
+
+    def train(model: Any, task: Any) -> None:
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data += 0.01
+
+    return names | {
+        "get_peft_model_state_dict": peft.get_peft_model_state_dict,
+        "set_peft_model_state_dict": peft.set_peft_model_state_dict,
+        "clients": clients,
+        "server": clients[0],
+        "num_samples": [3, 5],
+        "train": train,
+        "tasks": [0, 1],
+        "heads": [],
+    }
+
+
+PAGES_OF_ADAPTERS = [called(page) for page in PAGES if page.parent.name == "methods"]
 # What a page's blocks take for granted; nothing for those that are not here.
 PREPARED: dict[str, Callable[[], Names]] = {
-    "docs/tutorials/bilora.md": a_model,
+    **dict.fromkeys(PAGES_OF_ADAPTERS, adapted),
+    "docs/design.md": a_model,
+    "docs/distributed.md": a_graph,
+    "docs/methods.md": a_graph,
+    "docs/moving/peft.md": a_model,
+    "docs/own/adapter.md": a_model,
+    "docs/resuming.md": a_graph,
+    "docs/trainer.md": a_loop,
     "docs/tutorials/bidora.md": a_model,
+    "docs/tutorials/bilora.md": a_model,
 }
 # Pages whose loops are cut to so many rounds.
-ROUNDS = {"docs/tutorials/bilora.md": 3, "docs/tutorials/bidora.md": 3}
+ROUNDS = dict.fromkeys([*PREPARED], 3)
 
 
 @contextmanager
@@ -135,6 +226,9 @@ def run_page(page: Path) -> None:
                 said = out.getvalue()
             elif said:
                 agree(said, block)
+                said = ""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")

@@ -26,13 +26,16 @@ def test_the_custom_problem_lowers_its_upper_loss(capsys):
 
 def test_the_recipes_find_the_common_start_and_a_longer_step():
     torch.manual_seed(0)
-    maml, imaml, rates = blocks(RECIPES)
+    maml, imaml, rates, decay = blocks(RECIPES)
     names = {}
     for source in (maml, imaml):
         exec(compile(source, "recipes.md", "exec"), names)
         assert float((names["start"][0].detach() - names["common"]).abs().max()) < 0.2
     exec(compile(rates, "recipes.md", "exec"), names)
     assert names["rates"]["lr"].item() > -2.5
+    exec(compile(decay, "recipes.md", "exec"), names)
+    assert names["hyper"]["lr"].item() > -1.9
+    assert abs(names["hyper"]["decay"].item() + 3) > 0.1  # the steps are differentiated in it
 
 
 def test_bilora_trains_and_exports(tmp_path, monkeypatch):

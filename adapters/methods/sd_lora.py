@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.checks import check_fraction, check_whole
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import Factors, LoraLayer, factors, restart_factors
 from adapters.glue.layers import BiLevelLinear
@@ -204,8 +205,10 @@ def next_task(
     Reference: Wu et al. (2025), arXiv:2501.13198.
     """
     adapter, config, groups = _groups(model, adapter_name)
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    if rank is not None:
+        check_whole("rank", rank)
+    if tolerance is not None:
+        check_fraction("tolerance", tolerance)
     if config.init_lora_weights is False:
         raise ValueError(
             "init_lora_weights must not be False for next_task: B would not start at zero; set "

@@ -1,8 +1,9 @@
 """What is to be run: tasks x train sizes x methods x seeds, each with its options.
 
-Precedence of options, from low to high: the application's defaults, ``common``, the task's, the
-method's, ``overrides`` in their order, the command line. The grid itself sets ``seed``,
-``max_train_samples`` and (``resplit``) ``split_seed``.
+Precedence of options, from low to high: the application's defaults, equal scale, ``common``, the
+task's, the method's, ``overrides`` in their order, the command line. The grid itself sets ``seed``,
+``max_train_samples`` and (``resplit``) ``split_seed``. Equal scale is ``scale_by_rank`` for softmax
+values, which else start at 1/r: a difference to LoRA would be one of scale.
 """
 
 import json
@@ -17,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from applications.comparison.settings import check_command, checked, near, resolved
 from applications.data.tasks import COMMANDS
 from applications.errors import UsageError
+from applications.methods import METHODS
 
 T = TypeVar("T")
 KEYS = (
@@ -362,6 +364,7 @@ def one_run(
     options: dict[str, Any] = {}
     for layer in layers:
         options |= layer
+    options = equal_scale(options) | options
     options = {name: value for name, value in options.items() if value is not None}
     return Run(
         task,
@@ -371,6 +374,14 @@ def one_run(
         grid.task_commands.get(task, grid.command or command_of(task)),
         options,
     )
+
+
+def equal_scale(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The option that starts softmax values at LoRA's scale, for methods that have such values."""
+    row = METHODS.get(str(options["method"]))
+    has = row is not None and "scale_by_rank" in row.takes.values()
+    softmax = options.get("singular_values") in (None, "softmax")
+    return {"scale_by_rank": True} if has and softmax else {}
 
 
 def with_resolved(runs: Sequence[Run]) -> list[Run]:

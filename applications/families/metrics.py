@@ -10,6 +10,8 @@ import torchmetrics.functional.classification as tc
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
+from applications.families.details import Details
+
 ECE_BINS = 15
 
 
@@ -27,14 +29,16 @@ class Evaluation:
 
     ``loss`` is the mean negative log-likelihood (classification) or squared error (regression);
     ``metrics`` holds every metric of the task by name, ``ece`` and ``brier`` included where there
-    are classes; ``reliability`` the bins behind the first of them, and ``outputs`` the logits and
-    the labels behind all of them.
+    are classes; ``reliability`` the bins behind the first of them; ``outputs`` the logits and the
+    labels behind all of them; ``details`` what the report shows of the test split when training is
+    over.
     """
 
     loss: float
     metrics: dict[str, float | None]
     reliability: tuple[Bin, ...] | None = None
     outputs: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+    details: Details | None = None
 
 
 def evaluation(outputs: Tensor, labels: Tensor, kind: str) -> Evaluation:

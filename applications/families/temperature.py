@@ -35,7 +35,7 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         return value
 
     with torch.enable_grad():
-        search.step(loss)  # type: ignore[no-untyped-call]
+        search.step(loss)
     found = float(log_t.detach().nan_to_num(0.0).exp())
     return min(max(found, low), high)
 

@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters.glue.soundness import refuse_unused
+from adapters.glue.soundness import refuse_unused, unmatched
 from applications.errors import UsageError
 from applications.options.arguments import AdapterOptions
 
@@ -68,6 +68,14 @@ def adapted(
         modules = options.lora_target_modules
         raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
     assert isinstance(model, PeftModel)
+    tuner: Any = model.base_model
+    asked = set(options.lora_target_modules or ()) - {"all-linear"}
+    names = unmatched(asked, tuner.targeted_module_names)
+    if names:
+        raise UsageError(
+            f"argument --lora_target_modules: no module of the model is called {', '.join(names)}; "
+            f"adapted would be {', '.join(sorted(asked - set(names)))} alone"
+        )
     try:
         refuse_unused(model)
     except ValueError as error:

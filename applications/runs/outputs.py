@@ -51,6 +51,9 @@ SUMMARY_KEYS = (
     "metrics",
     "reliability",
     "phases",
+    "examples",
+    "evaluated",
+    "per_class",
 )
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = "phase-{}-round-{:08d}.pt"

@@ -128,9 +128,10 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
 def phases(work: Workload) -> Iterator[Phase]:
     """The phases in their order. Each is built when the one before it has been trained.
 
-    One level: ``training``, and with the control two_stage ``finishing``. Two levels: ``warm_up`` (where asked for), ``search``, and
-    ``retraining`` where the method has one. Controls: ``training`` of both levels' parameters
-    (joint); ``training`` of the lower ones, then ``values`` (two_stage).
+    One level: ``training``, and with the control two_stage ``finishing``. Two levels: ``warm_up``
+    (where asked for), ``search``, and ``retraining`` where the method has one. Controls:
+    ``training`` of both levels' parameters (joint); ``training`` of the lower ones, then
+    ``values`` (two_stage).
     """
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run

@@ -11,6 +11,7 @@ import torch
 
 from adapters import levels
 from applications import processes
+from applications.data.splits import sizes
 from applications.families.metrics import Evaluation
 from applications.families.temperature import calibrated
 from applications.options.arguments import AdapterOptions
@@ -51,9 +52,12 @@ def summarise(
     ``train_metric``, ``train_loss`` are those of all training examples, D1 and D2 alike, in
     evaluation mode; ``validation_metric`` is None without a validation split (neither level sees
     it; D2 is training data); ``generalisation_gap`` is the training metric minus the test metric;
-    ``ece`` and ``brier`` are those of the test split, ``calibrated_loss`` and its like those after
-    the validation split's ``temperature``, None without one; ``wall_seconds`` is time spent in updates;
-    costs are sums over the phases; metrics that are not defined are None.
+    ``ece`` and ``brier`` are those of the test split; ``temperature`` is fitted on the validation
+    split, and ``calibrated_loss`` and its like are the test split's with it, None without classes
+    or a validation split; ``wall_seconds`` is time spent in updates; costs are sums over the
+    phases; metrics that are not defined are None. ``examples`` are those of the splits and of the
+    levels (None for one level), ``evaluated`` those that metrics were taken on; ``per_class`` are
+    scores on the test split.
 
     Args:
         work: the options, the task and its splits.
@@ -111,7 +115,26 @@ def summarise(
             }
             for phase in ended
         ],
+        "examples": num_examples(work),
+        "evaluated": num_evaluated(work, evaluations),
+        "per_class": None if test.details is None else test.details.per_class or None,
     }
+
+
+def num_examples(work: Workload) -> dict[str, int | None]:
+    """The examples of the splits, and of the levels where there are two."""
+    two = work.options.adapter.bi_level
+    return {
+        **sizes(work.splits),
+        "lower": len(work.lower) if two else None,
+        "upper": len(work.upper) if two else None,
+    }
+
+
+def num_evaluated(work: Workload, evaluations: Mapping[str, Evaluation]) -> dict[str, int]:
+    """The examples of each split that were evaluated."""
+    limit, counts = work.options.data.max_eval_samples, sizes(work.splits)
+    return {name: min(counts[name], limit or counts[name]) for name in evaluations}
 
 
 def flat(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float | None]]:

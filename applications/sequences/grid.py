@@ -123,7 +123,8 @@ def cells(
     text = "" if name == REFERENCE or not pairs else f"{sum(pairs) / len(pairs):+.1f}"
     if text and len(pairs) > 1:
         interval = mean_interval([pairs])
-        text += f" [{interval.low:+.1f}, {interval.high:+.1f}]"
+        if interval.low is not None:
+            text += f" [{interval.low:+.1f}, {interval.high:+.1f}]"
     units = sum(line["num_gradients"] for line in own.values()) / len(own)
     seconds = sum(line["seconds"] for line in own.values()) / len(own)
     return [*found, text, f"{units:.0f}", f"{seconds:.0f}"]

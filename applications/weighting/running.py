@@ -294,7 +294,7 @@ def write(
         controls=found.controls,
         explained=found.explained,
         steps=found.steps,
-        options=str(options.as_dict()),
+        options=options.as_dict(),
         notes=splits.notes,
     )
     return sources

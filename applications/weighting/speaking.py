@@ -11,7 +11,6 @@ from applications.families.family import Family
 from applications.families.named import family_of
 from applications.options.arguments import Options
 from applications.runs.closing import closing
-from applications.runs.usage import left_model
 from applications.weighting.gathering import gather
 from applications.weighting.mixture import Weighed
 from applications.weighting.report import HEAD, weight_rows
@@ -27,9 +26,7 @@ def run(options: Options) -> None:
     summary, sources = reweight(options, family)
     Console().print(weights_table(sources))
     options, _ = prepared(options, family)
-    lines = closing(summary, options, family)
-    trained = left_model(Path(str(options.run.output_dir))).is_dir()
-    print("\n".join(lines if trained else lines[:1]))
+    print("\n".join(closing(summary, options, family)))
 
 
 def weights_table(sources: Sequence[Weighed]) -> Table:

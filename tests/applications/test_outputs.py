@@ -106,6 +106,6 @@ def test_texts_in_a_report_are_escaped() -> None:
         lead="a < b",
         sections=[Section("S", tables=[Table("T", ["<h>"], [entries("<c>")])], blocks=["</pre>"])],
     )
-    assert "<script>" not in text
+    assert text.count("<script>") == 1  # the page's own
     for escaped in ("&lt;script&gt;", "a &lt; b", "&lt;h&gt;", "&lt;c&gt;", "&lt;/pre&gt;"):
         assert escaped in text

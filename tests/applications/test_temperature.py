@@ -42,7 +42,8 @@ def test_the_temperature_is_where_scipy_finds_the_least_loss(scale: float) -> No
 def test_test_data_are_scaled_by_the_temperature_of_the_held_out_data() -> None:
     held_out, test = drawn(1, scale=5.0), drawn(2, scale=5.0)
     found = calibrated(held_out, test)
-    assert held_out.outputs is not None and test.outputs is not None
+    assert held_out.outputs is not None
+    assert test.outputs is not None
     scale = temperature(*held_out.outputs)
     logits, labels = test.outputs
     probabilities = softmax(logits.numpy() / scale, axis=-1)
