@@ -172,8 +172,8 @@ def answer(rows: Sequence[Row]) -> str:
         metric, loss = (paired(rows, *pair, name) for name in ("test_metric", "calibrated_loss"))
         if metric is not None and loss is not None:
             sentences.append(
-                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; test "
-                f"loss after temperature scaling {said(loss, '', 1, 3)}."
+                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; "
+                f"test loss after temperature scaling {said(loss, '', 1, 3)}."
             )
     return "\n".join(sentences)
 
