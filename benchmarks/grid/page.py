@@ -18,6 +18,10 @@ QUESTIONS = {
     ("bilora_real", "lora"): "real BiLoRA, retrained, less LoRA",
     ("bidora", "dora"): "BiDoRA, retrained, less DoRA",
     ("bilora_softmax", "bilora_joint"): "softmax BiLoRA less its parameters trained jointly",
+    (
+        "bilora_softmax",
+        "bilora_unmoved",
+    ): "softmax BiLoRA less the same with values that do not move",
     ("bilora_joint", "lora_eighth"): "joint training less LoRA at its scale",
     ("lora_eighth", "lora"): "LoRA at an eighth of the scale less LoRA",
     ("dora", "lora"): "DoRA less LoRA",
