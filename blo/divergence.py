@@ -41,7 +41,7 @@ class DivergenceWatch:
         first = self._first.setdefault(problem.name, [])
         if len(first) < FIRST:
             first.append(abs(loss))
-        size = statistics.median(first)
+        size = sorted(first)[len(first) // 2] if len(first) % 2 else statistics.median(first)
         value = loss * _direction(problem)
         run, largest = self._last.get(problem.name, (0, -math.inf))
         run = run + 1 if value > self._factor * max(1.0, size) else 0

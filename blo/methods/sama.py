@@ -97,7 +97,8 @@ class Sama:
             num_products=products.num_products,
             disagreement=apart,
         )
-        value = add(context.lower.signed(mixed), back.upper)
+        value = context.lower.signed(mixed)
+        value = add(value, back.upper) if back.upper else value
         return Response(value, None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:

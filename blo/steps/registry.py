@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors
-from blo.steps import rules
+from blo.steps import pullbacks, rules
+from blo.steps.pullbacks import Pulled
 from blo.steps.rules import Initial, Options, Scalar, Slots, State, Step, number
+
+PullBack: TypeAlias = Callable[
+    [Tensor, State, Tensor, Options, Tensor, "Tensors | None"], "Pulled | None"
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Rule:
         by_gradient: from the parameter before a step, the states before and after it, its gradient
             and its options, all plain numbers, to the diagonal of the step's derivative by the
             gradient, in new memory; None, or a result of None, for automatic differentiation.
+        pulled_back: the step pulled back (`blo.steps.pullbacks`), its options plain numbers; None,
+            or a result of None, for automatic differentiation.
     """
 
     step: Step
@@ -37,6 +44,7 @@ class Rule:
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
     by_gradient: Callable[[Tensor, State, State, Tensor, Options], Tensor | None] | None = None
+    pulled_back: PullBack | None = None
 
 
 def register_update(
@@ -235,12 +243,22 @@ def _norm_least(slots: Tensors, options: Options) -> Tensor:
 
 
 SHIPPED: Mapping[type, Rule] = {
-    torch.optim.SGD: Rule(rules.sgd, rules.sgd_slots, True),
+    torch.optim.SGD: Rule(rules.sgd, rules.sgd_slots, True, pulled_back=pullbacks.sgd_pulled_back),
     torch.optim.AdamW: Rule(
-        rules.adamw, rules.adam_slots, False, _second_moment_zero, rules.adamw_by_gradient
+        rules.adamw,
+        rules.adam_slots,
+        False,
+        _second_moment_zero,
+        rules.adamw_by_gradient,
+        pullbacks.adamw_pulled_back,
     ),
     torch.optim.Adam: Rule(
-        rules.adam, rules.adam_slots, True, _second_moment_zero, rules.adam_by_gradient
+        rules.adam,
+        rules.adam_slots,
+        True,
+        _second_moment_zero,
+        rules.adam_by_gradient,
+        pullbacks.adam_pulled_back,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
     torch.optim.Adamax: Rule(rules.adamax, rules.adamax_slots, True, _norm_least),
