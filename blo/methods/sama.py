@@ -83,7 +83,7 @@ class Sama:
         drift.check()
         fresh = update.without_history(end, step.options)
         direction = tuple(
-            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
+            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill_(f, 0.0)
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
         products = self.products.at(context.lower, context.before)

@@ -249,12 +249,11 @@ class UpdateMap:
                 continue
             if rule.by_gradient is not None and not variables:
                 with torch.no_grad():
-                    ends.append(rule.step(y, state, g, group))
-                    diagonal = rule.by_gradient(y, state, ends[-1][1], g, group)
-                if diagonal is not None:
-                    of_gradient.append(diagonal.mul_(weight))
+                    known = rule.by_gradient(y, state, g, group, weight)
+                if known is not None:
+                    of_gradient.append(known.g)
+                    ends.append((known.end, known.state))
                     continue
-                ends.pop()
             leaf = g.detach().requires_grad_()
             with torch.enable_grad():
                 end, after = rule.step(y.detach(), state, leaf, group)

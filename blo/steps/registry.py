@@ -5,19 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors
 from blo.steps import pullbacks, rules
-from blo.steps.pullbacks import Pulled
-from blo.steps.rules import Initial, Options, Scalar, Slots, State, Step, number
-
-PullBack: TypeAlias = Callable[
-    [Tensor, State, Tensor, Options, Tensor, "Tensors | None"], "Pulled | None"
-]
+from blo.steps.pullbacks import ByGradient, PullBack
+from blo.steps.rules import Initial, Options, Scalar, Slots, Step, number
 
 
 @dataclass(frozen=True)
@@ -32,18 +28,16 @@ class Rule:
             group says that the decay is decoupled.
         untouched: from the slots and the options to the elements that have seen no gradient but
             zero; None for a step that is not divided by the size of the gradients seen.
-        by_gradient: from the parameter before a step, the states before and after it, its gradient
-            and its options, all plain numbers, to the diagonal of the step's derivative by the
-            gradient, in new memory; None, or a result of None, for automatic differentiation.
-        pulled_back: the step pulled back (`blo.steps.pullbacks`), its options plain numbers; None,
-            or a result of None, for automatic differentiation.
+        by_gradient: the step pulled back to its gradient alone (`blo.steps.pullbacks`), its options
+            plain numbers; None, or a result of None, for automatic differentiation.
+        pulled_back: the step pulled back to all that it is a function of, in the same way.
     """
 
     step: Step
     slots: Callable[[Options], Slots]
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
-    by_gradient: Callable[[Tensor, State, State, Tensor, Options], Tensor | None] | None = None
+    by_gradient: ByGradient | None = None
     pulled_back: PullBack | None = None
 
 
@@ -243,13 +237,19 @@ def _norm_least(slots: Tensors, options: Options) -> Tensor:
 
 
 SHIPPED: Mapping[type, Rule] = {
-    torch.optim.SGD: Rule(rules.sgd, rules.sgd_slots, True, pulled_back=pullbacks.sgd_pulled_back),
+    torch.optim.SGD: Rule(
+        rules.sgd,
+        rules.sgd_slots,
+        True,
+        by_gradient=pullbacks.sgd_by_gradient,
+        pulled_back=pullbacks.sgd_pulled_back,
+    ),
     torch.optim.AdamW: Rule(
         rules.adamw,
         rules.adam_slots,
         False,
         _second_moment_zero,
-        rules.adamw_by_gradient,
+        pullbacks.adamw_by_gradient,
         pullbacks.adamw_pulled_back,
     ),
     torch.optim.Adam: Rule(
@@ -257,7 +257,7 @@ SHIPPED: Mapping[type, Rule] = {
         rules.adam_slots,
         True,
         _second_moment_zero,
-        rules.adam_by_gradient,
+        pullbacks.adam_by_gradient,
         pullbacks.adam_pulled_back,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
