@@ -21,7 +21,7 @@ from blo.derivatives.pullback import Gradient, mean
 from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
 from blo.derivatives.reduction import LOCAL, Reduction
 from blo.graph import ProblemGraph
-from blo.linear.tensors import Tensors, norms
+from blo.linear.tensors import Tensors, norms, numbers_of
 from blo.problem import Problem
 
 logger = logging.getLogger("blo")
@@ -96,7 +96,7 @@ def evaluate(
     met = {name for piece in pieces for name in piece.found}
     if not reduction.is_local:
         grads, losses, met = _reduced(reduction, parameters, grads, losses, graph, problem, met)
-    values = _numbers((*losses, *_norms(grads)))
+    values = numbers_of((*losses, *_norms(grads)))
     values, size = values[: len(losses)], math.hypot(*values[len(losses) :])
     split: dict[str, Gradient] = {}
     for p in wanted:
@@ -271,14 +271,6 @@ def _norms(grads: Gradient) -> list[Tensor]:
     """Return the norm of each tensor that is there of a gradient."""
     there = tuple(g for g in grads if g is not None)
     return norms(tuple(g.coalesce().values() if g.is_sparse else g for g in there))
-
-
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """Return tensors of one element as numbers, with one wait for the device."""
-    dtype = torch.promote_types(torch.float32, scalars[0].dtype)
-    place = scalars[0].device
-    values: list[float] = torch.stack([s.to(place, dtype) for s in scalars]).tolist()
-    return values
 
 
 def _scalars(output: Any) -> dict[str, float]:

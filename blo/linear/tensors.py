@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors: TypeAlias = tuple[Tensor, ...]
+
+PLAIN = (Tensor, nn.Parameter)  # types of tensors that are whole
 
 
 def add(x: Tensors, y: Tensors) -> Tensors:
@@ -229,17 +231,21 @@ def numbers_of(scalars: Iterable[Tensor]) -> list[float]:
     gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
-    wide, device = _accumulator(gathered), gathered[0].device
-    numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
+    if len({(s.dtype, s.device) for s in gathered}) > 1:
+        wide, device = _accumulator(gathered), gathered[0].device
+        gathered = tuple(s.to(device, wide) for s in gathered)
+    numbers: list[float] = torch.stack(gathered).tolist()
     return numbers
 
 
 def _is_distributed(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")
+    return type(tensor) not in PLAIN and hasattr(tensor, "full_tensor")
 
 
 def _entire(scalar: Tensor) -> Tensor:
     """Return a scalar of a distributed tensor as a plain one, on all processes."""
+    if type(scalar) is Tensor:
+        return scalar
     gather = getattr(scalar, "full_tensor", None)
     entire: Tensor = scalar if gather is None else gather()
     return entire
@@ -254,10 +260,8 @@ def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
 
 def _accumulator(x: Tensors) -> torch.dtype:
     """Return the widest type among some tensors, at least float32."""
-    first = x[0].dtype
-    wide = torch.promote_types(first, torch.float32)
-    if len(x) == 1:
-        return wide
-    for dtype in {t.dtype for t in x} - {first}:
-        wide = torch.promote_types(wide, dtype)
+    wide = torch.float32
+    for dtype in {t.dtype for t in x}:
+        if dtype != wide:
+            wide = torch.promote_types(wide, dtype)
     return wide
