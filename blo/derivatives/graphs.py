@@ -147,7 +147,9 @@ class Nodes:
         inputs: where they end.
 
     Attributes:
-        runs_python: whether one of the nodes runs Python when it is differentiated.
+        runs_python: whether one of the nodes runs Python when it is differentiated, other than
+            functions of this library that enter the scopes that they need themselves
+            (``is_self_contained``).
     """
 
     def __init__(self, order: int, inputs: Tensors = ()) -> None:
@@ -177,7 +179,8 @@ class Nodes:
         if name.endswith("::Error"):
             raise RuntimeError("double backward through a once_differentiable function")
         if isinstance(node, torch.autograd.function.FunctionCtx):
-            self.runs_python = True
+            function = getattr(type(node), "_forward_cls", None)
+            self.runs_python |= not getattr(function, "is_self_contained", False)
         elif (
             type(node).__name__ == name
         ):  # torch's own; nodes without a type of their own share one
