@@ -3,8 +3,8 @@
 ``python -m benchmarks.accuracy`` prints a table for each problem: the smallest relative error that
 a method reaches at a cost of at most so many units (gradients plus products, on one lower batch),
 taken at the lower solution. ``--json FILE`` appends a line a measurement, ``--markdown FILE``
-writes the tables between the file's accuracy marks, ``--add FILE.py`` runs a file that adds a method
-of your own (docs/own/solver.md).
+writes the tables between the file's accuracy marks, ``--add FILE.py`` runs a file that adds a
+method of your own (docs/own/solver.md).
 """
 
 from __future__ import annotations

@@ -36,19 +36,19 @@ def messages(root: Path = ROOT) -> Iterator[Message]:
 def constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """The texts that a module gives names to."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                yield node.targets[0].id, node.value.value
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Constant(str(text))):
+                yield name, text
 
 
 def speaking(tree: ast.Module) -> Iterator[ast.Call]:
     """The calls that make an exception which is raised, or a warning."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            yield node.exc
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            if named(node.value.func) in WARNING:
-                yield node.value
+        match node:
+            case ast.Raise(ast.Call() as call):
+                yield call
+            case ast.Expr(ast.Call() as call) if named(call.func) in WARNING:
+                yield call
 
 
 def named(function: ast.expr) -> str:
@@ -72,9 +72,9 @@ def page() -> str:
     lines = [
         "# Every message",
         "",
-        "Read from the sources when this page was built; `...` stands for a value. Messages name the",
-        "argument, its value and the remedy, so that most need no more; the common ones are under",
-        "[Troubleshooting](troubleshooting.md).",
+        "Read from the sources when this page was built; `...` stands for a value. Messages name",
+        "the argument, its value and the remedy, so that most need no more; the common ones are",
+        "under [Troubleshooting](troubleshooting.md).",
     ]
     file = ""
     for message in messages():

@@ -1,6 +1,5 @@
 """Kronecker factors against explicit loops, dense matrices and other spellings of a layer."""
 
-
 import pytest
 import torch
 from oracles import flat, relative_error
