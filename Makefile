@@ -25,7 +25,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test tests test-gpu gpu lint types imports docs bench bench-peers package constraints clean
+.PHONY: help demo test tests test-gpu gpu lint types imports docs look bench bench-peers package release \
+        constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -62,6 +63,9 @@ docs: .venv-docs/.docs ## the documentation site, in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+look: docs ## the site in headless Chromium: what is too wide, cut, not drawn or too faint
+	@$(PYTHON) docs/browser.py site
+
 bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, compatibility
 	@for name in $(BENCHMARKS); do $(bin)/python -m benchmarks.$$name || exit 1; done
 
@@ -70,6 +74,15 @@ bench-peers: .venv-bench/.bench ## beside the other libraries, in an environment
 
 package: $(VENV)/.test ## sdist and wheel, in dist/
 	@$(bin)/python -m build --outdir dist .
+
+release: $(VENV)/.test .venv-release/.release ## all up to the upload: clean tree, checks, archives, installed away from here
+	@git diff --quiet HEAD || { echo "there are changes that are not committed"; exit 1; }
+	@$(MAKE) --no-print-directory test
+	@rm -rf dist
+	@$(bin)/python -m build --outdir dist .
+	@.venv-release/bin/python -m twine check --strict dist/*
+	@$(bin)/python -m tests.installed dist/*
+	@echo "To publish, which is the owner's: .venv-release/bin/python -m twine upload dist/*"
 
 constraints: ## newest versions that work together, frozen into constraints.txt (torch as it is)
 	rm -rf .venv-constraints
@@ -118,6 +131,11 @@ $(VENV)/.test: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing the documentation tools into .venv-docs"
 	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	@$(docs_pip) install --no-compile --constraint constraints.txt latex2mathml mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
+.venv-release/.release: constraints.txt
+	@test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	@.venv-release/bin/python -m pip -qq --disable-pip-version-check install twine
 	@touch $@
 
 # The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on

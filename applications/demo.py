@@ -66,6 +66,7 @@ def show(asked: Namespace) -> None:
     compare_methods(parse_options(common, presets=presets), console)
     console.rule("2. Sources of unknown quality, and a few examples that are trusted")
     weigh_sources(place, [*words(WEIGHING), *common], console)
+    console.print(f"All of it: {place}. More: docs/results.md, docs/reweight.md.", highlight=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from blo.derivatives.differences import FiniteDifference as FiniteDifference
 from blo.derivatives.exact import Exact as Exact
 from blo.derivatives.gauss_newton import GaussNewton as GaussNewton
 from blo.derivatives.gauss_newton import SplitLoss as SplitLoss
+from blo.derivatives.kfac import KFAC as KFAC
 from blo.derivatives.lower import Point as Point
 from blo.engine import Engine as Engine
 from blo.engine import Stop as Stop

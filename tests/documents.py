@@ -19,6 +19,14 @@ from blo import Engine
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BATCHES = (
+    "d1",
+    "d2",
+    "held_out",
+    "training",
+    "batches",
+    "all_batches",
+)  # names of loaders on pages
 Names = dict[str, Any]
 
 
@@ -86,9 +94,7 @@ def a_model() -> Names:
             "base": base,
             "fresh_base": copy.deepcopy(base),  # as it was loaded
             "batch": batch,
-            **dict.fromkeys(
-                ("d1", "d2", "held_out", "training", "batches", "all_batches"), [batch]
-            ),
+            **{name: [batch] for name in BATCHES},
             "path": Path(tempfile.mkdtemp()) / "adapter",
         }
     )

@@ -10,10 +10,24 @@ from importlib.util import find_spec
 
 import pytest
 
+import adapters
+import blo
 from applications.options.command_line import parse_options
+from docs import browser
 from docs.messages import messages
 from docs.notebooks import executed
-from tests.documents import PAGES, PREPARED, ROOT, ROUNDS, Block, agree, blocks, called, run_page
+from tests.documents import (
+    PAGES,
+    PREPARED,
+    ROOT,
+    ROUNDS,
+    Block,
+    agree,
+    blocks,
+    called,
+    offered_by,
+    run_page,
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -127,7 +141,40 @@ def test_every_message_that_is_explained_is_in_the_sources():
         assert any(pattern.search(" ".join(text.split())) for text in texts), quote
 
 
+@pytest.mark.parametrize("package", [adapters, blo], ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name(package):
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    shown = {name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+    own = {
+        f"{package.__name__}.{name}": item.__module__
+        for name, item in offered_by(package).items()
+        if getattr(item, "__module__", "").startswith(package.__name__)
+    }
+    assert not [name for name, module in own.items() if shown.isdisjoint({name, module})]
+
+
 def test_no_page_promises_a_release():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"pip install [^\n]*blo-torch(?!-)", text), called(page)
+
+
+def test_a_browser_finds_what_is_too_wide_cut_undrawn_and_faint(tmp_path):
+    if browser.browser() is None:
+        pytest.skip(f"no browser: none of {', '.join(browser.BROWSERS)} is installed")
+    body = "<!doctype html><body style='margin: 0; background: {}'><article>{}</article></body>"
+    wide = "<p style='width: 800px'>text</p><div class='formula'><math><mi>\\arg</mi></math></div>"
+    cut = "<pre style='width: 99px; overflow: hidden'><code style='display: block'>{}</code></pre>"
+    pages = {
+        "sound": ("#fff", "<p style='color: #000'>text</p>"),
+        "bad": ("#fff", wide + cut.format("x" * 99) + "<p style='color: #ccc'>$$ \\alpha $$</p>"),
+    }
+    for name, (background, content) in pages.items():
+        (tmp_path / f"{name}.html").write_text(body.format(background, content))
+    answer = browser.looked(tmp_path)
+    assert answer["looked"] == 2
+    assert {page for page, *_ in answer["found"]} == {"bad.html"}
+    narrow = " ".join(what for _, width, _, what in answer["found"] if width == 390)
+    for fault in ("800 wide", "shows \\arg", "shows the source", "cuts xxx", "contrast 1.6"):
+        assert fault in narrow
+    assert "800 wide" not in " ".join(w for _, width, _, w in answer["found"] if width == 1280)

@@ -76,3 +76,16 @@ def named(title: str, values: Mapping[str, Any], **form: Any) -> Table:
 def told(value: Any) -> str:
     """An option or a number as a reader sees it."""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else shown(value)
+
+
+def as_lines(made: Table) -> list[str]:
+    """A table for the screen: columns under their heads, the first to the left."""
+    rows = [list(made.head), *([entry.text for entry in row] for row in made.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

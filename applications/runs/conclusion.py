@@ -1,10 +1,13 @@
-"""What the numbers of a run say, in a sentence."""
+"""What the numbers of a run are and say: a table, and a sentence."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
+from applications.pages.table import Table, shown, table
+
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 LEVEL = 0.95
 FAR = 0.1
 """A training metric so much above the test metric, for metrics between 0 and 1, is said to be."""
@@ -35,6 +38,26 @@ def conclusion(summary: Mapping[str, Any]) -> str:
             f"{chosen['test_metric']:.3f} on test"
         )
     return "; ".join(parts) + "."
+
+
+def quality(summary: Mapping[str, Any]) -> Table:
+    """Loss and metrics of each split, with the number of examples that they were taken on."""
+    scores, metric = summary["metrics"], summary["metric_name"]
+    names = [n for n in scores["test"] if n != "loss" and not n.startswith("f1_")]
+    names.sort(key=lambda name: name != metric)
+    rows = [
+        [SPLITS[split], number_of(summary, split)]
+        + [shown(scores[split][name]) for name in ("loss", *names)]
+        for split in SPLITS
+        if split in scores
+    ]
+    return table("Quality", ["split", "examples", "loss", *names], rows)
+
+
+def number_of(summary: Mapping[str, Any], split: str) -> str:
+    """How many examples of a split were evaluated, of how many."""
+    whole, number = summary["examples"][split], evaluated(summary, split)
+    return shown(whole) if number in (None, whole) else f"{shown(number)} of {shown(whole)}"
 
 
 def evaluated(summary: Mapping[str, Any], split: str) -> int | None:

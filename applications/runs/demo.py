@@ -15,7 +15,6 @@ from applications.methods import METHODS
 from applications.models.adapting import adapter_config
 from applications.options.arguments import Options
 from applications.options.completion import completed
-from applications.runs.closing import closing
 from applications.runs.estimate import estimates, plan_table
 from applications.runs.experiment import finetune
 from applications.runs.kept import Summary, once
@@ -68,7 +67,6 @@ def run_demo(options: Options, console: Console) -> list[Summary]:
     if chosen is None:
         say(conclusion(*summaries))
     say(f"results and a report.html for each method: {options.run.output_dir}")
-    say("\n".join(closing(summaries[-1], chosen_options[-1], family)))
     return summaries
 
 
@@ -92,9 +90,9 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """A row a method: what it reached on training and test data, and what it cost."""
     first = summaries[0]
     name = first["metric_name"]
-    result = Table(title=f"{first['task']}, {first['train_size']} training examples")
+    result = Table(title=f"{first['task']}, {first['train_size']} training examples: {name}")
     result.add_column("method")
-    heads = ("train " + name, "test " + name, "test loss", "gap", "ECE", "seconds", "params")
+    heads = ("train", "test", "test loss", "gap", "ECE", "seconds", "params")
     for head in heads:
         result.add_column(head, justify="right")
     for row in summaries:
@@ -116,8 +114,9 @@ def conclusion(lora: Summary, bilora: Summary) -> str:
     away = bilora["test_metric"] - lora["test_metric"]
     enough = noise(lora, bilora)
     units = bilora["num_gradients"] / lora["num_gradients"]
-    verdict = "nothing between them" if abs(away) < enough else "more than noise"
+    level = f"nothing between them at {units:.1f} times the gradients, take LoRA"
+    apart = f"more than that, at {units:.1f} times the gradients"
     return (
         f"-> BiLoRA minus LoRA, at equal scale: {100 * away:+.1f} points of test accuracy (below "
-        f"{100 * enough:.1f} is noise): {verdict}, at {units:.1f} times the gradients."
+        f"{100 * enough:.1f} is noise): {level if abs(away) < enough else apart}."
     )

@@ -28,6 +28,7 @@ from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
+from applications.runs.plan import plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
 from applications.runs.summary import Ended, at_step, num_parameters, summarise
@@ -98,13 +99,15 @@ def trained_in(
     for note in splits.notes:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
+    number = None if held_out is None else len(evaluated_of(held_out, work))
+    if (watching := watching_line(work, number)) is not None:
+        say(watching)
     save_task(folder.path, work)
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
     passed: list[Ended] = []
     for phase in chain([first], sequence):
-        rates = phase.learning_rates
-        told = ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
-        say(f"{phase.name}: {phase.updates.rounds} updates, learning rate {told}")
+        for told in plan_lines(phase, work):
+            say(told)
         score = scorer(phase.model, work)
         validate = None if held_out is None else partial(score, held_out, "validation", "training")
         engine = Engine(phase.graph, precision=precision(options.model))
@@ -112,7 +115,7 @@ def trained_in(
         parts = {"train": splits.train, "test": splits.test}
         ended = phase.last or phase.name == "search"
         found = {name: score(part, name) for name, part in parts.items()} if ended else {}
-        passed.append(Ended(phase.name, rates, done, found))
+        passed.append(Ended(phase.name, phase.learning_rates, done, found))
     evaluations = dict(found)
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
@@ -195,10 +198,15 @@ def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:
     """A function from examples, the name of their split and the stage of the model to the model's
     evaluation on them (or ``max_eval_samples``).
     """
-    data = work.options.data
 
     def score(examples: Dataset, split: str, stage: Stage = "final") -> Evaluation:
-        chosen = at_most(examples, data.max_eval_samples, work.task, data.split_seed)
+        chosen = evaluated_of(examples, work)
         return work.family.evaluate(model, chosen, work, split=split, stage=stage)
 
     return score
+
+
+def evaluated_of(examples: Dataset, work: Workload) -> Dataset:
+    """The examples that are evaluated, ``max_eval_samples`` of them at most."""
+    data = work.options.data
+    return at_most(examples, data.max_eval_samples, work.task, data.split_seed)

@@ -11,7 +11,7 @@ from applications.families.metrics import Evaluation
 from applications.pages.page import Section, page
 from applications.pages.table import Entry, Table, named, shown, table
 from applications.pages.writing import write_whole
-from applications.runs.conclusion import conclusion, evaluated
+from applications.runs.conclusion import SPLITS, conclusion, quality
 from applications.runs.curves import curves
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Workload
@@ -46,7 +46,6 @@ SOLVES = {
     "indefinite": "stopped at negative curvature",
     "diverged": "diverged",
 }
-SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def run_report(
@@ -68,11 +67,7 @@ def run_report(
         sections=[
             Section(
                 "Results",
-                tables=[
-                    quality(summary, evaluations),
-                    *temperature_scaling(summary),
-                    *steps(summary),
-                ],
+                tables=[quality(summary), *temperature_scaling(summary), *steps(summary)],
             ),
             Section("Classes", tables=[] if found is None else classes(found)),
             Section("Examples of errors", tables=[] if found is None else errors(found, work)),
@@ -107,25 +102,6 @@ def temperature_scaling(summary: Mapping[str, Any]) -> list[Table]:
     return [table(title, ["what", "before", "after"], rows)]
 
 
-def quality(summary: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> Table:
-    """Loss and metrics of each split, with the number of examples that they were taken on."""
-    names = [n for n in evaluations["test"].metrics if not n.startswith("f1_")]
-    names.sort(key=lambda name: name != summary["metric_name"])
-    rows = [
-        [SPLITS[split], number_of(summary, split), shown(found.loss)]
-        + [shown(found.metrics[name]) for name in names]
-        for split in SPLITS
-        if (found := evaluations.get(split)) is not None
-    ]
-    return table("Quality", ["split", "examples", "loss", *names], rows)
-
-
-def number_of(summary: Mapping[str, Any], split: str) -> str:
-    """How many examples of a split were evaluated, of how many."""
-    whole, number = summary["examples"][split], evaluated(summary, split)
-    return shown(whole) if number in (None, whole) else f"{shown(number)} of {shown(whole)}"
-
-
 def steps(summary: Mapping[str, Any]) -> list[Table]:
     """The final step beside the selected one; nothing where none was selected."""
     chosen, name = summary["selected"], summary["metric_name"]
@@ -150,7 +126,8 @@ def classes(found: Details) -> list[Table]:
         [name, *(shown(one[key]) for key in ("precision", "recall", "f1", "support"))]
         for name, one in found.per_class.items()
     ]
-    scores = table("Scores of each class", ["class", "precision", "recall", "F1", "examples"], rows)
+    head = ["class", "precision", "recall", "F1", "examples"]
+    scores = table("Scores of each class", head, rows, folded=len(rows) > 2 * MANY)
     return [scores, *confusions(found)]
 
 
@@ -175,7 +152,8 @@ def confusions(found: Details) -> list[Table]:
     ]
     most = sorted(pairs, reverse=True)[: 2 * MANY]
     body = [[true, guess, shown(count)] for count, true, guess in most]
-    return [table("Most frequent confusions", ["true class", "taken for", "examples"], body)]
+    head = ["true class", "taken for", "examples"]
+    return [table("Most frequent confusions", head, body, prose=True)]
 
 
 def errors(found: Details, work: Workload) -> list[Table]:

@@ -12,6 +12,7 @@ from applications.comparison.statistics import mean_interval, spread
 from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.sequences import VARIANTS
+from applications.sequences.learning import cost
 from applications.sequences.material import DATA, Material, settings
 from applications.sequences.run import run_sequence
 from applications.sequences.tasks import drawn
@@ -77,6 +78,16 @@ class Grid:
         orders = range(sequence.first_order, sequence.first_order + sequence.num_orders)
         every = [(order, name) for order in orders for name in sequence.variants or VARIANTS]
         return [each for each in every if each not in done]
+
+    def costs(self, material: Material) -> Iterator[tuple[int, str, int, int]]:
+        """Order, variant, gradient units and Hessian products of what is left."""
+        for number, name in self.left():
+            order = drawn(number, material.task.num_labels, material.sequence.num_tasks)
+            train = order.renamed(material.train)
+            tasks = [len(order.of(task, train)) for task in range(len(order.ends))]
+            found = [cost(ROWS[name], size, material.sequence) for size in tasks]
+            units, products = (sum(column) for column in zip(*found, strict=True))
+            yield number, name, units, products
 
     def lines(self, material: Material) -> Iterator[dict[str, Any]]:
         """Run what is left; each line as it is finished, and written."""

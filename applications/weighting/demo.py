@@ -33,9 +33,9 @@ SOURCES = ("agency", "archive", "desk", "wire", SHIFTED, SHUFFLED)
 SIZE, TRUSTED, TESTED = 100, 40, 1000
 WEIGHTS, UNION, TWO_STAGE = "weights", "union", "two_stage"
 TRAINED_ON = {
-    WEIGHTS: "sources with the learned weights, then the trusted",
-    TWO_STAGE: "sources all alike, then the trusted (two-stage)",
-    UNION: "sources and the trusted together (union)",
+    WEIGHTS: "learned weights, then the trusted",
+    TWO_STAGE: "two-stage: all alike, then the trusted",
+    UNION: "union: all and the trusted together",
 }
 PRESETS: Mapping[str, Any] = {"max_steps": 200, "max_seq_length": 32}
 Row = tuple[str, str]
@@ -164,15 +164,14 @@ def weights_table(weights: Mapping[str, Mapping[str, float]]) -> Table:
 
 def accuracy_table(summaries: Mapping[str, Summary]) -> Table:
     """The test accuracy by what was trained on."""
-    table = Table("LoRA trained on", title=f"Accuracy on {TESTED:,} other headlines")
-    for head in ("test accuracy", "test loss", "seconds"):
+    table = Table("trained on", title=f"LoRA, {TESTED:,} other headlines")
+    for head in ("accuracy", "loss"):
         table.add_column(head, justify="right")
     for name, row in summaries.items():
         table.add_row(
             TRAINED_ON[name],
             f"{row['test_metric']:.3f}",
             f"{row['test_loss']:.3f}",
-            f"{row['wall_seconds']:.0f}",
         )
     return table
 
@@ -186,6 +185,6 @@ def conclusion(weights: Mapping[str, Mapping[str, float]], summaries: Mapping[st
     gains = [100 * (ours["test_metric"] - summaries[n]["test_metric"]) for n in (UNION, TWO_STAGE)]
     return (
         f"-> Least weight: {' and '.join(sorted(lowest))}, {said}. Accuracy {gains[0]:+.1f} points "
-        f"against the union, {gains[1]:+.1f} against two-stage (below "
+        f"against the union, {gains[1]:+.1f} against two-stage (one seed; below "
         f"{100 * noise(ours, summaries[TWO_STAGE]):.1f} is noise)."
     )

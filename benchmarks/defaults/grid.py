@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, Variant] = {
     "adalora": Variant(of("adalora"), (5e-3, 1e-2)),
     "lora_dropout": Variant(of("lora_dropout"), (2e-3, 5e-3)),
     "bilora": Variant(of("bilora"), FAST, (1e-2,)),
-    "bilora_scaled": Variant(of("bilora", "--scale_by_rank"), (2e-3, 5e-3), (1e-2,)),
+    "bilora_scaled": Variant(of("bilora", "--scale_by_rank"), (2e-3,), (1e-2,)),
     "bilora_real": Variant(of("bilora", "--singular_values", "real"), USUAL, (1e-2,)),
     "bidora": Variant(of("bidora"), USUAL, (None,)),
     "autolora": Variant(of("autolora"), USUAL, (1e-2,)),
@@ -48,7 +48,7 @@ VARIANTS: Mapping[str, Variant] = {
     "beam_lora": Variant(of("beam_lora"), USUAL),
     "mole": Variant(of("mole", "--two_levels"), USUAL, (1e-2,)),
     "sd_lora": Variant(of("sd_lora"), USUAL),
-    "rep_lora": Variant(of("rep_lora"), (1e-3, 5e-3)),
+    "rep_lora": Variant(of("rep_lora"), (5e-3, 1e-2, 3e-2)),
 }
 
 

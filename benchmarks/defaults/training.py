@@ -1,7 +1,7 @@
 """One training of the commands, in this process, measured on one split."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,13 +29,14 @@ def task_data(options: DataOptions) -> TaskData:
     return TextClassification().load_task(options)
 
 
-def trained(cell: Cell, data: list[str], model: str) -> dict[str, Any]:
+def trained(cell: Cell, data: list[str], model: str, more: Sequence[str] = ()) -> dict[str, Any]:
     """The row of a cell.
 
     Args:
         cell: what is trained.
         data: the flags that name the data set.
         model: what ``--model`` is given.
+        more: further flags.
     """
     words = [
         *data,
@@ -44,6 +45,7 @@ def trained(cell: Cell, data: list[str], model: str) -> dict[str, Any]:
         *("--max_steps", str(STEPS), "--max_train_samples", str(TRAIN_SIZE)),
         *(("--lower_steps", str(PACE)) if cell.split == "validation" else ()),
         *("--max_seq_length", "32", "--seed", str(cell.seed), "--split_seed", str(cell.seed)),
+        *more,
     ]
     started = time.process_time()
     family = TextClassification()

@@ -21,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=Path, help="default: results.jsonl or tuning.jsonl")
     made.add_argument("--slices", nargs="+", help="default: all, one after the other")
     made.add_argument("--seeds", type=int, nargs="+", help="default: those of the slice")
+    made.add_argument("--tasks", nargs="+", help="default: those of the slice")
+    made.add_argument("--methods", nargs="+", help="default: those of the slice")
     made.add_argument("--device", default="cpu")
     made.add_argument("--minutes", type=float, help="begin no run after this time")
     made.add_argument("--dry_run", action="store_true", help="list the runs that are left")
@@ -40,12 +42,13 @@ def main() -> None:
     unknown = set(asked.slices or ()) - set(slices)
     if unknown:
         raise UsageError(f"argument --slices: must be among {', '.join(slices)}, got {unknown}")
+    done, chosen = read(rows), (asked.tasks, asked.methods)
     flags = {"data_dir": str(asked.data_dir), "device": asked.device}
     todo = [
         (part, run)
         for name, part in slices.items()
         if asked.slices is None or name in asked.slices
-        for run in left(name, part.runs(flags, asked.seeds), read(rows))
+        for run in left(name, part.runs(flags, asked.seeds, *chosen), done)
     ]
     if asked.dry_run:
         print("\n".join(f"{part.name}: {run.name}" for part, run in todo))

@@ -12,6 +12,7 @@ from benchmarks.grid.rows import RESULTS, Row, read
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 ROWS = PAGE.parents[1] / RESULTS
+TRIES = ROWS.with_name("tuning.jsonl")
 QUESTIONS = {
     ("bilora_softmax", "lora_eighth"): "softmax BiLoRA, retrained, less LoRA at its scale",
     ("bilora_real", "lora"): "real BiLoRA, retrained, less LoRA",
@@ -192,7 +193,17 @@ def progress(rows: Sequence[Row]) -> str:
     return table(["slice", "task", "methods", "subsets with all of them", "runs"], lines)
 
 
-def blocks(rows: Sequence[Row]) -> dict[str, str]:
+def tries(rows: Sequence[Row]) -> str:
+    """What the choice of learning rates saw: held-out data, and how far training came."""
+    lines = []
+    for row in rows:
+        method, rate = row["method"].split("-", 1)
+        numbers = [row["validation_loss"], row["validation_metric"], row["train_metric"]]
+        lines.append([f"`{method}`", rate, *(f"{number:.3f}" for number in numbers)])
+    return table(["method", "rate", "held-out loss", "held-out metric", "train"], lines)
+
+
+def blocks(rows: Sequence[Row], tuning: Sequence[Row] = ()) -> dict[str, str]:
     """What stands between the marks of the page."""
     tasks, regimes, decay = (
         [row for row in rows if row["slice"] == part] for part in ("tasks", "regimes", "decay")
@@ -201,6 +212,8 @@ def blocks(rows: Sequence[Row]) -> dict[str, str]:
     for outcome in OUTCOMES:
         made[f"differences {outcome}"] = comparisons(tasks, QUESTIONS, outcome)
     made["retraining"] = retraining(tasks)
+    if tuning:
+        made["tries"] = tries(tuning)
     if regimes:
         made["regimes"] = cells(regimes)
         made["regimes differences"] = comparisons(regimes, IN_REGIMES, "test_metric")
@@ -213,7 +226,7 @@ def blocks(rows: Sequence[Row]) -> dict[str, str]:
 def main() -> None:
     """Renew the page."""
     text = PAGE.read_text(encoding="utf-8")
-    for mark, block in blocks(read(ROWS)).items():
+    for mark, block in blocks(read(ROWS), read(TRIES)).items():
         if f"<!-- {mark} -->" in text:
             write_between(PAGE, mark, block)
     print(PAGE.name)

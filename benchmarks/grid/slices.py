@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from applications.comparison.grid import Grid, Run, made_grid, planned
+from applications.comparison.grid import Grid, Run, made_grid, narrowed, planned
 from applications.errors import UsageError
 
 SHARED = ("common", "methods", "command", "resplit")
@@ -35,10 +35,21 @@ class Slice:
     grid: Grid
     regimes: Mapping[str, Regime]
 
-    def runs(self, flags: Mapping[str, Any], seeds: Sequence[int] | None = None) -> list[Run]:
-        """Its runs, seeds outermost."""
-        chosen = [seed for seed in self.grid.seeds if seeds is None or seed in seeds]
-        return planned(replace(self.grid, seeds=chosen), flags) if chosen else []
+    def runs(
+        self,
+        flags: Mapping[str, Any],
+        seeds: Sequence[int] | None = None,
+        tasks: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> list[Run]:
+        """Its runs, or those of some seeds, tasks and methods; seeds outermost.
+
+        Raises:
+            UsageError: a task or a method that it does not have.
+        """
+        grid = narrowed(self.grid, tasks=tasks, methods=methods)
+        chosen = [seed for seed in grid.seeds if seeds is None or seed in seeds]
+        return planned(replace(grid, seeds=chosen), flags) if chosen else []
 
 
 def read_slices(path: Path) -> dict[str, Slice]:

@@ -119,7 +119,7 @@ def meta_weight_net(
     torch.manual_seed(0)
     net = Layers(*layers).to(dtype)
     weigh = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid()).to(dtype)
-    (inputs, more), (labels, others) = _noisy_classes(rows, layers[0], dtype)
+    (inputs, more), (labels, others) = noisy_classes(rows, layers[0], dtype)
 
     def lower(above: Part, below: Part) -> Tensor:
         found = below(inputs, with_size=bool(decay))
@@ -155,7 +155,7 @@ def reweighting(
     torch.manual_seed(0)
     rows, inputs_size = 64, 64
     net, weights = Layers(inputs_size, width, 10).to(dtype), Importance(rows).to(dtype)
-    (inputs, more), (labels, others) = _noisy_classes(rows, inputs_size, dtype)
+    (inputs, more), (labels, others) = noisy_classes(rows, inputs_size, dtype)
 
     def lower(above: Part, below: Part) -> Tensor:
         return (above() * cross_entropy(below(inputs), labels, reduction="none")).mean()
@@ -264,7 +264,7 @@ def adapter(
     )
 
 
-def _noisy_classes(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def noisy_classes(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return inputs and labels of ten classes, for below and above; 40 % of the labels below are
     drawn at random.
     """

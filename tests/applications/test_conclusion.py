@@ -10,8 +10,7 @@ CLASSES = {"yes": {"support": 30}, "no": {"support": 10}}
 
 
 def said(**changes: object) -> str:
-    known = {"evaluated": {"test": 40}, "per_class": CLASSES}
-    return conclusion(summary(**(known | changes)))
+    return conclusion(summary() | {"evaluated": {"test": 40}, "per_class": CLASSES} | changes)
 
 
 def test_an_accuracy_has_wilsons_interval_and_chance_beside_it() -> None:

@@ -187,7 +187,18 @@ def test_a_dry_run_writes_nothing(words, files, tmp_path, capsys):
     column = ("--train_file", str(files / "one.jsonl"), "--source_column", "source", "--dry_run")
     assert main(words(*column, sources=False)) == 0
     assert not (tmp_path / "run").exists()
-    assert "ann" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for part in ("ann", "training", "target", "gradient units a round"):
+        assert part in said
+
+
+def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
+    flags = ("--route", "online", "--method", "lora", "--lower_steps", "2", "--max_steps", "6")
+    assert main(words(*flags, "--hypergradient", "t1t2", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    (units,) = re.findall(r"gradient units a round\W+(\d+)", said)
+    assert units == "4"  # two below, one above, one of the response
+    assert "trained by weights" in said
 
 
 @pytest.mark.parametrize(
