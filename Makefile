@@ -25,13 +25,14 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test tests test-gpu gpu lint types imports docs bench bench-peers package constraints clean
+.PHONY: help demo test tests test-gpu gpu lint types imports docs look bench bench-peers package release \
+        constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.demo ## BiLoRA and LoRA on carried weights and text, a table of both at the end
-	@$(bin)/python -m applications.nlu
+demo: $(VENV)/.demo ## where two levels pay and where not, on carried weights and text, in minutes
+	@$(bin)/python -m applications.demo
 
 test: $(VENV)/.test ## lint, types, import contracts, tests; types beside the tests
 	@$(MAKE) --no-print-directory -j2 lint imports types tests
@@ -62,6 +63,9 @@ docs: .venv-docs/.docs ## the documentation site, in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+look: docs ## the site in headless Chromium: what is too wide, cut, not drawn or too faint
+	@$(PYTHON) docs/browser.py site
+
 bench: $(VENV)/.demo ## our methods: accuracy, speed, memory, compatibility
 	@for name in $(BENCHMARKS); do $(bin)/python -m benchmarks.$$name || exit 1; done
 
@@ -70,6 +74,15 @@ bench-peers: .venv-bench/.bench ## beside the other libraries, in an environment
 
 package: $(VENV)/.test ## sdist and wheel, in dist/
 	@$(bin)/python -m build --outdir dist .
+
+release: $(VENV)/.test .venv-release/.release ## all up to the upload: clean tree, checks, archives, installed away from here
+	@git diff --quiet HEAD || { echo "there are changes that are not committed"; exit 1; }
+	@$(MAKE) --no-print-directory test
+	@rm -rf dist
+	@$(bin)/python -m build --outdir dist .
+	@.venv-release/bin/python -m twine check --strict dist/*
+	@$(bin)/python -m tests.installed dist/*
+	@echo "To publish, which is the owner's: .venv-release/bin/python -m twine upload dist/*"
 
 constraints: ## newest versions that work together, frozen into constraints.txt (torch as it is)
 	rm -rf .venv-constraints
@@ -120,6 +133,11 @@ $(VENV)/.test: pyproject.toml $(VENV)/constraints.txt
 	@$(docs_pip) install --no-compile --constraint constraints.txt latex2mathml mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
+.venv-release/.release: constraints.txt
+	@test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	@.venv-release/bin/python -m pip -qq --disable-pip-version-check install twine
+	@touch $@
+
 # The other libraries come without their dependencies: betty-ml declares Python < 3.11 (it runs on
 # later ones), and boat-torch asks for an old numpy and for torchvision, which would replace PyTorch.
 .venv-bench/.bench: pyproject.toml constraints.txt
@@ -129,4 +147,6 @@ $(VENV)/.test: pyproject.toml $(VENV)/constraints.txt
 	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt $(TORCH)
 	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt --editable '.[apps]' optree graphviz scikit-learn
 	@$(bench_pip) install --no-compile --no-deps --ignore-requires-python $(peers)
+	@$(bench_pip) install --no-compile --constraint .venv-bench/constraints.txt jaxopt==0.8.5 \
+		|| echo "jaxopt is left out: there is no jaxlib for this machine"
 	@touch $@

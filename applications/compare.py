@@ -6,26 +6,26 @@ after an interruption, and two of them share the work.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
 from applications.comparison.attempt import Ended
 from applications.comparison.backends import Pool, Processes, RayTasks, Work, outcomes
+from applications.comparison.data import with_data
 from applications.comparison.folder import place_of, refuse_changed
 from applications.comparison.grid import Grid, Run, narrowed, planned, read_grid, shard
 from applications.comparison.progress import screen
 from applications.comparison.results import failures, remember, write_results
-from applications.comparison.settings import check_command, given, refuse_without_data
+from applications.comparison.settings import check_command, given
 from applications.errors import UsageError
 from applications.options.plain import Parser
 from applications.options.versions import told
+from applications.pages.table import as_lines
+from applications.runs.ending import GoesOn, ended
 
 SUFFIXES = (".json", ".yaml", ".yml")
 PROG = "python -m applications.compare"
@@ -64,6 +64,11 @@ def parser() -> Parser:
         help="run nothing; report what is there",
     )
     add("--dry_run", action="store_true", help="run and write nothing: list the runs")
+    add(
+        "--costs",
+        action="store_true",
+        help="with --dry_run: load data and models too, and say what the runs take",
+    )
     return made
 
 
@@ -72,33 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 where every run of the grid is finished, 1 where some failed, 2 where
-        something cannot be done as asked, 130 after an interruption.
+        something cannot be done as asked, 128 and the signal's number after an interruption.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=False)
     file = Path(words[0]) if words and Path(words[0]).suffix in SUFFIXES else None
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+
+    def work() -> int:
         asked, rest = parser().parse_known_args(words if file is None else words[1:])
         check_numbers(asked)
         from applications import processes  # brings torch, which --help goes without
 
         processes.refuse_several("applications.compare")
         return compare(asked, file, rest, words, console)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
-
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End as after Ctrl-C."""
-    del number, frame
-    raise KeyboardInterrupt
+    return ended(work, GoesOn.CONTINUED)
 
 
 def check_numbers(asked: argparse.Namespace) -> None:
@@ -127,18 +120,31 @@ def compare(
         if name in flags:
             raise UsageError(f"command line: option {name!r} is an axis of the grid: use {axis}")
     grid = asked_grid(asked, file)
-    runs = part(planned(grid, flags), asked.shard)
-    refuse_without_data(runs)
+    runs = with_data(part(planned(grid, flags), asked.shard))
     if asked.dry_run:
-        for run in runs:
-            done = "finished" if place_of(out, run).finished(run) else "to run"
-            print(f"{run.name}  {done}")
+        say_plan(runs, out, costs=asked.costs)
         return 0
+    if asked.costs:
+        raise UsageError("argument --costs: goes with --dry_run, which is not given; give both")
     if not asked.overwrite:
         refuse_changed(out, runs)
     remember(out, [PROG, *words], methods=list(grid.methods), reference=grid.reference)
     failed = run_all(runs, asked, console)
     return finish(out, console, missing=failed)
+
+
+def say_plan(runs: Sequence[Run], out: Path, *, costs: bool) -> None:
+    """List the runs, and with ``costs`` say what those to run take."""
+    finished = {run.name: place_of(out, run).finished(run) for run in runs}
+    for name, done in finished.items():
+        print(f"{name}  {'finished' if done else 'to run'}", flush=True)
+    left = [run for run in runs if not finished[run.name]]
+    if costs and left:
+        from applications.comparison.costs import cost_table  # brings torch and models
+        from applications.runs.command import quiet
+
+        quiet()
+        print("\n".join(as_lines(cost_table(left))))
 
 
 def asked_grid(asked: argparse.Namespace, file: Path | None) -> Grid:

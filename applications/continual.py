@@ -14,7 +14,8 @@ from rich.console import Console
 from applications import processes
 from applications.options.command_line import parse_options
 from applications.options.sequences import SEQUENCE_GROUPS
-from applications.runs.command import quiet, status
+from applications.runs.command import quiet
+from applications.runs.ending import GoesOn, ended
 from applications.sequences.grid import Grid, summary_table
 from applications.sequences.material import gathered, placed
 
@@ -25,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 130
-        after an interruption.
+        The exit status: 0, 1 where training failed, 2 where something cannot be done as asked, 128
+        and the signal's number after an interruption.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     console = Console()
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert options.sequence is not None
         grid = Grid(Path(str(options.sequence.output_dir)), options)
         if options.dry_run:
-            for order, variant in grid.left():
-                print(f"order {order} {variant}: to run")
+            for order, variant, units, products in grid.costs(gathered(options)):
+                more = f", up to {products:,} Hessian products" if products else ""
+                print(f"order {order} {variant}: to run, {units:,} gradient units{more}")
             return
         if grid.left():
             material = gathered(options)
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         console.print(summary_table(grid.results()))
 
-    return status(work, interrupted="interrupted: the same command goes on from here")
+    return ended(work, GoesOn.CONTINUED)
 
 
 if __name__ == "__main__":

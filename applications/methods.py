@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 Penalty: TypeAlias = "Callable[[nn.Module], Tensor]"
 Hook: TypeAlias = "Callable[[Optimizer, Any, int, Optimizer | None], Any]"
 Retraining = Literal["none", "values", "ranks"]
-Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only"]
-ONE_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "lower_data_only")
+Control = Literal["none", "joint", "two_stage", "same_data", "lower_data_only", "upper_data_only"]
+ONE_LEVEL_CONTROLS: tuple[Control, ...] = (
+    "none",
+    "two_stage",
+    "lower_data_only",
+    "upper_data_only",
+)
 BI_LEVEL_CONTROLS: tuple[Control, ...] = ("none", "joint", "two_stage", "same_data")
 
 
@@ -73,6 +78,8 @@ class Row:
         export: writes the adapter as a plain LoRA.
         hook: makes what acts after each step of the optimizer, from it, the model, the number of
             its steps, and the optimizer of the upper level where there is one.
+        learning_rate: where no flag gives one; docs/defaults.md says how it was chosen.
+        upper_learning_rate: likewise, of the upper level; None for the lower one's.
         unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
     """
 
@@ -91,6 +98,8 @@ class Row:
     response_alone: str | None = None
     export: Callable[..., object] | None = None
     hook: Hook | None = None
+    learning_rate: float = 2e-3
+    upper_learning_rate: float | None = None
     unpublished: str | None = None
 
 
@@ -128,13 +137,16 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
     """
     from peft import AdaLoraConfig
 
+    final = num_steps - round(0.7 * num_steps)
+    if num_steps - final < 2:
+        raise ValueError(f"needs 3 updates at least to find ranks by, got {num_steps}")
     initial = math.ceil(1.5 * r)
     return AdaLoraConfig(
         init_r=initial,
         target_r=r,
         lora_alpha=lora_alpha * initial / r,  # type: ignore[arg-type]
         tinit=num_steps // 10,
-        tfinal=num_steps - round(0.7 * num_steps),
+        tfinal=final,
         deltaT=max(1, num_steps // 100),
         total_step=num_steps,
         orth_reg_weight=0.1,
@@ -198,7 +210,7 @@ def beam_search(
 
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
-    Row("full", None, note="all weights"),
+    Row("full", None, note="all weights", learning_rate=2e-4),
     Row("lora", later("peft", "LoraConfig"), note="PEFT's own"),
     Row("dora", dora_config, note="PEFT's own"),
     Row(
@@ -207,11 +219,14 @@ ROWS = (
         {"num_steps": "num_steps"},
         note="PEFT's own",
         hook=allocation,
+        learning_rate=5e-3,
     ),
     Row(
         "lora_dropout",
         later("adapters", "LoraDropoutConfig"),
         mask_rate=0.5,
+        learning_rate=5e-3,
+        upper_learning_rate=1e-2,
         unpublished=f"the tables of LoRA Dropout's paper {NEVER_RELEASED}",
     ),
     Row(
@@ -219,6 +234,8 @@ ROWS = (
         bilora_config,
         {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
         bi_level=True,
+        learning_rate=5e-3,
+        upper_learning_rate=1e-2,
         mask_rate=0.0,
         orthogonality=later("adapters", "Orthogonality"),
         binarisation=later("adapters", "Binarisation"),
@@ -238,6 +255,7 @@ ROWS = (
         "autolora",
         later("adapters", "AutoLoraConfig"),
         bi_level=True,
+        upper_learning_rate=1e-2,
         retraining="ranks",
         selects_ranks=True,
     ),
@@ -247,6 +265,7 @@ ROWS = (
         {"initial_weight_decay": "initial_weight_decay"},
         bi_level=True,
         note="a weight decay for each layer above",
+        upper_learning_rate=1e-2,
         penalty=later("adapters", "WeightDecay"),
         response_alone="its decays act on held-out data through the lower level's response alone",
         export=later("adapters", "export_lora"),
@@ -263,6 +282,7 @@ ROWS = (
         mole_config,
         {"experts": "experts", "num_experts": "num_experts"},
         second_level={"train_experts": True},
+        upper_learning_rate=1e-2,
         note="of the adapters that --experts names",
         export=later("adapters", "export_lora"),
     ),
@@ -297,6 +317,25 @@ def defaults(attribute: str) -> str:
     """What the methods have as a default that not all have, in words: ``values for bidora``."""
     found = {row.name: getattr(row, attribute) for row in METHODS.values()}
     return ", ".join(f"{value} for {name}" for name, value in found.items() if value not in USUAL)
+
+
+def by_method(attribute: str) -> str:
+    """The methods' values of a number in words, the usual one first: ``0.002; 0.0002 for full``.
+
+    The usual one is said without names where every method has a value.
+    """
+    given = {row.name: getattr(row, attribute) for row in METHODS.values()}
+    names: dict[float, list[str]] = {}
+    for name, value in given.items():
+        if value is not None:
+            names.setdefault(value, []).append(name)
+    usual = max(names, key=lambda value: len(names[value]))
+    bare = None not in given.values()
+    words = [f"{value:g} for {', '.join(names[value])}" for value in names]
+    if bare:
+        others = [word for value, word in zip(names, words, strict=True) if value != usual]
+        return "; ".join([f"{usual:g}", *others])
+    return "; ".join(words)
 
 
 def those_with(attribute: str) -> list[str]:

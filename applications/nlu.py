@@ -22,10 +22,15 @@ def demo_where_asked(options: Options, words: Sequence[str]) -> bool:
         return False
     from rich.console import Console
 
+    from applications.families.classification import TextClassification
     from applications.options.command_line import parse_options
-    from applications.runs.demo import PRESETS, run_demo
+    from applications.runs.closing import closing
+    from applications.runs.demo import PRESETS, of_method, run_demo
 
-    run_demo(parse_options(words, presets=PRESETS), Console())
+    options = parse_options(words, presets=PRESETS)
+    for last in run_demo(options, Console())[-1:]:
+        own = of_method(options, last["method"])
+        print("\n".join(closing(last, own, TextClassification())))
     return True
 
 

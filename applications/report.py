@@ -7,6 +7,7 @@ from pathlib import Path
 from applications.errors import UsageError
 from applications.options.plain import Parser
 from applications.options.versions import told
+from applications.runs.ending import GoesOn, ended
 
 PROG = "python -m applications.report"
 
@@ -25,18 +26,16 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, 0, or 2 where there is nothing to report."""
-    try:
+
+    def work() -> None:
         asked = parser().parse_args(arguments)
         if not asked.folder.is_dir():
             raise UsageError(f"there is no folder {str(asked.folder)!r}")
         from applications.comparison.page import write_report  # brings matplotlib, scipy
 
-        path = write_report(asked.folder, page=asked.out, reference=asked.reference)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+        print(write_report(asked.folder, page=asked.out, reference=asked.reference))
+
+    return ended(work, GoesOn.REPEATED)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from applications.options.arguments import GenerationOptions
 from applications.options.command_line import GROUPS, parse_options
 from applications.options.weighting import WeightingOptions
-from applications.runs.command import quiet, status
+from applications.runs.command import quiet
+from applications.runs.ending import ended, resumed
 
 ALL_GROUPS: Mapping[str, type] = {
     "weighting": WeightingOptions,
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet()
         run(options)
 
-    return status(work)
+    return ended(work, resumed())
 
 
 if __name__ == "__main__":

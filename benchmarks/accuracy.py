@@ -3,15 +3,17 @@
 ``python -m benchmarks.accuracy`` prints a table for each problem: the smallest relative error that
 a method reaches at a cost of at most so many units (gradients plus products, on one lower batch),
 taken at the lower solution. ``--json FILE`` appends a line a measurement, ``--markdown FILE``
-writes the tables between the file's accuracy marks.
+writes the tables between the file's accuracy marks, ``--add FILE.py`` runs a file that adds a
+method of your own (docs/own/solver.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -169,15 +171,21 @@ def write_between(path: Path, mark: str, text: str) -> None:
     path.write_text(f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small problems only")
     parser.add_argument("--problems", nargs="*", help=f"among {list(CASES)}")
     parser.add_argument("--methods", nargs="*", help=f"among {list(FAMILIES)}")
+    parser.add_argument("--add", type=Path, help="run this file first: it adds to FAMILIES, CASES")
     parser.add_argument("--json", type=Path, help="append a line a measurement")
     parser.add_argument("--markdown", type=Path, help="write the tables into this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.add:
+        runpy.run_path(str(options.add))
+    for name, known in (("methods", FAMILIES), ("problems", CASES)):
+        if unknown := set(getattr(options, name) or ()) - set(known):
+            parser.error(f"--{name} has no {', '.join(sorted(unknown))}; choose among {[*known]}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     problems = options.problems or [

@@ -6,14 +6,16 @@ any number of rounds.
 
 Every method is trained on two levels, and on three. `kills` ends processes by SIGKILL at random
 moments, within rounds and within the writing of a state, begins them again from what they saved,
-and compares the end with that of a run that nobody disturbed, bit for bit. `memory` reports how
-much of the process lies in memory, and how many objects Python holds, early and at the end.
+and compares the end with that of a run that nobody disturbed, bit for bit. `memory` reports by how
+much memory, and the number of Python's objects, grow after a tenth of the rounds; its
+rows are kept, and the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import random
 import signal
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +61,16 @@ METHODS: dict[str, Callable[[], Method]] = {
 # Of three levels, the middle one stands alone or reads the one below, which not every method takes.
 LEVELS = ("two levels", "three levels", "three levels, nested")
 NESTED = ("darts()", "t1t2()", "sama()", "cg(3)", "minres(3)", "dense()", "unrolled(2)")
+ROWS_OF_MEMORY = Path("benchmarks/results/memory_of_rounds.jsonl")
 GENERATOR = torch.Generator().manual_seed(4)
 ROWS = TensorDataset(
     torch.randn(24, 3, generator=GENERATOR), torch.randn(24, 1, generator=GENERATOR)
 )
 
 
-def places(methods: Sequence[str]) -> list[tuple[str, str]]:
+def places(methods: Sequence[str], levels: Sequence[str] = LEVELS) -> list[tuple[str, str]]:
     """Return the methods with the levels that they are trained on."""
-    return [(m, n) for n in LEVELS for m in methods if n != LEVELS[2] or m in NESTED]
+    return [(m, n) for n in levels for m in methods if n != LEVELS[2] or m in NESTED]
 
 
 def engine(method: Method, levels: str) -> Engine:
@@ -196,11 +199,11 @@ def killed(
             raise RuntimeError(f"{method} on {levels} did not go on after {done} kills")
 
 
-def kills(total: int, rounds: int, methods: Sequence[str], seed: int) -> int:
+def kills(total: int, rounds: int, runs: Sequence[tuple[str, str]], seed: int) -> int:
     """Print what became of killed runs, and return the number of those that ended elsewhere."""
     torch.optim.SGD(nn.Linear(1, 1).parameters())  # what torch loads late, before the forks
     draw, left, failures = random.Random(seed), total, 0
-    waiting = places(methods)
+    waiting = list(runs)
     draw.shuffle(waiting)
     while left > 0:
         method, levels = waiting.pop()
@@ -223,33 +226,69 @@ def kills(total: int, rounds: int, methods: Sequence[str], seed: int) -> int:
 # Memory.
 
 
-def resident() -> int:
-    """Return the bytes of this process that lie in memory (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def allocated() -> int:
+    """Return the bytes that this process has written, in memory or swapped out (Linux).
 
-
-def memory(rounds: int, methods: Sequence[str]) -> int:
-    """Print the growth of memory and of Python's objects from a tenth of the rounds to their end,
-    and return the number of runs in which either grew.
+    Pages of files (libraries) come and go with the load of the machine, and are not counted.
     """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.partition(":")[0]: line.split()[1:2] for line in lines}
+    return 1024 * sum(int(sizes[name][0]) for name in ("RssAnon", "VmSwap"))
+
+
+def growth(rounds: int, method: str, levels: str) -> dict[str, Any]:
+    """Return what a run grows by from a tenth of its rounds to their end: bytes of memory,
+    and Python's objects.
+    """
+    made = engine(METHODS[method](), levels)
+    start = time.perf_counter()
+    early = max(rounds // 10, 1)
+    made.run(early)
+    gc.collect()
+    before = allocated(), len(gc.get_objects())
+    made.run(rounds - early)
+    gc.collect()
+    return {
+        "method": method,
+        "levels": levels,
+        "rounds": rounds,
+        "bytes": allocated() - before[0],
+        "objects": len(gc.get_objects()) - before[1],
+        "seconds": round(time.perf_counter() - start, 1),
+        "torch": torch.__version__,
+    }
+
+
+def flat(row: Mapping[str, Any]) -> bool:
+    """Return whether a run grew by less than 4 MiB and by less than 100 objects."""
+    return bool(row["bytes"] < 4 * 2**20 and row["objects"] < 100)
+
+
+def memory(rounds: int, runs: Sequence[tuple[str, str]], rows: Path) -> int:
+    """Print how much every run grows; those that have a row of as many rounds are not run again.
+
+    Args:
+        rounds: of a run.
+        runs: method and levels of each.
+        rows: the file of the rows, a line each.
+
+    Returns:
+        The number of runs that grew.
+    """
+    lines = rows.read_text().splitlines() if rows.exists() else []
+    found = {(r["method"], r["levels"], r["rounds"]): r for r in map(json.loads, lines)}
     failures = 0
-    for name, levels in places(methods):
-        made = engine(METHODS[name](), levels)
-        start = time.perf_counter()
-        early = max(rounds // 10, 1)
-        made.run(early)
-        gc.collect()
-        before = resident(), len(gc.get_objects())
-        made.run(rounds - early)
-        gc.collect()
-        grown = (resident() - before[0]) / 2**20, len(gc.get_objects()) - before[1]
-        flat = grown[0] < 4.0 and grown[1] < 100
-        failures += not flat
-        seconds = time.perf_counter() - start
+    for method, levels in runs:
+        row = found.get((method, levels, rounds))
+        if row is None:
+            row = growth(rounds, method, levels)
+            with rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        failures += not flat(row)
         print(
-            f"{name}, {levels}: {rounds} rounds in {seconds:.0f} s, {grown[0]:+.2f} MiB "
-            f"and {grown[1]:+d} objects after the first {early}{'' if flat else ': GROWS'}",
+            f"{method}, {levels}: {rounds} rounds in {row['seconds']:.0f} s, "
+            f"{row['bytes'] / 2**20:+.2f} MiB and {row['objects']:+d} objects after the first "
+            f"tenth{'' if flat(row) else ': GROWS'}",
             flush=True,
         )
     return failures
@@ -262,13 +301,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, help="of a run; 30 for kills, 10000 for memory")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=Path, default=ROWS_OF_MEMORY, help="of memory: a row a run")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    runs = places(given.methods, given.levels)
     if given.what == "kills":
-        failures = kills(given.kills, given.rounds or 30, given.methods, given.seed)
+        failures = kills(given.kills, given.rounds or 30, runs, given.seed)
     else:
-        failures = memory(given.rounds or 10_000, given.methods)
+        failures = memory(given.rounds or 10_000, runs, given.rows)
     return int(failures > 0)
 
 

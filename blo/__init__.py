@@ -10,8 +10,10 @@ from blo.derivatives.differences import FiniteDifference as FiniteDifference
 from blo.derivatives.exact import Exact as Exact
 from blo.derivatives.gauss_newton import GaussNewton as GaussNewton
 from blo.derivatives.gauss_newton import SplitLoss as SplitLoss
+from blo.derivatives.kfac import KFAC as KFAC
 from blo.derivatives.lower import Point as Point
 from blo.engine import Engine as Engine
+from blo.engine import Stop as Stop
 from blo.graph import ProblemGraph as ProblemGraph
 from blo.linear.bicgstab import BiCGSTAB as BiCGSTAB
 from blo.linear.cg import CG as CG
@@ -26,6 +28,8 @@ from blo.linear.system import LinearSolver as LinearSolver
 from blo.linear.system import Preconditioner as Preconditioner
 from blo.linear.system import Solution as Solution
 from blo.linear.system import Status as Status
+from blo.loggers import JsonLines as JsonLines
+from blo.loggers import TensorBoard as TensorBoard
 from blo.methods.alternating import Alternating as Alternating
 from blo.methods.alternating import alternating as alternating
 from blo.methods.amortised import Amortised as Amortised

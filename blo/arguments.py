@@ -42,9 +42,13 @@ def described(value: object) -> str:
 
 
 def check_name(name: Any) -> None:
-    """Raise ValueError unless `name` is a string that is not empty."""
+    """Raise ValueError unless `name` is a string that is not empty, and can stand in messages and
+    in keys such as "problem <- lower problem".
+    """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a non-empty string, got {described(name)}")
+    if "<-" in name or not name.isprintable():
+        raise ValueError(f"name must be printable and without '<-', got {name!r}")
 
 
 def check_loss(loss: Any, name: str) -> None:

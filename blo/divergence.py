@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from blo.batches import leaves_of
 from blo.problem import Problem
 
 FIRST = 3  # losses that say what size is usual
@@ -69,6 +72,27 @@ class DivergenceWatch:
 def _median(values: list[float]) -> float:
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+def remedy(problem: Problem, batches: Sequence[Any]) -> str:
+    """Return what to look at where a loss is not finite: what it was computed from, if that is not
+    finite either, and the step otherwise.
+    """
+    for batch in batches:
+        for place, value in leaves_of(batch).items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.numel() == 0:
+                return f"{place} holds no element: look at the data"
+            if value.is_floating_point() and not value.isfinite().all():
+                return f"{place} holds values that are not finite: look at the data"
+    for number, parameter in enumerate(problem.parameters):
+        if not parameter.isfinite().all():
+            return (
+                f"parameter {number} of the problem, of shape {tuple(parameter.shape)}, is not "
+                "finite already: load a state saved before"
+            )
+    return "Lower the learning rate or clip gradients"
 
 
 def _direction(problem: Problem) -> float:

@@ -19,9 +19,10 @@ from blo.batches import to_device
 from blo.derivatives.differences import MOST_DISAGREEMENT
 from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
-from blo.divergence import DivergenceWatch
+from blo.divergence import DivergenceWatch, remedy
 from blo.graph import ProblemGraph, Update
 from blo.linear.tensors import Tensors, norms, numbers_of
+from blo.loggers import check_bar, with_bar
 from blo.methods.context import Info
 from blo.passes import Evaluation, evaluate
 from blo.problem import Problem
@@ -57,6 +58,27 @@ class Total(NamedTuple):
     infos: dict[str, Info]
 
 
+class Stop(Exception):  # noqa: N818  (a signal, as StopIteration is)
+    """Raised by a callback to end the run after the round that it was called with.
+
+    The other callbacks are called all the same, the round's record is yielded, and the engine can
+    be saved or go on. In a loop of your own, with `Engine.step` or `Engine.backward`, look at
+    `Engine.stopped`.
+
+    Example:
+        >>> import torch
+        >>> from blo import Engine, Problem, ProblemGraph, Stop
+        >>> y = torch.nn.ParameterList([torch.tensor(2.0)])
+        >>> sgd = torch.optim.SGD(y.parameters(), 0.25)
+        >>> problem = Problem("fit", lambda _: (y[0] - 1) ** 2, y, sgd, [None])
+        >>> def until_small(record):
+        ...     if record.losses["fit"] < 0.1:
+        ...         raise Stop
+        >>> print(Engine(ProblemGraph([problem]), callbacks=[until_small]).run(100))
+        round 3: fit 0.0625
+    """
+
+
 class Engine:
     """Trains a problem graph by rounds: every problem takes its steps, bottom-up, and the top
     problem takes one.
@@ -69,20 +91,24 @@ class Engine:
         graph: the problems.
         precision: ``torch.bfloat16`` computes all losses under autocast; None leaves precision
             alone.
-        callbacks: called with the `Record` of every round. Those with ``state_dict`` and
-            ``load_state_dict`` (methods of such objects, too) are saved and loaded with the engine.
+        callbacks: called with the `Record` of every round; one that raises `Stop` ends the run.
+            Those with ``state_dict`` and ``load_state_dict`` (methods of such objects, too) are
+            saved and loaded with the engine.
         divergence: a problem whose loss grows beyond this factor of its first size, or of 1 if that
             is smaller, in several updates on end, stops with a FloatingPointError
             (`DivergenceWatch`); None for never.
         distributed: average over the processes of this `torch.distributed.ProcessGroup`, each with
             batches of its own; None for the default group where one is initialised, False for none.
             A process that trains alone beside others needs False.
+        progress: show a bar with the losses while `run` and `rounds` train; needs tqdm.
 
     Attributes:
         reduction: the means over processes, with their number and bytes.
+        stopped: whether a callback raised `Stop` in the last round.
 
     Raises:
         ValueError: if the processes differ in their graphs or in the values of their parameters.
+        ImportError: if `progress` is asked for and tqdm is not installed.
 
     Example:
         >>> import torch
@@ -106,8 +132,11 @@ class Engine:
         callbacks: Sequence[Callable[[Record], None]] = (),
         divergence: float | None = 1e6,
         distributed: Any = None,
+        progress: bool = False,
     ) -> None:
         _refuse_unfit(graph, callbacks, divergence)
+        if progress:
+            check_bar()
         if precision not in (None, torch.bfloat16):
             raise ValueError(
                 f"precision must be None or torch.bfloat16, got {precision}; float16 needs loss "
@@ -116,6 +145,8 @@ class Engine:
         self.graph = graph
         self.precision = precision
         self.callbacks = tuple(callbacks)
+        self.progress = progress
+        self.stopped = False
         self.round = 0
         self.num_gradients = 0
         self.num_products = 0
@@ -123,6 +154,7 @@ class Engine:
         self.method_states: dict[str, Tensors | None] = {}
         self.watch = StepWatch()
         self._logged: set[str] = set()
+        self._calling = False
         self._turns = Turns(graph)
         self._divergence = DivergenceWatch(divergence)
         self._saved: Path | None = None
@@ -134,7 +166,9 @@ class Engine:
         refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
-        """Train for `num_rounds` rounds and return the record of the last."""
+        """Train for `num_rounds` rounds, or until a callback raises `Stop`, and return the last
+        record.
+        """
         _check_count(num_rounds, 1)
         for record in self.rounds(num_rounds):
             last = record
@@ -144,18 +178,40 @@ class Engine:
         """Yield the record of each of `num_rounds` rounds as it is done; a round is one update of
         the top problem.
 
+        To end earlier, ``break`` out of the loop, or raise `Stop` in a callback: the engine is
+        between two rounds then, and can be saved or go on.
+
         Raises:
             FloatingPointError: if a loss or a gradient is not finite, before anything is updated
                 with it, or if a problem diverges.
+            RuntimeError: if a callback of this engine calls it.
         """
         _check_count(num_rounds, 0)
+        if self._calling:
+            raise RuntimeError(
+                "rounds of an engine cannot be run by a callback of the same engine, which they "
+                "would call again; run them in the loop over engine.rounds(...)"
+            )
+        records = self._rounds(num_rounds)
+        yield from with_bar(records, num_rounds) if self.progress else records
+
+    def _rounds(self, num_rounds: int) -> Iterator[Record]:
         for _ in range(num_rounds):
             self._turns.restart()
             self._by_hand = False
             number = self.round
-            while self.round == number:
-                self._take(self.graph[self.turn.problem])
+            try:
+                while self.round == number:
+                    self._take(self.graph[self.turn.problem])
+            except StopIteration as error:
+                raise RuntimeError(
+                    f"StopIteration was raised in round {number + 1}, by a loss, its data or a "
+                    "callback that called next() at an end; catch it there. A callback ends the "
+                    "run by raise blo.Stop"
+                ) from error
             yield self._record()
+            if self.stopped:
+                return
 
     @property
     def turn(self) -> Update:
@@ -294,8 +350,25 @@ class Engine:
             return
         self.round += 1
         self._log(self._turns.infos)
-        for callback in self.callbacks:
-            callback(self._record())
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Hand the round's record to the callbacks, and see whether one stops the run."""
+        self.stopped, self._calling = False, True
+        try:
+            for callback in self.callbacks:
+                try:
+                    returned = callback(self._record())
+                except Stop:
+                    self.stopped = True
+                    continue
+                if isinstance(returned, bool):
+                    raise TypeError(
+                        f"callback {described(callback)} returned {returned}, and what callbacks "
+                        "return is not looked at; raise blo.Stop to end the run, or return None"
+                    )
+        finally:
+            self._calling = False
 
     def _record(self) -> Record:
         """Return the record of the round that ended last."""
@@ -360,7 +433,7 @@ class Engine:
             self._note_reads(problem, taken.found)
             role = self.graph.role(problem)
         draw = Draw(batches, taken.random_states, taken.buffers, first)
-        self._check_finite(problem, taken)
+        self._check_finite(problem, taken, batches)
         infos: dict[str, Info] = {}
         direct: dict[str, Tensors] = {}
         gradient: Gradient = taken.grads[problem.name]
@@ -404,11 +477,11 @@ class Engine:
             sorted({*self.graph.reads[problem.name]} - {problem.name}),
         )
 
-    def _check_finite(self, problem: Problem, taken: Evaluation) -> None:
+    def _check_finite(self, problem: Problem, taken: Evaluation, batches: tuple[Any, ...]) -> None:
         if not math.isfinite(taken.loss):
             raise FloatingPointError(
                 f"the loss of problem {problem.name!r} is {taken.loss} in round {self.round + 1}; "
-                "nothing was updated with it. Lower the learning rate or clip gradients"
+                f"nothing was updated with it. {remedy(problem, batches)}"
             )
         if not math.isfinite(taken.size):
             raise FloatingPointError(
@@ -517,6 +590,7 @@ class Engine:
         Raises:
             RuntimeError: within a round, after an interruption.
             TypeError: if a state holds what is read back only by running code from the file.
+            ValueError: if `path` is a folder, a device or a pipe.
             OSError: if it cannot be written; what was saved before is as it was.
 
         Example:
@@ -541,6 +615,9 @@ class Engine:
                 "round to its end, before save()"
             )
         place = _path(path)
+        if place.exists() and not place.is_file():
+            kind = "folder" if place.is_dir() else "device"
+            raise ValueError(f"path must be a file, got the {kind} {place}; write 'name/state.pt'")
         state_files.write(place, self.state_dict())
         self._saved = place
 
@@ -592,6 +669,8 @@ class Engine:
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a path, got {described(path)}; write 'folder/state.pt'")
+    if not Path(path).name:
+        raise ValueError(f"path must name a file, got {str(path)!r}; write 'folder/state.pt'")
     return Path(path)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from blo.arguments import described
 from blo.batches import edited, fresh, own_copy, versions
 from blo.derivatives.composed import Composing, composing
 from blo.derivatives.graphs import differentiable_again
@@ -219,7 +220,7 @@ def _piece(
         grads = gradient(loss)
     elif role.differentiable:
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return _Piece(loss.detach(), grads, _scalars(output), state, buffers, found)
+    return _Piece(loss.detach(), grads, _scalars(output, problem), state, buffers, found)
 
 
 def _gradients_on(wanted: bool) -> AbstractContextManager[object]:
@@ -273,13 +274,36 @@ def _norms(grads: Gradient) -> list[Tensor]:
     return norms(tuple(g.coalesce().values() if g.is_sparse else g for g in there))
 
 
-def _scalars(output: Any) -> dict[str, float]:
-    """Return the numbers beside the loss in a dictionary."""
+def _scalars(output: Any, problem: Problem) -> dict[str, float]:
+    """Return the numbers beside the loss in a dictionary; what is no number is named in the log,
+    once.
+    """
     if not isinstance(output, dict):
         return {}
-    return {
+    found = {
         str(k): float(v.detach() if isinstance(v, Tensor) else v)
         for k, v in output.items()
         if k != "loss"
         and (isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1))
     }
+    if len(found) + 1 < len(output):
+        _name_unrecorded(problem, output, found)
+    return found
+
+
+def _name_unrecorded(
+    problem: Problem, output: Mapping[Any, Any], found: Mapping[str, float]
+) -> None:
+    """Log, once each, the entries beside the loss that are not among the numbers `found`."""
+    for key, value in output.items():
+        name = str(key)
+        if key == "loss" or name in found or name in problem.unrecorded:
+            continue
+        problem.unrecorded.add(name)
+        logger.warning(
+            "the loss of problem %r returns %s as %r, which is no number and is in no record; "
+            "return its mean, or leave it out",
+            problem.name,
+            described(value),
+            name,
+        )

@@ -131,6 +131,7 @@ class Problem:
         self.draws = False
         self.changes: tuple[int, ...] = ()
         self.computed_in: torch.dtype | None = None
+        self.unrecorded: set[str] = set()
         self.parameters = self._held()
         arguments.check_parameters(name, self.parameters)
         arguments.check_values(self.parameters, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -102,6 +104,11 @@ class Record:
         >>> record = next(Engine(ProblemGraph([upper, lower])).rounds(1))
         >>> record.round, record.losses, list(record.responses)
         (1, {'lower': 1.0, 'upper': 2.0}, ['upper <- lower'])
+        >>> print(record)
+        round 1: lower 1, upper 2; upper <- lower: OneStep, 4 gradients
+        >>> import json
+        >>> json.loads(json.dumps(record.as_dict()))["losses"]
+        {'lower': 1.0, 'upper': 2.0}
     """
 
     round: int
@@ -112,3 +119,31 @@ class Record:
     num_gradients: int
     num_products: int
     num_bytes: int = 0
+
+    def __str__(self) -> str:
+        """Return the round in one line: losses, other numbers, and how responses were computed."""
+        parts = [", ".join(f"{name} {loss:.4g}" for name, loss in self.losses.items())]
+        for problem, found in self.metrics.items():
+            parts += [f"{problem} {name} {value:.4g}" for name, value in found.items()]
+        parts += [f"{pair}: {info}" for pair, info in self.responses.items()]
+        return f"round {self.round}: {'; '.join(parts)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as dictionaries, lists, numbers and strings, which JSON takes; numbers
+        that are not finite are None.
+        """
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for `value`."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -4,7 +4,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -54,7 +57,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
 @pytest.mark.parametrize(
     "package,extras",
     [
-        ("blo", ()),
+        ("blo", ("progress",)),
         ("adapters", ("peft", "figures", "trainer")),
         ("applications", ("peft", "figures", "apps", "ray", "nlg")),
     ],
@@ -98,3 +101,29 @@ def test_a_checkout_that_is_not_installed_can_be_imported(monkeypatch):
         patch.setattr(metadata, "version", absent)
         assert importlib.reload(blo).__version__ == "0+unknown"
     assert importlib.reload(blo).__version__ == known == version("blo-torch")
+
+
+def test_a_wheel_holds_every_file_of_the_packages(tmp_path):
+    """Templates, styles and marks of types too; without network, so with the setuptools here."""
+    pytest.importorskip("build", reason="build is not installed")
+    source = tmp_path / "source"
+    for package in OURS:
+        shutil.copytree(
+            ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
+    files = (path for package in OURS for path in (source / package).rglob("*") if path.is_file())
+    assert held == {path.relative_to(source).as_posix() for path in files}
+
+
+def test_what_tries_an_installed_package_works_on_this_one(tmp_path, monkeypatch):
+    from tests import installed
+
+    monkeypatch.chdir(tmp_path)
+    installed.two_levels()
+    assert (tmp_path / installed.tiny_model(Path("model")) / "config.json").is_file()

@@ -19,20 +19,23 @@ def test_the_custom_problem_lowers_its_upper_loss(capsys):
     source = blocks()[0]
     assert len([line for line in source.splitlines() if line.strip()]) <= 22
     exec(compile(source, "README.md", "exec"), {})
-    losses = [float(v) for v in re.findall(r"'penalty': ([\d.]+)", capsys.readouterr().out)]
+    losses = [float(v) for v in re.findall(r", penalty ([\d.]+);", capsys.readouterr().out)]
     assert len(losses) == 50
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_the_recipes_find_the_common_start_and_a_longer_step():
     torch.manual_seed(0)
-    maml, imaml, rates = blocks(RECIPES)
+    maml, imaml, rates, decay = blocks(RECIPES)
     names = {}
     for source in (maml, imaml):
         exec(compile(source, "recipes.md", "exec"), names)
         assert float((names["start"][0].detach() - names["common"]).abs().max()) < 0.2
     exec(compile(rates, "recipes.md", "exec"), names)
     assert names["rates"]["lr"].item() > -2.5
+    exec(compile(decay, "recipes.md", "exec"), names)
+    assert names["hyper"]["lr"].item() > -1.9
+    assert abs(names["hyper"]["decay"].item() + 3) > 0.1  # the steps are differentiated in it
 
 
 def test_bilora_trains_and_exports(tmp_path, monkeypatch):

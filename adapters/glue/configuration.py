@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from adapters.glue.checks import check_flag, check_fraction, check_positive, check_whole
 from adapters.glue.joint import JointWatch
 from adapters.glue.layers import LayerConfig
 from adapters.glue.masks import Masks
@@ -10,6 +11,7 @@ from adapters.glue.masks import Masks
 __all__ = ["BiLevelConfig"]
 
 INITS = (True, False, "gaussian")
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass
@@ -65,9 +67,26 @@ class BiLevelConfig(LayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        self._check_values()
         self._check_lora_options()
         self._check_masks()
         self.adapt_modules()
+
+    def _check_values(self) -> None:
+        check_whole("r", self.r)
+        check_positive("lora_alpha", self.lora_alpha)
+        for name, rank in (self.rank_pattern or {}).items():
+            check_whole(f"rank_pattern[{name!r}]", rank)
+        for name, alpha in (self.alpha_pattern or {}).items():
+            check_positive(f"alpha_pattern[{name!r}]", alpha)
+        check_fraction("lora_dropout", self.lora_dropout)
+        check_fraction("mask_rate", self.mask_rate)
+        check_positive("mask_temperature", self.mask_temperature)
+        if self.bias not in BIASES:
+            raise ValueError(f"bias must be one of {BIASES}, got {self.bias!r}")
+        for item in fields(self):
+            if isinstance(item.default, bool) and item.name != "init_lora_weights":
+                check_flag(item.name, getattr(self, item.name))
 
     def _check_lora_options(self) -> None:
         method = type(self).__name__
@@ -92,14 +111,8 @@ class BiLevelConfig(LayerConfig):
 
     def _check_masks(self) -> None:
         method = type(self).__name__
-        if not 0 <= self.mask_rate < 1:
-            raise ValueError(f"mask_rate must be in [0, 1) for {method}, got {self.mask_rate!r}")
         if self.learn_mask_rate and not self.mask_rate > 0:
             raise ValueError(
                 f"learn_mask_rate=True needs a mask_rate above 0 to start from for {method}, got "
                 f"{self.mask_rate!r}"
-            )
-        if not self.mask_temperature > 0:
-            raise ValueError(
-                f"mask_temperature must be above 0 for {method}, got {self.mask_temperature!r}"
             )

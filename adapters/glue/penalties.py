@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adapters.glue.checks import check_non_negative
+
 __all__ = ["Loss", "Penalty", "check_weight"]
 
 Loss = Callable[[Any], Any]
@@ -14,6 +16,5 @@ Penalty = Callable[[nn.Module], Tensor]
 
 
 def check_weight(weight: float) -> None:
-    """Refuse the weight of a penalty that is not at least 0."""
-    if not weight >= 0:
-        raise ValueError(f"weight must be at least 0, got {weight!r}")
+    """Refuse the weight of a penalty that is no finite number of at least 0."""
+    check_non_negative("weight", weight)

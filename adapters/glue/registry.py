@@ -4,6 +4,7 @@ PEFT has no entry point for methods from outside: a type is entered in the three
 ``get_peft_model``, none of them public. Written for peft 0.21.
 """
 
+import warnings
 from typing import Any, NoReturn
 
 from peft import LoraConfig
@@ -14,6 +15,9 @@ from peft.mapping import (
 )
 from peft.tuners.lora import LoraModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+
+from adapters.glue.soundness import unmatched
 
 __all__ = [
     "CONFIG_NAME",
@@ -50,6 +54,21 @@ class ExternalPeftType(str):
 
 class FactorsOnlyModel(LoraModel):
     """PEFT's LoRA model, less what would combine A and B and drop the rest without a word."""
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Adapt the model, and warn of names that none of its modules has."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
+        names = unmatched(config.target_modules, self.targeted_module_names)
+        if names:
+            warnings.warn(
+                f"target_modules names {names}, which no module that can be adapted is called; "
+                "they are left out",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: PEFT combines A and B alone."""

@@ -1,16 +1,30 @@
 """Adapted models that cannot be trained, or only in part, without a word from PEFT."""
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-__all__ = ["refuse_unused", "warn_of_frozen_head", "warn_of_half"]
+__all__ = ["refuse_unused", "unmatched", "warn_of_frozen_head", "warn_of_half"]
 
 HEADS = ("classifier", "score", "qa_outputs", "classification_head")
 FUSED = ("linear1", "linear2")
+
+
+def unmatched(names: object, adapted: Iterable[str]) -> list[str]:
+    """Return those of ``target_modules`` that no adapted module answers to; PEFT skips them.
+
+    Args:
+        names: what was given: a list is looked through, a pattern is not.
+        adapted: the names of the adapted modules.
+    """
+    if not isinstance(names, list | tuple | set):
+        return []
+    found = list(adapted)
+    return sorted(n for n in names if not any(f".{module}".endswith(f".{n}") for module in found))
 
 
 def refuse_unused(model: nn.Module) -> None:

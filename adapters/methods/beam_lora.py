@@ -11,6 +11,7 @@ Reference: Gu et al. (2025), arXiv:2502.13604.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.checks import check_positive, check_whole
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import factors
 from adapters.glue.registry import register
@@ -72,8 +74,7 @@ class BeamLoraConfig(BiLevelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BEAM_LORA
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}")
+        check_positive("temperature", self.temperature)
         if self.score_level not in LEVELS:
             raise ValueError(f"score_level must be one of {LEVELS}, got {self.score_level!r}")
         if 1 in {self.r, *(self.rank_pattern or {}).values()}:
@@ -129,7 +130,8 @@ class BeamSearch(StepHook):
             forget it here.
 
     Raises:
-        ValueError: if the model has no active BeamLoRA adapter, or `optimizer` lacks a factor.
+        ValueError: if the model has no active BeamLoRA adapter, `optimizer` lacks a factor,
+            `score_optimizer` has no scores, or a number is out of its range.
 
     Example:
         >>> from adapters import BeamLoraConfig, BeamSearch
@@ -159,18 +161,25 @@ class BeamSearch(StepHook):
         score_optimizer: torch.optim.Optimizer | None = None,
         on_move: Callable[[int], None] | None = None,
     ) -> None:
-        if every < 4 or every % 2:
-            raise ValueError(
-                f"every must be even and at least 4, got {every}: the snapshot is taken half way"
-            )
+        check_whole("num_steps", num_steps)
+        check_whole("every", every, least=4)
+        if every % 2:
+            raise ValueError(f"every must be even, got {every}: the snapshot is taken half way")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
+        if num_steps < 2 * every:
+            warnings.warn(
+                f"num_steps={num_steps} is less than 2 * every={2 * every}: nothing is ever moved",
+                UserWarning,
+                stacklevel=2,
+            )
         self.every = every
         self.length = num_steps
         self.top_p = top_p
         self.end = 2 * num_steps // 3 if end is None else end
-        if self.end < 1:
-            raise ValueError(f"end must be at least 1, got {self.end}")
+        check_whole("end", self.end)
+        if on_move is not None and not callable(on_move):
+            raise ValueError(f"on_move must be a function of a number, got {on_move!r}")
         self.on_move = on_move
         self._ranks = _all_ranks(model)
         self._optimizers = (optimizer, *([] if score_optimizer is None else [score_optimizer]))
@@ -184,6 +193,13 @@ class BeamSearch(StepHook):
                             "trainable parameters of the model, and give that of scores on an "
                             "upper level as score_optimizer"
                         )
+        if score_optimizer is not None:
+            given = {id(p) for group in score_optimizer.param_groups for p in group["params"]}
+            if not any(id(ranks.scores) in given for ranks in self._ranks):
+                raise ValueError(
+                    "score_optimizer must hold the scores, got an optimizer of other parameters; "
+                    "leave it out where one optimizer has everything"
+                )
         self._generator = torch.Generator().manual_seed(seed)
         self._snapshot: list[dict[str, Tensor]] = []
         super().__init__(optimizer, after=self._follow)

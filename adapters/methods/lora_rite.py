@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import at_least_one, lora_layers
+from adapters.glue.checks import check_non_negative, check_positive
 from adapters.glue.factors import factors
 from adapters.glue.norms import widen
 
@@ -110,16 +111,13 @@ class LoraRite(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         others: Iterable[Tensor] = (),
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"lr must be at least 0, got {lr!r}")
+        check_non_negative("lr", lr)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be in [0, 1), got {betas!r}")
-        if not eps >= 0:
-            raise ValueError(f"eps must be at least 0, got {eps!r}")
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0 or None, got {max_norm!r}")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
+        check_non_negative("eps", eps)
+        if max_norm is not None:
+            check_positive("max_norm", max_norm)
+        check_non_negative("weight_decay", weight_decay)
         parameters = []
         for A, B in pairs:
             if A.dim() != 2 or B.dim() != 2 or A.shape[0] != B.shape[1]:

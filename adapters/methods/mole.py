@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
 from adapters.glue.checkpoints import LoraFolder
+from adapters.glue.checks import check_positive, check_whole
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import LoraLayer, factors
 from adapters.glue.layers import BiLevelLinear
@@ -196,8 +197,7 @@ class MoleConfig(BiLevelConfig):
         for option, known in (("gate", GATES), ("granularity", GRANULARITIES)):
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be one of {known}, got {getattr(self, option)!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature!r}")
+        check_positive("temperature", self.temperature)
         if self.rank_pattern:
             raise ValueError(
                 f"rank_pattern cannot be combined with MoleConfig, got {self.rank_pattern!r}: the "
@@ -219,6 +219,10 @@ class MoleConfig(BiLevelConfig):
                 "sequence would see the tokens that are to be predicted; use gate='static'"
             )
         if self.ranks is not None:
+            if not isinstance(self.ranks, list | tuple) or not self.ranks:
+                raise ValueError(f"ranks must be a list of integers, got {self.ranks!r}")
+            for number, rank in enumerate(self.ranks):
+                check_whole(f"ranks[{number}]", rank)
             self.r = sum(self.ranks)
             _check_kept(self.kept_experts, len(self.ranks))
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.glue.checks import check_whole
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import Factors, LoraLayer, factors
 from adapters.glue.norms import widen
@@ -198,8 +199,7 @@ class RepLoraConfig(BiLevelConfig):
         ):
             if getattr(self, option) not in known:
                 raise ValueError(f"{option} must be one of {known}, got {getattr(self, option)!r}")
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, got {self.width}")
+        check_whole("width", self.width)
 
     def variant(self) -> RepLoraVariant:
         """Return what the method adds to a layer."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.checks import check_fraction, check_whole
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import Factors, LoraLayer, factors, restart_factors
 from adapters.glue.layers import BiLevelLinear
@@ -204,8 +205,10 @@ def next_task(
     Reference: Wu et al. (2025), arXiv:2501.13198.
     """
     adapter, config, groups = _groups(model, adapter_name)
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    if rank is not None:
+        check_whole("rank", rank)
+    if tolerance is not None:
+        check_fraction("tolerance", tolerance)
     if config.init_lora_weights is False:
         raise ValueError(
             "init_lora_weights must not be False for next_task: B would not start at zero; set "
@@ -222,43 +225,16 @@ def next_task(
         if tolerance is not None and config.old_ranks
     ]
     dropped = bool(parts) and all(rest <= (tolerance or 0) for _, rest in parts)
-    rank = config.r if rank is None else rank
+    following = _following(config, config.r if rank is None else rank, dropped)
     for index, (members, norm) in enumerate(zip(groups, norms, strict=True)):
-        owner, variant = members[0]
-        c = variant.parameters(owner, adapter).double()
-        if dropped:
-            old = c[:-1] + c[-1] * norm * parts[index][0].to(c.device)
-        else:
-            old = torch.cat([c[:-1], c[-1:] * norm])
-        grown = torch.cat([old, old.new_ones(1)]).to(variant.parameters(owner, adapter).dtype)
-        keeper: Any = variant.keeper(owner)
-        trained = variant.parameters(owner, adapter).requires_grad
-        getattr(keeper, variant.container)[adapter] = nn.Parameter(grown, requires_grad=trained)
-        watch = config.joint_watch() if variant.level == "upper" else None
-        if watch is not None:
-            watch.over(getattr(keeper, variant.container)[adapter], "upper")
-        for layer, each in members:
+        _grow_magnitudes(members, adapter, config, norm, parts[index][0] if dropped else None)
+        for layer, variant in members:
             if not dropped:
-                pair = factors(layer, adapter)
-                unit = (pair.B.double() / max(norm, torch.finfo(torch.float64).tiny)).to(pair.B)
-                both = pair._replace(A=pair.A.clone(), B=unit)
-                if config.old_ranks:
-                    both = each.side_by_side(layer, adapter, both)
-                _keep(layer, adapter, both.A, both.B)
-            restart_factors(layer, adapter, config.init_lora_weights, rank=rank)
-            if watch is not None and rank != config.r:  # A and B are new parameters
-                for factor in (layer.lora_A[adapter], layer.lora_B[adapter]):
-                    watch.over(factor.weight, "lower")
-            each.sizes = [*each.sizes[: -1 if dropped else None], rank]
-    root: Any = math.sqrt if config.use_rslora else float
-    grown_config = copy.copy(config)
-    factor = root(rank) / root(config.r)
-    grown_config.lora_alpha *= factor
-    grown_config.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
-    grown_config.old_ranks = [*config.old_ranks, *([] if dropped else [config.r])]
-    grown_config.r = rank
-    _configs(model)[adapter] = grown_config
-    return len(grown_config.old_ranks) + 1
+                _keep_direction(layer, variant, adapter, norm, beside=bool(config.old_ranks))
+            _begin_direction(layer, adapter, config, following.r)
+            variant.sizes = [*variant.sizes[: -1 if dropped else None], following.r]
+    _configs(model)[adapter] = following
+    return len(following.old_ranks) + 1
 
 
 Members = list[tuple[BiLevelLinear, SdLoraVariant]]
@@ -283,6 +259,61 @@ def _groups(model: nn.Module, adapter_name: str | None) -> tuple[str, Any, list[
             )
         groups.setdefault(id(variant.keeper(layer)), []).append((layer, variant))
     return adapters[0], _configs(model)[adapters[0]], list(groups.values())
+
+
+def _following(config: Any, rank: int, dropped: bool) -> Any:
+    """Return the options of the task that begins: its rank, at the scale that there was."""
+    root: Any = math.sqrt if config.use_rslora else float
+    factor = root(rank) / root(config.r)
+    found = copy.copy(config)
+    found.lora_alpha *= factor
+    found.alpha_pattern = {k: v * factor for k, v in config.alpha_pattern.items()}
+    found.old_ranks = [*config.old_ranks, *([] if dropped else [config.r])]
+    found.r = rank
+    return found
+
+
+def _grow_magnitudes(
+    members: Members, adapter: str, config: Any, norm: float, spanned: Tensor | None
+) -> None:
+    """Give the layers of a group a magnitude more, 1; the current one goes to its direction, or to
+    the older ones that span it.
+    """
+    owner, variant = members[0]
+    present = variant.parameters(owner, adapter)
+    c = present.double()
+    if spanned is None:
+        old = torch.cat([c[:-1], c[-1:] * norm])
+    else:
+        old = c[:-1] + c[-1] * norm * spanned.to(c.device)
+    grown = torch.cat([old, old.new_ones(1)]).to(present.dtype)
+    new = nn.Parameter(grown, requires_grad=present.requires_grad)
+    keeper: Any = variant.keeper(owner)
+    getattr(keeper, variant.container)[adapter] = new
+    watch = config.joint_watch() if variant.level == "upper" else None
+    if watch is not None:
+        watch.over(new, "upper")
+
+
+def _keep_direction(
+    layer: BiLevelLinear, variant: SdLoraVariant, adapter: str, norm: float, *, beside: bool
+) -> None:
+    """Keep the current direction of a layer, of length 1 in its group, `beside` older ones."""
+    pair = factors(layer, adapter)
+    unit = (pair.B.double() / max(norm, torch.finfo(torch.float64).tiny)).to(pair.B)
+    kept = pair._replace(A=pair.A.clone(), B=unit)
+    if beside:
+        kept = variant.side_by_side(layer, adapter, kept)
+    _keep(layer, adapter, kept.A, kept.B)
+
+
+def _begin_direction(layer: BiLevelLinear, adapter: str, config: Any, rank: int) -> None:
+    """Start the factors of a layer anew, of the `rank` asked for."""
+    restart_factors(layer, adapter, config.init_lora_weights, rank=rank)
+    watch = config.joint_watch() if config.magnitude_level == "upper" else None
+    if watch is not None and rank != config.r:  # A and B are new parameters
+        for factor in (layer.lora_A[adapter], layer.lora_B[adapter]):
+            watch.over(factor.weight, "lower")
 
 
 def _configs(model: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.glue.adapted import adapted_layers, at_least_one
+from adapters.glue.checks import check_positive
 from adapters.glue.configuration import BiLevelConfig
 from adapters.glue.factors import LoraLayer, factors
 from adapters.glue.layers import BiLevelLinear
@@ -89,9 +90,7 @@ class LoraWeightDecayConfig(BiLevelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = LORA_WEIGHT_DECAY
-        start = self.initial_weight_decay
-        if not 0 < start < math.inf:
-            raise ValueError(f"initial_weight_decay must be above 0 and finite, got {start!r}")
+        check_positive("initial_weight_decay", self.initial_weight_decay)
 
     def variant(self) -> WeightDecayVariant:
         """Return LoRA's forward pass, with w."""

@@ -72,8 +72,9 @@ def export_lora(
     adapter = model.active_adapter if adapter_name is None else adapter_name
     _check_foldable(model, adapter)
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"path must be a folder, got the file {path}")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"path must be a folder, got {path}, and {part} is a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging:
         folder = Path(staging, "adapter")

@@ -105,7 +105,7 @@ def _figure(columns: int, *, width: float = 4.8) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "matplotlib draws the figures and is not installed: pip install 'blo-torch[figures]'; "
+            "matplotlib draws the figures and is not installed: pip install matplotlib; "
             "the numbers come from changes, slope and analyse without it"
         ) from error
     figure = Figure(figsize=(width * columns, 3.6), layout="constrained")

@@ -75,7 +75,9 @@ def attempt(
         changes = place.changes(run)
         if changes and not overwrite:
             # The options were checked before the start; another invocation came in between.
-            reason = f"results with other options were written meanwhile: {'; '.join(changes)}"
+            reason = (
+                f"results of other options or data were written meanwhile: {'; '.join(changes)}"
+            )
             return Outcome(run, Ended.FAILED, reason=reason)
         if changes:
             place.clear()

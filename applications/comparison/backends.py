@@ -89,8 +89,7 @@ class RayTasks:
             import ray
         except ImportError as error:
             raise UsageError(
-                'argument --backend: ray is not installed; pip install "blo-torch[ray]", or '
-                "--backend processes"
+                "argument --backend: ray is not installed; pip install ray, or --backend processes"
             ) from error
         self.ray: Any = ray
         self.work = work

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 
 from applications.comparison.results import Gathered, Result, address
 from applications.comparison.summary import Cell, cell_of, value
-from applications.pages.drawing import Drawing, drawn
+from applications.pages.drawing import COLOURS, INK, LINE, PAPER, SOFT, Drawing, drawn, short, tell
 
-# Okabe and Ito's colours, told apart with any colour vision; markers tell them apart without.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
 Line = Mapping[str, Any]
@@ -44,7 +42,7 @@ def styles(variants: Sequence[str]) -> dict[str, Style]:
 def tidy(axes: Axes) -> None:
     """A light frame and grid."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
+    axes.grid(visible=True, color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -92,8 +90,10 @@ def costs(found: Gathered, cell: Cell) -> Drawing | None:
                     markersize=8,
                     capsize=3,
                     linestyle="none",
-                    label=f"{variant} (n={len(points)})",
+                    label=f"{short(variant)} (n={len(points)})",
                 )
+                said = f"{variant}\n{label} {x:,.0f}\ntest {metric} {y:.4g} \u00b1 {y_spread:.2g}"
+                tell(panel, [x], [y], [said])
         panel.set_xlabel(label)
         panel.set_xlim(left=0)
         tidy(panel)
@@ -195,10 +195,17 @@ def band(
             linestyle=look.linestyle,
             marker=look.marker,
             markersize=4,
-            label=f"{label} (n={len(results)})" if phase == min(p for p, _ in kept) else None,
+            label=f"{short(label)} (n={len(results)})"
+            if phase == min(p for p, _ in kept)
+            else None,
         )
         lower, upper = [m - s for m, s in spread], [m + s for m, s in spread]
         panel.fill_between(xs, lower, upper, color=look.color, alpha=0.15, linewidth=0)
+        said = [
+            f"{label}, after {x:,.0f}\n{name} {m:.4g} \u00b1 {s:.2g}"
+            for x, (m, s) in zip(xs, spread, strict=True)
+        ]
+        tell(panel, xs, [m for m, _ in spread], said)
 
 
 def pooled(results: Sequence[Result]) -> list[tuple[float, float, int]] | None:
@@ -240,7 +247,7 @@ def reliability(found: Gathered, cell: Cell) -> Drawing | None:
         row, column = divmod(place, columns)
         top, bottom = axes[2 * row][column], axes[2 * row + 1][column]
         diagram(top, bottom, bins, look[variant])
-        top.set_title(f"{variant} (n={runs})", fontsize=9)
+        top.set_title(f"{short(variant)} (n={runs})", fontsize=9)
         if column == 0:
             top.set_ylabel("accuracy")
             bottom.set_ylabel("count")
@@ -259,7 +266,7 @@ def diagram(top: Axes, bottom: Axes, bins: Sequence[tuple[float, float, int]], l
     most = max((n for _, _, n in filled), default=1)
     top.set_visible(True)
     bottom.set_visible(True)
-    top.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
+    top.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
     top.plot([c for c, _, _ in filled], [a for _, a, _ in filled], color=look.color, linewidth=1)
     top.scatter(
         [c for c, _, _ in filled],
@@ -269,6 +276,8 @@ def diagram(top: Axes, bottom: Axes, bins: Sequence[tuple[float, float, int]], l
         marker=look.marker,
         zorder=3,
     )
+    said = [f"confidence {c:.3f}\naccuracy {a:.3f}\n{n:,} predictions" for c, a, n in filled]
+    tell(top, [c for c, _, _ in filled], [a for _, a, _ in filled], said)
     top.set(xlim=(0, 1), ylim=(0, 1.02))
     width = 1 / len(bins)
     centres = [(k + 0.5) * width for k in range(len(bins))]
@@ -287,13 +296,21 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str) -> Drawing | None:
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
         clear = row["better"] is not None
-        color = "#0072B2" if clear else "#777777"
+        color = COLOURS[0] if clear else SOFT
         if row["interval"] is not None:
             axes.plot(row["interval"], [place, place], color=color, linewidth=2)
-        axes.plot(row["difference"], place, "o", color=color, mfc=color if clear else "white")
-    axes.axvline(0, color="#222222", linewidth=0.8)
+        axes.plot(row["difference"], place, "o", color=color, mfc=color if clear else PAPER)
+        ends = (
+            "no interval"
+            if row["interval"] is None
+            else "{:+.4f} to {:+.4f}".format(*row["interval"])
+        )
+        said = f"{row['first']} less {row['second']}\n{row['difference']:+.4f}\n{ends}"
+        tell(axes, [row["difference"]], [place], [said])
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(
-        range(len(rows)), [f"{row['first']} less {row['second']}" for row in reversed(rows)]
+        range(len(rows)),
+        [f"{short(row['first'])} less {short(row['second'])}" for row in reversed(rows)],
     )
     more = rows[0]["more_is_better"]
     axes.set_xlabel(f"difference ({'right' if more else 'left'} of zero: the first is better)")

@@ -47,7 +47,8 @@ class RunPlace:
         return read_mapping(self.path / "failure.json")
 
     def changes(self, run: Run) -> list[str]:
-        """The options in which the folder's run differs from the wanted one, with both values.
+        """The options in which the folder's run differs from the wanted one, with both values, and
+        whether its data do.
 
         Options that change no number (where and how often to save, the device) are free. An option
         that the folder's record does not have yet counts as today's default.
@@ -65,6 +66,8 @@ class RunPlace:
         ]
         if record["command"] != run.command:
             changed.append(f"command={record['command']!r}, now {run.command!r}")
+        if None not in (run.data, record.get("data")) and record["data"] != run.data:
+            changed.append("the files of the data were others")
         return changed
 
     def holds_results(self) -> bool:
@@ -120,6 +123,7 @@ def record(run: Run) -> dict[str, Any]:
         "command": run.command,
         "options": dict(run.options),
         "resolved": dict(run.resolved),
+        "data": run.data,
     }
 
 
@@ -143,12 +147,12 @@ def run_places(out: Path) -> list[RunPlace]:
 
 
 def refuse_changed(out: Path, runs: list[Run]) -> None:
-    """Raise a UsageError if a folder holds the results of a run with other options."""
+    """Raise a UsageError if a folder holds the results of a run with other options or data."""
     changed = [(run, found) for run in runs if (found := place_of(out, run).changes(run))]
     if changed:
         run, differences = changed[0]
         raise UsageError(
-            f"{place_of(out, run).path} holds results with other options "
+            f"{place_of(out, run).path} holds results of other options or data "
             f"({'; '.join(differences[:3])}), and so do {len(changed) - 1} more folders: choose "
             f"another --out, or --overwrite to remove them"
         )

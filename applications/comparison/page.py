@@ -118,8 +118,11 @@ def each(
 
 
 def by_task(found: Gathered, summary: Mapping[str, Any], cells: Sequence[Cell]) -> list[Table]:
-    """The tables of every task and train size, at the final and at the selected step."""
-    made = [tables.cell_table(found, summary, cell, step) for cell in cells for step in STEPS]
+    """The tables of every task and train size: at the final and the selected step, by class."""
+    made: list[Table | None] = []
+    for cell in cells:
+        made += [tables.cell_table(found, summary, cell, step) for step in STEPS]
+        made.append(tables.class_table(found, cell))
     return [table for table in made if table is not None]
 
 

@@ -2,13 +2,11 @@
 
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from applications.errors import UsageError
-from applications.options.arguments import DataOptions
 from applications.options.command_line import names_of, parse_options, parser, words
 from applications.options.commands import COMMANDS
 from applications.options.completion import completed
@@ -112,43 +110,6 @@ def checked(values: Any, place: str) -> dict[str, Any]:
         else:
             raise UsageError(f"{place}: unknown option {name!r}: {nearest(str(name))}")
     return result
-
-
-class Planned(Protocol):
-    """A run of a grid, as far as its data go."""
-
-    @property
-    def name(self) -> str:
-        """Its place in the grid."""
-
-    @property
-    def command(self) -> str:
-        """Its application."""
-
-    @property
-    def resolved(self) -> Mapping[str, Any]:
-        """All its options."""
-
-
-def refuse_without_data(runs: Iterable[Planned]) -> None:
-    """Raise a UsageError for runs whose data cannot be there: unknown tasks, missing files.
-
-    Nothing is read, and the Hub is not asked.
-    """
-    from applications.data.sources import refuse_missing  # brings datasets; --help goes without
-
-    names = [field.name for field in fields(DataOptions)]
-    seen: set[str] = set()
-    for run in runs:
-        values = {name: run.resolved[name] for name in names if name in run.resolved}
-        key = repr((run.command, sorted(values.items(), key=str)))
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            refuse_missing(DataOptions(**values), run.command)
-        except UsageError as error:
-            raise UsageError(f"run {run.name}: {error}") from error
 
 
 def resolved(command: str, options: Mapping[str, Any], place: str) -> dict[str, Any]:

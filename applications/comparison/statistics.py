@@ -18,6 +18,8 @@ NUM_RESAMPLES = 9999
 SEED = 0
 MIN_FREEDOM = 5
 MIN_BLOCKS = 5
+ROUNDING = 1e-6
+"""Differences so near each other are equal: metrics are computed in single precision."""
 NO_DIFFERENCE = "no difference other than zero"
 
 Floats = NDArray[np.float64]
@@ -155,7 +157,7 @@ def mean_interval(
     arrays = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell) > 0]
     if not arrays or min(len(cell) for cell in arrays) < 2:
         return Interval(None, None, None, "a cell with fewer than two differences has no spread")
-    if all(float(np.ptp(cell)) == 0 for cell in arrays) and any(cell.any() for cell in arrays):
+    if all(float(np.ptp(cell)) <= ROUNDING for cell in arrays):
         return Interval(None, None, None, "the differences of a cell are all equal: no spread")
     number = sum(len(cell) for cell in arrays)
     freedom = number - len(arrays)

@@ -17,11 +17,14 @@ OUTCOMES: Mapping[str, int] = {
     "test_loss": -1,
     "ece": -1,
     "brier": -1,
+    "calibrated_loss": -1,
+    "calibrated_ece": -1,
+    "calibrated_brier": -1,
     "generalisation_gap": -1,
 }
 """What is compared, and whether more of it is better (1) or worse (-1)."""
 
-EXTRA = ("train_metric", "train_loss", "validation_metric")
+EXTRA = ("train_metric", "train_loss", "validation_metric", "temperature")
 COSTS = (
     *("num_gradients", "num_hvps", "wall_seconds", "peak_memory_mb", "num_lower_steps"),
     *("trainable_params", "upper_params"),

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from applications.comparison import statistics
 from applications.comparison.figures import named
 from applications.comparison.results import Gathered, address
 from applications.comparison.summary import Cell, Step, cell_of, family, pairs
@@ -16,8 +18,19 @@ OUTCOME_NAMES = {
     "test_loss": "test loss",
     "ece": "ECE",
     "brier": "Brier score",
+    "calibrated_loss": "test loss after temperature scaling",
+    "calibrated_ece": "ECE after temperature scaling",
+    "calibrated_brier": "Brier score after temperature scaling",
     "generalisation_gap": "generalisation gap",
 }
+
+SCALED = {
+    "temperature": "temperature",
+    "calibrated_loss": "test loss with it",
+    "calibrated_ece": "ECE with it",
+    "calibrated_brier": "Brier with it",
+}
+"""The columns of a table of a task whose runs have held-out data."""
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
@@ -59,18 +72,22 @@ def mark(row: Mapping[str, Any]) -> Mark:
     return "better" if row["better"] == row["first"] else "worse"
 
 
-def difference(row: Mapping[str, Any] | None) -> Entry:
-    """A mean difference with its interval and number of pairs."""
+def beside(mean: str, row: Mapping[str, Any] | None) -> Entry:
+    """A mean, and below it a mean difference with its number of pairs and its interval."""
     if row is None:
-        return Entry(DASH)
-    mean = number(row["difference"], 4, sign=True)
-    return Entry(f"{mean} (n={row['num_pairs']})\n{interval(row)}", mark(row))
+        return Entry(mean)
+    apart = number(row["difference"], 4, sign=True)
+    return Entry(f"{mean}\n{apart} (n={row['num_pairs']})\n{interval(row)}", mark(row))
 
 
 def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Table:
     """A row a variant: means over the tasks, and paired differences to the baseline."""
     results, variants = found.results, found.variants
-    outcomes = [name for name in OUTCOME_NAMES if any(r.get(name) is not None for r in results)]
+    outcomes = [
+        name
+        for name in OUTCOME_NAMES
+        if name not in SCALED and any(result.get(name) is not None for result in results)
+    ]
     by_pair = {
         (name, row["first"]): row
         for name in outcomes
@@ -84,21 +101,19 @@ def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Tabl
         for name in outcomes:
             means = [one["mean"] for cell in mine if (one := cell["final"][name]) is not None]
             mixed = not means or (name == "test_metric" and not one_metric)
-            row.append(Entry(DASH if mixed else number(sum(means) / len(means))))
-            other = variant != baseline
-            row.append(difference(by_pair.get((name, variant))) if other else Entry("baseline"))
+            mean = DASH if mixed else number(sum(means) / len(means))
+            row.append(beside(mean, by_pair.get((name, variant))))
         rows.append(row)
-    head = ["variant", "runs"]
-    for name in outcomes:
-        head += ["gap" if name == "generalisation_gap" else OUTCOME_NAMES[name], f"less {baseline}"]
+    head = ["variant", "runs", *(OUTCOME_NAMES[name] for name in outcomes)]
     return Table(
         f"All tasks, final step, against {baseline}",
         head,
         rows,
-        "Means are over the means of the tasks and train sizes. Differences are paired by task, "
-        "train size and seed, with a 95 % interval and the number of pairs; where the interval "
-        "leaves zero out, \u25b2 means better and \u25bc worse. Intervals are about these tasks "
-        "and are not corrected for the number of variants; Holm's p-values below are.",
+        f"Means are over the means of the tasks and train sizes; below each, its difference to "
+        f"{baseline}, paired by task, train size and seed, with the number of pairs and a 95 % "
+        f"interval. Where the interval leaves zero out, \u25b2 means better and \u25bc worse. "
+        f"Intervals are about these tasks and are not corrected for the number of variants; Holm's "
+        f"p-values below are.",
     )
 
 
@@ -109,6 +124,7 @@ def cell_table(found: Gathered, summary: Mapping[str, Any], cell: Cell, step: St
         return None
     metric = mine[0]["metric_name"]
     ahead = clearly_ahead(found, cell, step)
+    scaled = SCALED if any(one[step]["temperature"] for one in mine) else {}
     rows = []
     for one in mine:
         values: Spreads = one[step]
@@ -117,15 +133,40 @@ def cell_table(found: Gathered, summary: Mapping[str, Any], cell: Cell, step: St
         row = [
             *entries(one["variant"], str(runs)),
             Entry(spread(values["test_metric"], runs), "better" if one["variant"] == ahead else ""),
-            *entries(*(spread(values[name], runs) for name in (*rest, "brier"))),
+            *entries(*(spread(values[name], runs) for name in (*rest, "brier", *scaled))),
             *entries(*(cost(one["costs"][name]) for name in ("num_gradients", "wall_seconds"))),
         ]
         rows.append(row)
     head = [
         *("variant", "runs", f"test {metric}", f"train {metric}", "gap", f"validation {metric}"),
-        *("test loss", "ECE", "Brier", "gradient units", "seconds"),
+        *("test loss", "ECE", "Brier", *scaled.values(), "gradient units", "seconds"),
     ]
     return Table(f"{named(cell)}, {step} step", head, rows, verdict(mine, ahead, metric, step))
+
+
+def class_table(found: Gathered, cell: Cell) -> Table | None:
+    """F1 of each class and variant in one task and train size; None where no run tells of it."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for result in found.results:
+        if cell_of(result) == cell:
+            for name, one in (result.get("per_class") or {}).items():
+                values = scores.setdefault(name, {}).setdefault(str(result["variant"]), [])
+                values += [] if one["f1"] is None else [one["f1"]]
+    if not scores:
+        return None
+    rows = [
+        entries(name, *(mean_and_deviation(own.get(v, [])) for v in found.variants))
+        for name, own in scores.items()
+    ]
+    text = "Mean \u00b1 standard deviation over the seeds, on the test split, at the final step."
+    title = f"{named(cell)}, F1 of each class"
+    return Table(title, ["class", *found.variants], rows, text, folded=True)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The two of some values, or a dash."""
+    one = statistics.spread(values)
+    return DASH if one is None else spread(asdict(one), one.n)
 
 
 def clearly_ahead(found: Gathered, cell: Cell, step: Step) -> str | None:
@@ -207,7 +248,8 @@ def options_table(found: Gathered) -> Table | None:
         ):
             rows.append(entries(name, *(" / ".join(texts) for texts in values.values())))
     text = "Options that are not the same for all; several values: they differ between tasks."
-    return Table("What differs between the variants", ["option", *found.variants], rows, text)
+    head = ["option", *found.variants]
+    return Table("What differs between the variants", head, rows, text, prose=True)
 
 
 def failure_table(found: Gathered) -> Table | None:
@@ -218,7 +260,7 @@ def failure_table(found: Gathered) -> Table | None:
     ]
     rows += [entries(folder, "not finished", "") for folder in found.unfinished]
     head = ["run", "what happened", "last lines of its log"]
-    return Table("Runs without results", head, rows) if rows else None
+    return Table("Runs without results", head, rows, prose=True) if rows else None
 
 
 def devices_table(summary: Mapping[str, Any]) -> Table:
@@ -227,7 +269,7 @@ def devices_table(summary: Mapping[str, Any]) -> Table:
     for one in summary["versions"]:
         text = ", ".join(f"{name} {version}" for name, version in (one["value"] or {}).items())
         rows.append(entries(text, str(one["num_runs"])))
-    return Table("Devices and versions", ["what", "runs"], rows)
+    return Table("Devices and versions", ["what", "runs"], rows, prose=True)
 
 
 def seeds_of(found: Gathered) -> list[int]:

@@ -207,14 +207,20 @@ TABLES: Readers = {
 }
 
 
+# The names of files, without their endings, and the splits that are in them.
+STEMS: Mapping[str, str] = {
+    "train": "train",
+    **dict.fromkeys(("validation", "valid", "dev", "devel"), "validation"),
+    "test": "test",
+}
+
+
 def find_files(folder: Path, readers: Readers = TABLES) -> dict[str, Path]:
     """The files train.*, validation.* (or valid.*, dev.*, devel.*) and test.* by split."""
-    stems = dict.fromkeys(("validation", "valid", "dev", "devel"), "validation")
-    stems |= {"train": "train", "test": "test"}
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*")):
-        if file.suffix in readers and file.stem in stems:
-            found.setdefault(stems[file.stem], file)
+        if file.suffix in readers and file.stem in STEMS:
+            found.setdefault(STEMS[file.stem], file)
     if "train" not in found:
         raise UsageError(
             f"argument --data_dir: {folder} holds no train file ({', '.join(readers)}); name "

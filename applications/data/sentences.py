@@ -1,7 +1,7 @@
 """Tagged sentences in one form, whatever columns they came in."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
@@ -52,48 +52,76 @@ def tagging_data(
         UsageError: a column is missing or of another kind, a sentence has not as many tags as
             words, or a tag belongs to no known scheme.
     """
-    named: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
-    numbering = list(tag_names)
-    said = list(notes)
+    said, numbering = list(notes), list(tag_names)
+    named: dict[str, Tagged] = {}
     for split, rows in raw.items():
         where = f"task {name!r}: the {split} split" if place is None else place(split)
         check_columns(rows, words, tags, where)
-        feature = getattr(rows.features[tags], "feature", None)
-        if isinstance(feature, ClassLabel):
-            numbering = numbering or list(feature.names)
-        names = list(feature.names) if isinstance(feature, ClassLabel) else list(tag_names)
-        found = [
-            (list(sentence or ()), as_names(values or (), names, where))
-            for sentence, values in zip(rows[words], rows[tags], strict=True)
-        ]
-        for number, (sentence, values) in enumerate(found, start=1):
-            if len(sentence) != len(values):
-                raise UsageError(
-                    f"{where} has {len(sentence)} words but {len(values)} tags in row {number}"
-                )
-        check_words((sentence for sentence, _ in found), words, where)
-        check_tags((values for _, values in found), tags, where)
-        kept = [pair for pair in found if pair[0]]
-        if len(kept) < len(found):
-            said.append(f"{len(found) - len(kept)} rows of the {split} split have no words")
-        if not kept:
-            raise UsageError(f"{where} has no sentence with words; give some")
+        names = names_of(rows, tags)
+        numbering = numbering or names
+        found = tagged(rows, words, tags, names or tag_names, where)
+        named[split] = kept = with_words(found, where)
+        if len(kept.words) < len(found.words):
+            said.append(
+                f"{len(found.words) - len(kept.words)} rows of the {split} split have no words"
+            )
         if split == "train" and place is not None:
-            check_entities((values for _, values in kept), OUTSIDE, where)
-        named[split] = ([s for s, _ in kept], [v for _, v in kept])
-    seen = {split: {tag for values in tags for tag in values} for split, (_, tags) in named.items()}
+            check_entities(kept.tags, OUTSIDE, where)
+    seen = {split: {tag for row in found.tags for tag in row} for split, found in named.items()}
     ordered = in_order(tag for values in seen.values() for tag in values)
     label_names = (*numbering, *(tag for tag in ordered if tag not in numbering))
     in_order(label_names)
-    said += remarks(named["train"][1], seen)
-    number_of = {tag: number for number, tag in enumerate(label_names)}
-    splits = {
-        split: Dataset.from_dict(
-            {"tokens": sentences, "tags": [[number_of[tag] for tag in row] for row in values]}
-        )
-        for split, (sentences, values) in named.items()
-    }
+    said += remarks(named["train"].tags, seen)
+    splits = {split: numbered(found, label_names) for split, found in named.items()}
     return TaskData(name, "tagging", metric, label_names, splits, tuple(said))
+
+
+class Tagged(NamedTuple):
+    """Sentences of words, and their tags."""
+
+    words: list[list[str]]
+    tags: list[list[str]]
+
+
+def names_of(rows: Dataset, tags: str) -> list[str]:
+    """The names of the tags where the column itself knows them."""
+    feature = getattr(rows.features[tags], "feature", None)
+    return list(feature.names) if isinstance(feature, ClassLabel) else []
+
+
+def tagged(rows: Dataset, words: str, tags: str, names: Sequence[str], where: str) -> Tagged:
+    """The sentences of one split, their tags as strings.
+
+    Raises:
+        UsageError: a sentence has not as many tags as words, or a tag belongs to no known scheme.
+    """
+    found = Tagged(
+        [list(sentence or ()) for sentence in rows[words]],
+        [as_names(values or (), names, where) for values in rows[tags]],
+    )
+    for number, (sentence, values) in enumerate(zip(*found, strict=True), start=1):
+        if len(sentence) != len(values):
+            raise UsageError(
+                f"{where} has {len(sentence)} words but {len(values)} tags in row {number}"
+            )
+    check_words(found.words, words, where)
+    check_tags(found.tags, tags, where)
+    return found
+
+
+def with_words(found: Tagged, where: str) -> Tagged:
+    """The sentences that have words; a UsageError if none has."""
+    kept = [i for i, sentence in enumerate(found.words) if sentence]
+    if not kept:
+        raise UsageError(f"{where} has no sentence with words; give some")
+    return Tagged([found.words[i] for i in kept], [found.tags[i] for i in kept])
+
+
+def numbered(found: Tagged, label_names: Sequence[str]) -> Dataset:
+    """The sentences as a data set, each tag the number of its name."""
+    number_of = {tag: number for number, tag in enumerate(label_names)}
+    tags = [[number_of[tag] for tag in row] for row in found.tags]
+    return Dataset.from_dict({"tokens": found.words, "tags": tags})
 
 
 def remarks(training: Sequence[Sequence[str]], seen: Mapping[str, set[str]]) -> list[str]:
@@ -110,6 +138,10 @@ def remarks(training: Sequence[Sequence[str]], seen: Mapping[str, set[str]]) -> 
 
 def check_columns(rows: Dataset, words: str, tags: str, where: str) -> None:
     """Raise a UsageError unless both columns are there and hold lists."""
+    if words == tags:
+        raise UsageError(
+            f"argument --text_columns: {words!r} is the column of the tags, too; name one of words"
+        )
     for column, flag in ((words, "text_columns"), (tags, "label_column")):
         if column not in rows.column_names:
             raise UsageError(

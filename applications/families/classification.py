@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.examples import TaskData, load_task
 from applications.data.inputs import input_texts
 from applications.errors import UsageError
-from applications.families.family import Setting, Stage
+from applications.families.details import of_classes, of_numbers
+from applications.families.family import Setting, Stage, wants_details
 from applications.families.metrics import Evaluation, evaluation
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
@@ -107,7 +108,8 @@ class TextClassification:
         """Loss and metrics of the model on the examples."""
         options, tokenizer = setting.options, setting.tokenizer
         encoded = self.encode(examples, tokenizer, options)
-        rows = sorted(encoded, key=lambda row: len(row["input_ids"]))
+        order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
+        rows = [encoded[number] for number in order]
         size = options.run.per_device_eval_batch_size
         predict = predictor(model, options)
         own, collator = processes.own_share(rows), self.collator(tokenizer)
@@ -115,7 +117,15 @@ class TextClassification:
             found = [predict(batch) for batch in evaluation_batches(own, collator, size=size)]
         shares = [[row for part in share for row in part] for share in processes.gathered(found)]
         labels = torch.tensor([row["labels"] for row in rows])
-        return evaluation(torch.stack(processes.whole(shares)), labels, setting.task.kind)
+        outputs, task = torch.stack(processes.whole(shares)), setting.task
+        scores = evaluation(outputs, labels, task.kind)
+        if not wants_details(split, stage):
+            return scores
+        texts = list(self.texts(examples))
+        read = [texts[number] for number in order]
+        if task.kind == "regression":
+            return replace(scores, details=of_numbers(outputs, labels, read))
+        return replace(scores, details=of_classes(outputs, labels, task.label_names, read))
 
     def predict(
         self, model: nn.Module, rows: Dataset, setting: Setting, columns: Sequence[str]

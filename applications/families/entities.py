@@ -1,11 +1,12 @@
 """How predicted entities in tagged sentences are scored."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from applications.data.tags import Sentences
+from applications.families.details import ClassScores, Details, Mistake, worst
 
 
 def entity_scores(
@@ -40,3 +41,39 @@ def entity_scores(
     for kind in types:
         scores[f"f1_{kind}"] = float(by_type[kind]) if kind in by_type else None
     return scores
+
+
+def of_entities(truth: Sentences, predictions: Sentences, sentences: Sentences) -> Details:
+    """The details of tagged sentences: scores of each type of entity, and the sentences with most
+    entities missed or wrongly found.
+
+    Args:
+        truth: the tags of each sentence.
+        predictions: as many tags.
+        sentences: their words.
+    """
+    truth, predictions = [list(tags) for tags in truth], [list(tags) for tags in predictions]
+    expected, found = (Counter(kind for kind, *_ in get_entities(s)) for s in (truth, predictions))
+    scores: dict[str, ClassScores] = {}
+    if expected or found:
+        each = precision_recall_fscore_support(truth, predictions, average=None, zero_division=0)
+        for kind, precision, recall, f1, _ in zip(sorted(expected | found), *each, strict=True):
+            scores[kind] = {
+                "precision": float(precision) if found[kind] else None,
+                "recall": float(recall) if expected[kind] else None,
+                "f1": float(f1),
+                "support": expected[kind],
+            }
+    mistakes = []
+    for words, right, got in zip(sentences, truth, predictions, strict=True):
+        apart = set(get_entities(right)) ^ set(get_entities(got))
+        if apart:
+            told = (" ".join(words), in_words(words, right), in_words(words, got))
+            mistakes.append(Mistake(*told, weight=float(len(apart))))
+    return Details(scores, (), worst(mistakes), len(mistakes))
+
+
+def in_words(words: Sequence[str], tags: Sequence[str]) -> str:
+    """The entities of a sentence in words."""
+    found = [f"{' '.join(words[a : b + 1])} ({kind})" for kind, a, b in get_entities(list(tags))]
+    return "; ".join(found) or "none"

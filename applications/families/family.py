@@ -17,6 +17,11 @@ from applications.options.arguments import DataOptions, ModelOptions, Options
 Stage = Literal["training", "final", "selected"]
 
 
+def wants_details(split: str, stage: Stage) -> bool:
+    """Whether an evaluation tells what lies behind its metrics."""
+    return split == "test" and stage == "final"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What training and evaluations of one run share beside the model and the examples."""

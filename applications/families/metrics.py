@@ -1,7 +1,7 @@
 """How good predictions are: torchmetrics on the outputs for a whole split."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 import torchmetrics.functional.classification as tc
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+
+from applications.families.details import Details
 
 ECE_BINS = 15
 
@@ -27,12 +29,16 @@ class Evaluation:
 
     ``loss`` is the mean negative log-likelihood (classification) or squared error (regression);
     ``metrics`` holds every metric of the task by name, ``ece`` and ``brier`` included where there
-    are classes; ``reliability`` the bins behind the first of them.
+    are classes; ``reliability`` the bins behind the first of them; ``outputs`` the logits and the
+    labels behind all of them; ``details`` what the report shows of the test split when training is
+    over.
     """
 
     loss: float
     metrics: dict[str, float | None]
     reliability: tuple[Bin, ...] | None = None
+    outputs: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+    details: Details | None = None
 
 
 def evaluation(outputs: Tensor, labels: Tensor, kind: str) -> Evaluation:
@@ -68,7 +74,8 @@ def evaluation(outputs: Tensor, labels: Tensor, kind: str) -> Evaluation:
         **calibration(probabilities, labels),
     }
     loss = float(F.cross_entropy(outputs, labels))
-    return Evaluation(loss, numbers(found), reliability(probabilities, labels))
+    bins = reliability(probabilities, labels)
+    return Evaluation(loss, numbers(found), bins, (outputs, labels))
 
 
 def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:

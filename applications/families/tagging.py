@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
 from applications.data.text_files import read_rows
 from applications.errors import UsageError
-from applications.families.entities import entity_scores
-from applications.families.family import Setting, Stage
+from applications.families.entities import entity_scores, of_entities
+from applications.families.family import Setting, Stage, wants_details
 from applications.families.metrics import Evaluation, calibration, numbers, reliability
 from applications.families.prediction import evaluating, predictor
 from applications.models.loading import load_pretrained
@@ -138,7 +138,13 @@ class TokenClassification:
     ) -> Evaluation:
         """Loss and metrics of the model on the sentences."""
         outputs, words = self.outputs(model, examples, setting)
-        return tagging_evaluation(outputs, words, list(examples["tags"]), setting.task.label_names)
+        names, tags = setting.task.label_names, list(examples["tags"])
+        scores = tagging_evaluation(outputs, words, tags, names)
+        if not wants_details(split, stage):
+            return scores
+        truth = [[names[tag] for tag in sentence] for sentence in tags]
+        predictions = predicted_tags(outputs, words, tags, names)
+        return replace(scores, details=of_entities(truth, predictions, list(examples["tokens"])))
 
     def outputs(
         self, model: nn.Module, examples: Dataset, setting: Setting
@@ -239,15 +245,12 @@ def tagging_evaluation(
         tags: for each sentence the number of every word's tag.
         names: the names of the tags, ``O`` among them.
     """
-    outside = list(names).index(OUTSIDE)
-    predictions, labels, right = [], [], 0
+    predictions = predicted_tags(outputs, words, tags, names)
+    labels, right = list[int](), 0
     for logits, places, truth in zip(outputs, words, tags, strict=True):
-        found = [outside] * len(truth)
-        for position, tag in zip(places, logits.argmax(-1).tolist(), strict=True):
-            found[position] = tag
-            right += tag == truth[position]
-        predictions.append([names[tag] for tag in found])
-        labels += [truth[position] for position in places]
+        own = [truth[position] for position in places]
+        right += sum(tag == n for tag, n in zip(logits.argmax(-1).tolist(), own, strict=True))
+        labels += own
     total = sum(map(len, tags))
     truth_names = [[names[tag] for tag in truth] for truth in tags]
     types = sorted({str(entity_type(name)) for name in names if name != OUTSIDE})
@@ -266,4 +269,21 @@ def tagging_evaluation(
         float(F.cross_entropy(logits, targets)),
         scores | numbers(calibration(probabilities, targets)),
         reliability(probabilities, targets),
+        (logits, targets),
     )
+
+
+def predicted_tags(
+    outputs: Sequence[Tensor],
+    words: Sequence[Sequence[int]],
+    tags: Sequence[Sequence[int]],
+    names: Sequence[str],
+) -> list[list[str]]:
+    """For each sentence the name of every word's predicted tag; ``O`` for words without output."""
+    predictions = []
+    for logits, places, truth in zip(outputs, words, tags, strict=True):
+        found = [OUTSIDE] * len(truth)
+        for position, tag in zip(places, logits.argmax(-1).tolist(), strict=True):
+            found[position] = names[tag]
+        predictions.append(found)
+    return predictions

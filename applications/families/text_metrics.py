@@ -23,7 +23,7 @@ def check_packages() -> None:
     if missing:
         raise UsageError(
             f"the package {missing[0]} is not installed: generated text is scored with it; install "
-            f'it with  pip install "blo-torch[nlg]"'
+            "it with  pip install sacrebleu rouge-score"
         )
 
 

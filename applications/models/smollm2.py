@@ -53,7 +53,7 @@ def convert(file: Path, place: Path) -> None:
     except ImportError as error:
         raise UsageError(
             f"argument --model_name_or_path: {NAME!r} is a GGUF file, read with the package gguf; "
-            f'install it with  pip install "blo-torch[nlg]"'
+            "install it with  pip install gguf"
         ) from error
     # A model read from GGUF calls itself quantised and refuses to be saved: a plain one is not.
     settings = read.config.to_dict()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from applications.methods import (
     Control,
     Retraining,
     Row,
+    by_method,
     defaults,
     named,
     taking,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POSITIVE = "must be a finite number greater than 0"
+UPPER_EPSILON = 1e-15
+"""Of the upper level's AdamW."""
 SEEDS = 2**32
 """How many seeds numpy knows."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
@@ -73,6 +77,14 @@ def require_all(options: object, names: Iterable[str], least: float, remedy: str
         value = getattr(options, name)
         condition = value is None or (math.isfinite(value) and value >= least)
         require(condition, name, value, remedy)
+
+
+def at_home(options: object, names: Iterable[str]) -> None:
+    """Let ``~`` in paths mean the home folder, also where no shell has read them."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            object.__setattr__(options, name, os.path.expanduser(value))
 
 
 def separated(values: list[str] | None) -> list[str] | None:
@@ -164,6 +176,9 @@ class DataOptions:
         columns = separated(self.text_columns)
         few = columns is None or len(columns) <= 2
         require(few, "text_columns", columns, "must name one or two columns")
+        once = columns is None or len(set(columns)) == len(columns)
+        require(once, "text_columns", columns, "must name each column once")
+        at_home(self, ("data_dir", "train_file", "validation_file", "test_file"))
         object.__setattr__(self, "text_columns", columns)
 
 
@@ -307,7 +322,8 @@ class LevelOptions:
         "none",
         "bi-level methods: joint trains both levels' parameters together on all data, two_stage "
         "the lower ones on D1 and then the upper ones on D2, same_data gives both all data; "
-        "one-level methods: lower_data_only trains on D1",
+        "one-level methods: lower_data_only trains on D1, upper_data_only on D2, two_stage on D1 "
+        "and then on D2",
     )
     retraining: Retraining | None = option(
         None,
@@ -333,12 +349,19 @@ class LevelOptions:
     )
     lower_steps: int = option(1, "lower updates per upper update")
     upper_learning_rate: float | None = option(
-        None, "learning rate of the upper level; default: --learning_rate"
+        None,
+        f"learning rate of the upper level; default: {by_method('upper_learning_rate')}, else "
+        f"--learning_rate",
     )
     upper_lr_scheduler_type: str | None = option(
         None, "schedule of the upper level's learning rate; default: --lr_scheduler_type"
     )
     upper_weight_decay: float = option(0.0, "decoupled weight decay of the upper level")
+    upper_adam_epsilon: float = option(
+        UPPER_EPSILON,
+        "epsilon of the upper level's AdamW, far below --adam_epsilon because hypergradients that "
+        "act through the response alone are small",
+    )
     upper_warmup_steps: int = option(0, "lower updates before the first upper one")
     hypergradient: str = option(
         "darts",
@@ -366,6 +389,8 @@ class LevelOptions:
         require_all(self, ("lower_steps", "hypergradient_products"), 1, "must be at least 1")
         rate, scale = self.upper_learning_rate, self.hypergradient_scale
         require(rate is None or finite(rate), "upper_learning_rate", rate, POSITIVE)
+        epsilon = self.upper_adam_epsilon
+        require(finite(epsilon), "upper_adam_epsilon", epsilon, POSITIVE)
         require(scale is None or finite(scale), "hypergradient_scale", scale, POSITIVE)
         names = ("upper_weight_decay", "hypergradient_damping", "upper_warmup_steps")
         require_all(self, names, 0, "must be at least 0")
@@ -395,11 +420,13 @@ class RunOptions:
     per_device_train_batch_size: int = option(16, "examples in a batch of either level")
     per_device_eval_batch_size: int = option(64, "examples in a batch of an evaluation")
     gradient_accumulation_steps: int = option(1, "batches averaged in one update")
-    learning_rate: float = option(5e-4, "learning rate of AdamW")
+    learning_rate: float | None = option(
+        None, f"learning rate of AdamW; default: {by_method('learning_rate')}"
+    )
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
     adam_beta1: float = option(0.9, "first decay rate of AdamW, of either level")
     adam_beta2: float = option(0.999, "second decay rate of AdamW, of either level")
-    adam_epsilon: float = option(1e-8, "epsilon of AdamW, of either level")
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW, of the lower level or the only one")
     warmup_ratio: float = option(0.0, "share of the updates with a rising learning rate")
     lr_scheduler_type: str = option("linear", "schedule of transformers: linear, cosine, constant")
     num_train_epochs: float = option(3.0, "passes over the lower level's examples")
@@ -444,7 +471,7 @@ class RunOptions:
         )
         require_all(self, counts.split(), 1, "must be at least 1")
         rate, ratio = self.learning_rate, self.warmup_ratio
-        require(finite(rate), "learning_rate", rate, POSITIVE)
+        require(rate is None or finite(rate), "learning_rate", rate, POSITIVE)
         require(0 <= ratio <= 1, "warmup_ratio", ratio, "must lie between 0 and 1")
         require_all(self, ("weight_decay", "seed"), 0, "must be at least 0")
         for name in ("adam_beta1", "adam_beta2"):
@@ -462,6 +489,7 @@ class RunOptions:
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
         object.__setattr__(self, "report_to", separated(self.report_to))
+        at_home(self, ("output_dir",))
         schedule = self.lr_scheduler_type
         require(schedule in SCHEDULES, "lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
 
@@ -530,6 +558,19 @@ class Options:
     """Only where sources are weighed."""
     dry_run: bool = False
     """Not an option of the run, which it is no part of: estimate what the run takes instead."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate: that of the method where none is given."""
+        given = self.run.learning_rate
+        return self.adapter.row.learning_rate if given is None else given
+
+    @property
+    def upper_learning_rate(self) -> float:
+        """The upper level's: that of the method where none is given, or else the lower one's."""
+        given = self.levels.upper_learning_rate
+        given = self.adapter.row.upper_learning_rate if given is None else given
+        return self.learning_rate if given is None else given
 
     def writing_to(self, place: Path) -> "Options":
         """The options with another folder for what is written on the way."""

@@ -24,7 +24,7 @@ class Command(Protocol):
 
 
 def completed(options: Options, family: Command) -> Options:
-    """The options with method, retraining and output folder filled in, checked together."""
+    """The options with method, rates, retraining and output folder filled in, checked together."""
     adapter = replace(options.adapter, method=options.adapter.method or DEFAULT_METHOD)
     method, level = str(adapter.method), options.levels
     retraining = level.retraining
@@ -43,7 +43,9 @@ def completed(options: Options, family: Command) -> Options:
         data = options.data
         named = data.task_name or Path(str(data.train_file or data.data_dir)).stem
         place = f"runs/{family.command}/{named.replace('/', '-')}-{method}-seed{options.run.seed}"
-    run = replace(options.run, output_dir=place)
+    if adapter.bi_level:
+        level = replace(level, upper_learning_rate=options.upper_learning_rate)
+    run = replace(options.run, output_dir=place, learning_rate=options.learning_rate)
     return replace(options, adapter=adapter, levels=level, run=run)
 
 

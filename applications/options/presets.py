@@ -104,6 +104,7 @@ def paper_settings(options: Options) -> dict[str, Any]:
         "upper_weight_decay": row.upper_decay,
         "adam_beta2": 0.98,
         "adam_epsilon": 1e-6,
+        "upper_adam_epsilon": 1e-6,
         "warmup_ratio": 0.1,
         "upper_fraction": 0.2,
         "lower_steps": 1,

@@ -97,44 +97,49 @@ class WeightingOptions:
     def __post_init__(self) -> None:
         for name in ("sources", "source_column", "controls"):
             object.__setattr__(self, name, separated(getattr(self, name)))
-        for given in self.sources or ():
-            found, equals, path = given.partition("=")
-            right = bool(equals and path and NAME.fullmatch(found))
-            require(right, "sources", given, "must be NAME=PATH with a name of letters and digits")
-        names = [given.partition("=")[0] for given in self.sources or ()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "sources", twice, "must have a name each, none twice")
-        both = self.sources is not None and self.source_column is not None
-        require(
-            not both,
-            "source_column",
-            self.source_column,
-            "goes with --train_file, not with --sources",
-        )
-        for choice, known in (("family", FAMILIES), ("route", ROUTES), ("form", FORMS)):
-            value = getattr(self, choice)
-            require(value in known, choice, value, f"must be one of {', '.join(known)}")
         if self.controls == ["all"]:
             able = [c for c in CONTROLS if c != "oracle" or self.truth_column is not None]
             object.__setattr__(self, "controls", able)
-        unknown = [c for c in self.controls or () if c not in CONTROLS]
-        require(not unknown, "controls", unknown, f"must be among {', '.join(CONTROLS)}, or all")
-        if "oracle" in (self.controls or ()) and self.truth_column is None:
-            require(False, "controls", "oracle", "needs --truth_column, the true labels")
+        for choice, known in (("family", FAMILIES), ("route", ROUTES), ("form", FORMS)):
+            value = getattr(self, choice)
+            require(value in known, choice, value, f"must be one of {', '.join(known)}")
+        self._check_sources()
+        self._check_numbers()
+        self._check_controls()
+
+    def _check_sources(self) -> None:
+        names = []
+        for given in self.sources or ():
+            name, equals, path = given.partition("=")
+            right = bool(equals and path and NAME.fullmatch(name))
+            require(right, "sources", given, "must be NAME=PATH with a name of letters and digits")
+            names.append(name)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "sources", twice, "must have a name each, none twice")
+        alone = self.sources is None or self.source_column is None
+        remedy = "goes with --train_file, not with --sources"
+        require(alone, "source_column", self.source_column, remedy)
+
+    def _check_numbers(self) -> None:
         require(0 <= self.floor < 1, "floor", self.floor, "must be at least 0 and less than 1")
-        rate = self.weight_learning_rate
-        require(rate is None or rate > 0, "weight_learning_rate", rate, "must be greater than 0")
-        rate = self.target_learning_rate
-        require(rate is None or rate > 0, "target_learning_rate", rate, "must be greater than 0")
-        require(self.ridge > 0, "ridge", self.ridge, "must be greater than 0")
+        for name in ("weight_learning_rate", "target_learning_rate", "ridge"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be greater than 0")
         names = ["max_weight_steps", "weight_seeds", "num_axes", "num_explained"]
         require_all(self, names, 1, "must be at least 1")
         require_all(self, ("weight_folds", "features_per_source"), 2, "must be at least 2")
         require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
-        online = self.route == "online" or self.family == "nlg"
-        if online and (self.controls or self.explain):
-            flag, value = ("controls", self.controls) if self.controls else ("explain", True)
-            require(False, flag, value, "is made of frozen features; needs --route features")
-        if self.family == "nlg" and self.route == "features":
-            remedy = "text that is written has no head to fit on frozen features; use online"
-            require(False, "route", self.route, remedy)
+
+    def _check_controls(self) -> None:
+        chosen = self.controls or []
+        unknown = [c for c in chosen if c not in CONTROLS]
+        require(not unknown, "controls", unknown, f"must be among {', '.join(CONTROLS)}, or all")
+        known = "oracle" not in chosen or self.truth_column is not None
+        require(known, "controls", "oracle", "needs --truth_column, the true labels")
+        if self.route == "online" or self.family == "nlg":
+            remedy = "is made of frozen features; needs --route features"
+            require(not chosen, "controls", chosen, remedy)
+            require(not self.explain, "explain", True, remedy)
+        headless = self.family == "nlg" and self.route == "features"
+        remedy = "text that is written has no head to fit on frozen features; use online"
+        require(not headless, "route", self.route, remedy)

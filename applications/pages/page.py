@@ -48,12 +48,18 @@ def page(
         notes: remarks above all parts.
         notes_title: what they are called.
     """
-    template = files("applications.pages").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(
+    return environment.from_string(part("page.html.j2")).render(
+        style=part("page.css"),
+        script=part("page.js"),
         title=title,
         lead=lead,
         sections=[section for section in sections if not section.empty],
         notes=notes,
         notes_title=notes_title,
     )
+
+
+def part(name: str) -> str:
+    """The text of a file beside this one."""
+    return files("applications.pages").joinpath(name).read_text(encoding="utf-8")

@@ -123,11 +123,11 @@ def settings(told: Told) -> str:
     ]
     if options.adapter.bi_level:
         lines += [levels_line(told)]
-    lines.append(f"learning rate: {run.learning_rate:g}, {summary['num_lower_steps']} updates")
+    lines.append(f"learning rate: {options.learning_rate:g}, {summary['num_lower_steps']} updates")
     found = summary["hypergradient"]
     if found is not None:
         scale = "none" if found["scale"] is None else shown(found["scale"])
-        rate = level.upper_learning_rate or run.learning_rate
+        rate = options.upper_learning_rate
         lines.append(
             f"upper level: {summary['upper_params']:,} parameters, learning rate {rate:g}, "
             f"{summary['num_upper_steps']} updates, one after each {level.lower_steps} of the lower"

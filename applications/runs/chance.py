@@ -96,7 +96,7 @@ def remedies(options: Options, split: str) -> list[str]:
             "--scale_by_rank (softmax values sum to 1, so that the update is scaled down by the "
             "rank)"
         )
-    tried.append(f"a larger --learning_rate, such as {5 * run.learning_rate:g}")
+    tried.append(f"a larger --learning_rate, such as {5 * options.learning_rate:g}")
     steps = f"--max_steps {5 * run.max_steps}" if run.max_steps > 0 else "more --num_train_epochs"
     tried.append(steps)
     if adapter.row.config is not None and adapter.lora_target_modules != ["all-linear"]:

@@ -19,6 +19,7 @@ from applications.models.loading import location
 from applications.options.arguments import Options
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts
+from applications.runs.ending import begun_anew
 from applications.runs.mark import Mark, read_mark
 from applications.runs.naming import HANDED, LOCK, MARK, NEXT
 from applications.runs.outputs import CHECKPOINTS, RunFolder, result_names
@@ -78,8 +79,8 @@ class Claim:
         difference = mark.differences(then)
         if difference is not None:
             raise UsageError(
-                f"argument --resume: {place} cannot be gone on with: {difference}, or give another "
-                f"--output_dir, or leave --resume out to begin anew"
+                f"argument --resume: {place} cannot be gone on with: {difference}, or "
+                f"{begun_anew(place)}"
             )
         if (other := mark.other_machine(then)) is not None:
             say(other)

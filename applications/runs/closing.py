@@ -7,21 +7,42 @@ from typing import Any
 from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
-from applications.pages.table import shown
+from applications.pages.table import as_lines
+from applications.runs.conclusion import conclusion, quality
 from applications.runs.usage import left_model, loading_lines, prediction_command
 
 
 def closing(summary: Mapping[str, Any], options: Options, family: Family) -> list[str]:
-    """The metric, the folder, how to load what is in it, and how to predict with it."""
+    """The numbers and what they say, what was left where, how to load it and to predict with it.
+
+    Where nothing was trained, the first alone.
+    """
     run = Path(str(completed(options, family).run.output_dir))
-    train, test = shown(summary["train_metric"]), shown(summary["test_metric"])
+    if not summary["metrics"]:
+        return [conclusion(summary)]
+    model = left_model(run)
     name, revision = family.auto_model.__name__, options.model.revision
-    lines = loading_lines(left_model(run), name, revision)
+    lines = loading_lines(model, name, revision)
     return [
-        f"{summary['metric_name']}: train {train}, test {test}",
-        f"folder: {run} (summary.json, report.html, {left_model(run).name}/)",
+        "",
+        *as_lines(quality(summary)),
+        conclusion(summary),
+        "",
+        f"folder: {run} (summary.json, report.html)",
+        f"{model.name}: {model}, of the last step",
+        *selected_lines(summary, run),
         "load it:",
         *(f"    {line}" for line in lines),
         "predict with it:",
         f"    {prediction_command(run)}",
     ]
+
+
+def selected_lines(summary: Mapping[str, Any], run: Path) -> list[str]:
+    """Which step was selected, and where its model is; nothing where none was."""
+    chosen = summary["selected"]
+    if not chosen:
+        return []
+    whole = next(p["lower_steps"] for p in summary["phases"] if p["name"] == chosen["phase"])
+    where = f"{chosen['phase']}, after {chosen['lower_steps']:,} of {whole:,} updates"
+    return [f"selected: {run / 'selected'}, of {where}"]

@@ -6,31 +6,16 @@ and a misspelt flag need none of them.
 
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 
-from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.commands import COMMANDS
-
-
-def explained(error: Exception) -> str | None:
-    """One sentence on an error that neither the user nor the code is to blame for; None else."""
-    from applications import processes
-    from applications.runs.failures import sentence
-
-    if isinstance(error, RuntimeError) and processes.was_left(error):
-        return (
-            f"process {processes.rank()} of {processes.count()} ends, because another one is gone "
-            f"(what it said stands above or in its own log; if it said nothing, it was killed, as "
-            f"for memory): --resume goes on from the last checkpoint"
-        )
-    return sentence(error)
+from applications.runs.ending import ended, resumed
 
 
 def run_command(
@@ -69,36 +54,7 @@ def run_command(
             if not instead(options, words):
                 run(options, command)
 
-    return status(work)
-
-
-def status(
-    work: Callable[[], None], *, interrupted: str = "interrupted before anything was trained"
-) -> int:
-    """Do the work of a command; what ends it early is one sentence on the screen.
-
-    Args:
-        work: all that the command does.
-        interrupted: what is said of an interruption that says nothing itself.
-
-    Returns:
-        The exit status; see `run_command`.
-    """
-    try:
-        work()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(str(error) or interrupted, file=sys.stderr)
-        return 128 + int(getattr(error, "number", signal.SIGINT))
-    except Exception as error:
-        said = explained(error)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(work, resumed())
 
 
 def run(options: Options, command: str) -> None:

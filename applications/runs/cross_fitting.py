@@ -135,7 +135,7 @@ def cross_fitted(
         )
     ]
     for k, (name, each, loss) in enumerate(zip(names, models, losses, strict=True)):
-        lower = graphs.lower_adamw(each, run)
+        lower = graphs.lower_adamw(each, options)
         problems.append(
             Problem(
                 name,

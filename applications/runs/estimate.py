@@ -14,12 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from applications.data.splits import split_task
 from applications.families.family import Family
-from applications.methods import HYPERGRADIENTS, Price
+from applications.methods import Price
 from applications.models.loading import device, precision
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.runs import graphs
 from applications.runs.phases import Phase, Workload, phases, prepare
+from applications.runs.plan import count, price, round_cost
 from blo import Problem
 
 STEP_COUNT_BYTES = 4
@@ -35,6 +36,7 @@ class Estimate:
         phase: its name.
         rounds: updates of its top problem.
         problems: the numbers of parameters that each problem trains, the upper first.
+        rates: the learning rate of each problem.
         steps: lower updates in a round.
         frozen: the number of parameters that nothing trains.
         method: the hypergradient method; None for one level.
@@ -47,6 +49,7 @@ class Estimate:
     phase: str
     rounds: int
     problems: Mapping[str, int]
+    rates: Mapping[str, float]
     steps: int
     frozen: int
     method: str | None
@@ -88,15 +91,14 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
     level, run = options.levels, options.run
     problems = list(phase.graph.problems)
     below = problems[1:]  # those that respond: the upper problem comes first
-    made = HYPERGRADIENTS[level.hypergradient]
-    price = made.price(level.hypergradient_products, phase.updates.steps) if below else None
-    gradients = 1 + sum(problem.steps for problem in below)
+    response = price(phase, level)
+    gradients, products = round_cost(phase, level)
     trained = {id(p): p for problem in problems for p in problem.parameters}
     modules = {id(m): m for problem in problems for m in problem.modules}.values()
     every = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
     row = longest_row(work)
     batch = run.per_device_train_batch_size
-    second = price is not None and price.products > 0
+    second = products > 0
     first_order = activations(phase, work, row, batch, second=False)
     kept = first_order
     if second:
@@ -107,25 +109,21 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
         phase=phase.name,
         rounds=phase.updates.rounds,
         problems={problem.name: count(problem.parameters) for problem in problems},
+        rates=phase.learning_rates,
         steps=phase.updates.steps,
         frozen=count([t for t in every.values() if id(t) not in trained]),
         method=level.hypergradient if below else None,
-        gradients=gradients + (0 if price is None else price.gradients * len(below)),
-        products=0 if price is None else price.products * len(below),
+        gradients=gradients,
+        products=products,
         memory={
             "parameters": size(every.values()),
             "gradients": size(trained.values()),
             "optimizer states": sum(adamw_bytes(problem) for problem in problems),
-            "response": 0 if price is None else max(response_bytes(p, price) for p in below),
+            "response": max((response_bytes(p, response) for p in below), default=0),
             "activations": kept,
         },
         seconds=batch * seconds_of(phase, work, row),
     )
-
-
-def count(tensors: Sequence[Tensor]) -> int:
-    """The number of numbers."""
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def size(tensors: Any) -> int:
@@ -139,9 +137,10 @@ def adamw_bytes(problem: Problem) -> int:
     return 2 * size(parameters) + STEP_COUNT_BYTES * len(parameters)
 
 
-def response_bytes(problem: Problem, price: Price) -> int:
+def response_bytes(problem: Problem, price: Price | None) -> int:
     """What a method holds for the response of a lower problem: vectors, and recorded steps."""
     assert problem.method is not None
+    assert price is not None
     needs, own = problem.method.requirements, size(problem.parameters)
     steps = problem.steps if needs.history is None else min(needs.history, problem.steps)
     stride = max(1, math.isqrt(steps)) if needs.stride is None else needs.stride
@@ -242,6 +241,7 @@ def cells(one: Estimate) -> dict[str, str]:
         "lower steps a round": str(one.steps),
         "hypergradient": one.method or "none: one level",
         **{f"trained by {name}": f"{number:,}" for name, number in one.problems.items()},
+        **{f"learning rate of {name}": f"{rate:g}" for name, rate in one.rates.items()},
         "numbers not trained": f"{one.frozen:,}",
         "gradient units a round": str(one.gradients),
         "Hessian products a round, at most": str(one.products),

@@ -1,7 +1,7 @@
 """One fine-tuning run, from options to a folder of results."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from applications import processes
-from applications.data.splits import at_most, sizes, split_task
+from applications.data.splits import at_most, split_task
 from applications.errors import UsageError
 from applications.families.family import Family, Stage
 from applications.families.metrics import Evaluation
@@ -23,13 +23,15 @@ from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
 from applications.runs.claim import Claim, claimed
+from applications.runs.ending import GoesOn, resumed
 from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
+from applications.runs.plan import plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
-from applications.runs.summary import at_step, num_parameters, summarise
+from applications.runs.summary import Ended, at_step, num_parameters, summarise
 from applications.runs.trackers import check_trackers, trackers
 from applications.runs.training import Loop, Trained, put_values
 from blo import Engine
@@ -69,7 +71,9 @@ def held(options: Options) -> Iterator[tuple[Claim, Signals]]:
             yield claim, asked
         except KeyboardInterrupt:
             number = signal.SIGINT if asked.asked is None else asked.asked
-            raise Interrupted(how_to_go_on(claim), number) from None
+            first = processes.is_first()  # which alone knows when its checkpoint is written
+            said = how_to_go_on(claim) if first else "interrupted with the first process"
+            raise Interrupted(said, number) from None
 
 
 def trained_in(
@@ -95,11 +99,15 @@ def trained_in(
     for note in splits.notes:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
+    number = None if held_out is None else len(evaluated_of(held_out, work))
+    if (watching := watching_line(work, number)) is not None:
+        say(watching)
     save_task(folder.path, work)
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
-    trained: list[tuple[str, Trained, Mapping[str, Evaluation]]] = []
+    passed: list[Ended] = []
     for phase in chain([first], sequence):
-        say(f"{phase.name}: {phase.updates.rounds} updates")
+        for told in plan_lines(phase, work):
+            say(told)
         score = scorer(phase.model, work)
         validate = None if held_out is None else partial(score, held_out, "validation", "training")
         engine = Engine(phase.graph, precision=precision(options.model))
@@ -107,7 +115,7 @@ def trained_in(
         parts = {"train": splits.train, "test": splits.test}
         ended = phase.last or phase.name == "search"
         found = {name: score(part, name) for name, part in parts.items()} if ended else {}
-        trained.append((phase.name, done, found))
+        passed.append(Ended(phase.name, phase.learning_rates, done, found))
     evaluations = dict(found)
     if splits.validation is not None:
         evaluations["validation"] = score(splits.validation, "validation")
@@ -120,7 +128,7 @@ def trained_in(
         work,
         evaluations=evaluations,
         counts=counts,
-        trained=trained,
+        ended=passed,
         selected=selected_step(work, phase, done, folder, held_out),
         device=place,
     )
@@ -129,10 +137,10 @@ def trained_in(
         left += chance_notes(work, evaluations, folder.path)
         for note in left:
             say(note)
-        notes, counted = (*splits.notes, *left), sizes(splits)
+        notes = (*splits.notes, *left)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
-        run_report(folder, summary=summary, evaluations=evaluations, sizes=counted, notes=notes)
+        run_report(folder, work, summary=summary, evaluations=evaluations, notes=notes)
     loop.trackers.end(summary["metrics"], summary["num_lower_steps"])
     claim.finish()
     return summary
@@ -140,18 +148,13 @@ def trained_in(
 
 def how_to_go_on(claim: Claim) -> str:
     """What is true of a run that was interrupted."""
+    again, goes_on = GoesOn.REPEATED.value, resumed()
     if claim.folder is None:
-        return "interrupted before training began: the same command begins again"
+        return f"interrupted before training began: {again}"
     found = claim.folder.checkpoints()
     if not found:
-        return (
-            "interrupted before the first checkpoint: nothing is kept, and the same command "
-            "begins anew"
-        )
-    return (
-        f"interrupted: the same command with --resume goes on from {found[-1].name}, the last "
-        f"checkpoint"
-    )
+        return f"interrupted before the first checkpoint, nothing is kept: {again}"
+    return f"interrupted: {goes_on.value}, {found[-1].name}"
 
 
 def selection_data(work: Workload) -> Dataset | None:
@@ -195,10 +198,15 @@ def scorer(model: Model, work: Workload) -> Callable[..., Evaluation]:
     """A function from examples, the name of their split and the stage of the model to the model's
     evaluation on them (or ``max_eval_samples``).
     """
-    data = work.options.data
 
     def score(examples: Dataset, split: str, stage: Stage = "final") -> Evaluation:
-        chosen = at_most(examples, data.max_eval_samples, work.task, data.split_seed)
+        chosen = evaluated_of(examples, work)
         return work.family.evaluate(model, chosen, work, split=split, stage=stage)
 
     return score
+
+
+def evaluated_of(examples: Dataset, work: Workload) -> Dataset:
+    """The examples that are evaluated, ``max_eval_samples`` of them at most."""
+    data = work.options.data
+    return at_most(examples, data.max_eval_samples, work.task, data.split_seed)

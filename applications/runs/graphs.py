@@ -109,15 +109,16 @@ def upper_penalties(options: AdapterOptions) -> list[Penalty]:
     return [row.binarisation(weight)] if row.binarisation is not None and weight > 0 else []
 
 
-def lower_adamw(model: nn.Module, options: RunOptions) -> AdamW:
+def lower_adamw(model: nn.Module, options: Options) -> AdamW:
     """The optimizer of the lower level."""
-    return adamw(levels(model).lower, options.learning_rate, options.weight_decay, options)
+    run = options.run
+    return adamw(levels(model).lower, options.learning_rate, run.weight_decay, run)
 
 
 def upper_adamw(model: nn.Module, options: Options) -> AdamW:
-    """The optimizer of the upper level, at the lower level's rate where it has none of its own."""
-    level, run = options.levels, options.run
-    rate = level.upper_learning_rate or run.learning_rate
+    """The optimizer of the upper level."""
+    level, rate = options.levels, options.upper_learning_rate
+    run = replace(options.run, adam_epsilon=level.upper_adam_epsilon)
     return adamw(levels(model).upper, rate, level.upper_weight_decay, run)
 
 

@@ -3,13 +3,16 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from applications import processes
-
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_SECONDS = 1.0
+"""A signal that comes again so soon is the same one: torchrun passes on what a terminal has sent to
+all processes already.
+"""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,14 +40,18 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.since = 0.0
         self.ending = False
         self.patient = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
         del frame
-        again, self.asked = self.asked is not None, number
-        if again or not self.patient:
+        now, before = time.monotonic(), self.asked
+        if number == before and now - self.since < SAME_SECONDS:
+            return
+        self.asked, self.since = number, now
+        if before is not None or not self.patient:
             raise KeyboardInterrupt
         os.write(2, b"\nending after this update; once more ends at once\n")
 
@@ -55,6 +62,8 @@ class Signals:
 
     def agree(self) -> None:
         """Let all processes of the run end if one of them was asked to."""
+        from applications import processes  # brings torch, which --help goes without
+
         self.ending = any(asked is not None for asked in processes.gathered(self.asked))
 
     @contextmanager

@@ -41,12 +41,19 @@ SUMMARY_KEYS = (
     "device",
     "versions",
     "brier",
+    "temperature",
+    "calibrated_loss",
+    "calibrated_ece",
+    "calibrated_brier",
     "control",
     "retraining",
     "selected",
     "metrics",
     "reliability",
     "phases",
+    "examples",
+    "evaluated",
+    "per_class",
 )
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = "phase-{}-round-{:08d}.pt"

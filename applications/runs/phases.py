@@ -1,5 +1,6 @@
 """What a run trains, one phase after the other: a search, and what follows it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,13 +51,21 @@ class Phase:
     """Whether it leaves the run's result; no phase follows."""
     stateful: tuple[Stateful, ...] = ()
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each problem, without its schedule."""
+        problems = self.graph.problems
+        groups = {problem.name: problem.optimizer.param_groups[0] for problem in problems}
+        return {name: group.get("initial_lr", group["lr"]) for name, group in groups.items()}
+
 
 @dataclass(frozen=True)
 class Workload(Setting):
     """All that the phases of one run share.
 
     ``lower`` and ``upper`` are D1 and D2, a partition of the training examples. With the control
-    ``same_data`` both are all of them; for one-level methods only ``lower_data_only`` cuts D2 off.
+    ``same_data`` both are all of them. For one-level methods the controls ``two_stage``,
+    ``lower_data_only`` and ``upper_data_only`` alone divide them; the last has D2 in both.
     """
 
     family: Family
@@ -103,10 +112,12 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
     level, train = options.levels, splits.train
     lower, upper = train, train
     whole = level.control in ("joint", "same_data") or level.cross_fitting is not None
-    divided = options.adapter.bi_level and not whole
-    if divided or level.control == "lower_data_only":
+    divided = not whole if options.adapter.bi_level else level.control != "none"
+    if divided:
         fraction, seed = level.upper_fraction, options.data.split_seed
         lower, upper = two_levels(train, task, upper_fraction=fraction, seed=seed)
+    if level.control == "upper_data_only":
+        lower = upper
     work = Workload(options, task, tokenizer, family, splits, base, lower, upper)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     family.check(base, {name: part for name, part in parts.items() if part is not None}, work)
@@ -117,9 +128,10 @@ def prepare(options: Options, family: Family, task: TaskData, splits: Splits) ->
 def phases(work: Workload) -> Iterator[Phase]:
     """The phases in their order. Each is built when the one before it has been trained.
 
-    One level: ``training``. Two levels: ``warm_up`` (where asked for), ``search``, and
-    ``retraining`` where the method has one. Controls: ``training`` of both levels' parameters
-    (joint); ``training`` of the lower ones, then ``values`` (two_stage).
+    One level: ``training``, and with the control two_stage ``finishing``. Two levels: ``warm_up``
+    (where asked for), ``search``, and ``retraining`` where the method has one. Controls:
+    ``training`` of both levels' parameters (joint); ``training`` of the lower ones, then
+    ``values`` (two_stage).
     """
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run
@@ -128,7 +140,7 @@ def phases(work: Workload) -> Iterator[Phase]:
     model = adapting.adapted(work.base, config, adapter)
     place(model, options)
     if not adapter.bi_level:
-        yield one_level(work, model, steps)
+        yield from one_level(work, model, steps)
     elif level.control == "joint":
         yield joint(work, model, steps)
     elif level.control == "two_stage":
@@ -153,19 +165,32 @@ def num_rows(work: Workload) -> int:
     return len(work.family.encode(work.lower, work.tokenizer, work.options))
 
 
-def one_level(work: Workload, model: Model, steps: int) -> Phase:
-    """Plain training of all trainable parameters."""
+def one_level(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
+    """Plain training of all trainable parameters; with the control two_stage then as many passes
+    over D2, with an optimizer of its own.
+    """
+    finished = work.options.levels.control == "two_stage"
+    yield plain(work, model, steps, last=not finished)
+    if finished:
+        passes = steps / len(work.lower)
+        yield plain(work, model, math.ceil(passes * len(work.upper)), last=True, upper=True)
+
+
+def plain(work: Workload, model: Model, steps: int, *, last: bool, upper: bool = False) -> Phase:
+    """All trainable parameters on D1, or on D2."""
     options, run = work.options, work.options.run
-    optimizer = graphs.adamw(trainable(model), run.learning_rate, run.weight_decay, run)
-    stateful = hooks(work, model, optimizer, steps)
+    optimizer = graphs.adamw(trainable(model), options.learning_rate, run.weight_decay, run)
+    stateful = () if upper else hooks(work, model, optimizer, steps)
+    examples, seed = (work.upper, run.seed + 1) if upper else (work.lower, run.seed)
     graph = graphs.one_level(
         model,
-        work.batches(work.lower, run.seed),
+        work.batches(examples, seed),
         optimizer=optimizer,
         schedule=graphs.scheduler(optimizer, steps, run),
         options=options,
     )
-    return Phase("training", model, graph, Plan(steps, 1, False), True, stateful)
+    name = "finishing" if upper else "training"
+    return Phase(name, model, graph, Plan(steps, 1, False), last, stateful)
 
 
 def hooks(
@@ -179,7 +204,7 @@ def hooks(
 def joint(work: Workload, model: Model, steps: int) -> Phase:
     """The parameters of both levels trained together on all the data, each at its own rate."""
     options, run = work.options, work.options.run
-    optimizer = graphs.lower_adamw(model, run)
+    optimizer = graphs.lower_adamw(model, options)
     (upper,) = graphs.upper_adamw(model, options).param_groups
     optimizer.add_param_group(upper)
     graph = graphs.one_level(
@@ -197,7 +222,7 @@ def joint(work: Workload, model: Model, steps: int) -> Phase:
 def two_stage(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
     """The lower level on D1 to its end, then the upper one on D2: no nesting."""
     options, run = work.options, work.options.run
-    lower = graphs.lower_adamw(model, run)
+    lower = graphs.lower_adamw(model, options)
     graph = graphs.one_level(
         model,
         work.batches(work.lower, run.seed),
@@ -232,7 +257,7 @@ def search(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
             f"{warm_up}"
         )
     updates = Plan(-(-(steps - warm_up) // level.lower_steps), level.lower_steps, True)
-    lower = graphs.lower_adamw(model, run)
+    lower = graphs.lower_adamw(model, options)
     schedule = graphs.scheduler(lower, warm_up + updates.num_lower_steps, run)
     lower_batches = work.batches(work.lower, run.seed)
     if warm_up:
@@ -299,7 +324,7 @@ def retraining(work: Workload, searched: Model) -> Phase:
     decay = level.retraining_weight_decay
     optimizer = graphs.adamw(
         parameters,
-        level.retraining_learning_rate or run.learning_rate,
+        level.retraining_learning_rate or options.learning_rate,
         run.weight_decay if decay is None else decay,
         run,
     )

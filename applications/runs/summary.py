@@ -4,14 +4,16 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from adapters import levels
 from applications import processes
+from applications.data.splits import sizes
 from applications.families.metrics import Evaluation
+from applications.families.temperature import calibrated
 from applications.options.arguments import AdapterOptions
 from applications.options.versions import versions
 from applications.runs.costs import Costs
@@ -19,12 +21,29 @@ from applications.runs.phases import Model, Workload
 from applications.runs.training import Trained
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A phase that has been trained.
+
+    Attributes:
+        name: of the phase.
+        learning_rates: of each of its problems.
+        trained: what it took.
+        evaluations: at its end, by split, where taken.
+    """
+
+    name: str
+    learning_rates: Mapping[str, float]
+    trained: Trained
+    evaluations: Mapping[str, Evaluation]
+
+
 def summarise(
     work: Workload,
     *,
     evaluations: Mapping[str, Evaluation],
     counts: tuple[int, int],
-    trained: Sequence[tuple[str, Trained, Mapping[str, Evaluation]]],
+    ended: Sequence[Ended],
     selected: Mapping[str, Any] | None,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -33,14 +52,18 @@ def summarise(
     ``train_metric``, ``train_loss`` are those of all training examples, D1 and D2 alike, in
     evaluation mode; ``validation_metric`` is None without a validation split (neither level sees
     it; D2 is training data); ``generalisation_gap`` is the training metric minus the test metric;
-    ``ece`` and ``brier`` are those of the test split; ``wall_seconds`` is time spent in updates;
-    costs are sums over the phases; metrics that are not defined are None.
+    ``ece`` and ``brier`` are those of the test split; ``temperature`` is fitted on the validation
+    split, and ``calibrated_loss`` and its like are the test split's with it, None without classes
+    or a validation split; ``wall_seconds`` is time spent in updates; costs are sums over the
+    phases; metrics that are not defined are None. ``examples`` are those of the splits and of the
+    levels (None for one level), ``evaluated`` those that metrics were taken on; ``per_class`` are
+    scores on the test split.
 
     Args:
         work: the options, the task and its splits.
         evaluations: of the result, by split.
         counts: the numbers of trainable parameters and of those in the upper level.
-        trained: the name of each phase, what it took, and evaluations at its end, where taken.
+        ended: the phases that have been trained.
         selected: the numbers at the selected step.
         device: where it ran.
     """
@@ -48,8 +71,8 @@ def summarise(
     name = task.metric
     train, test = evaluations["train"], evaluations["test"]
     validation = evaluations.get("validation")
-    total = sum((item.costs for _, item, _ in trained), start=Costs())
-    hypergradients = [item.hypergradient for _, item, _ in trained if item.hypergradient]
+    total = sum((phase.trained.costs for phase in ended), start=Costs())
+    hypergradients = [phase.trained.hypergradient for phase in ended if phase.trained.hypergradient]
     trainable, upper = counts
     return {
         "method": str(options.adapter.method),
@@ -77,16 +100,41 @@ def summarise(
         "device": device_name(device),
         "versions": versions(),
         "brier": test.metrics.get("brier"),
+        **calibrated(validation, test),
         "control": options.levels.control,
         "retraining": options.levels.retraining,
         "selected": selected,
         "metrics": flat(evaluations),
         "reliability": None if test.reliability is None else list(test.reliability),
         "phases": [
-            {"name": phase, **asdict(item.costs), "metrics": flat(found)}
-            for phase, item, found in trained
+            {
+                "name": phase.name,
+                "learning_rates": dict(phase.learning_rates),
+                **asdict(phase.trained.costs),
+                "metrics": flat(phase.evaluations),
+            }
+            for phase in ended
         ],
+        "examples": num_examples(work),
+        "evaluated": num_evaluated(work, evaluations),
+        "per_class": None if test.details is None else test.details.per_class or None,
     }
+
+
+def num_examples(work: Workload) -> dict[str, int | None]:
+    """The examples of the splits, and of the levels where there are two."""
+    two = work.options.adapter.bi_level
+    return {
+        **sizes(work.splits),
+        "lower": len(work.lower) if two else None,
+        "upper": len(work.upper) if two else None,
+    }
+
+
+def num_evaluated(work: Workload, evaluations: Mapping[str, Evaluation]) -> dict[str, int]:
+    """The examples of each split that were evaluated."""
+    limit, counts = work.options.data.max_eval_samples, sizes(work.splits)
+    return {name: min(counts[name], limit or counts[name]) for name in evaluations}
 
 
 def flat(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float | None]]:

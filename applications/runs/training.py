@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from applications import processes
 from applications.errors import UsageError
 from applications.families.metrics import Evaluation
 from applications.options.arguments import FREE_ON_RESUME, Options
 from applications.runs.costs import Costs
+from applications.runs.ending import begun_anew
 from applications.runs.interruption import Signals
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase
+from applications.runs.screen import Screen, screen
 from applications.runs.selection import Selection
 from applications.runs.trackers import Trackers
 from blo import Engine, Info, Record
@@ -105,6 +106,7 @@ class Training:
         evaluated: False where a signal came before the round was scored.
         hypergradient: how the first response was computed.
         selection: the best step so far, where one is selected.
+        screen: what the screen shows, while there are rounds.
     """
 
     loop: Loop
@@ -117,6 +119,7 @@ class Training:
     evaluated: bool = True
     hypergradient: dict[str, Any] | None = None
     selection: Selection | None = None
+    screen: Screen | None = None
 
     def __post_init__(self) -> None:
         run = self.loop.options.run
@@ -129,27 +132,23 @@ class Training:
         return self.round == self.phase.updates.rounds
 
     def rounds(self) -> Iterator[Record]:
-        """The rounds that are left, timed, under a progress bar."""
-        options, total = self.loop.options, self.phase.updates.rounds
-        with tqdm(
-            total=total,
-            initial=self.round,
-            desc=f"{options.adapter.method} {self.phase.name}",
-            unit="update",
-            disable=True if options.run.disable_tqdm else None,
-        ) as bar:
+        """The rounds that are left, timed, with what the screen shows of them."""
+        options, total, name = self.loop.options, self.phase.updates.rounds, self.phase.name
+        label, hidden = f"{options.adapter.method} {name}", options.run.disable_tqdm
+        say = self.loop.say
+        with screen(name, total, self.round, say, label=label, hidden=hidden) as shown:
+            self.screen = shown
             started = time.perf_counter()
             for record in self.engine.rounds(0 if self.stopped else total - self.round):
-                self.seconds += time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
                 self.round = record.round
                 if self.hypergradient is None and record.responses:
                     first = next(iter(record.responses.values()))
                     method = options.levels.hypergradient
                     self.hypergradient = how(first) | {"method": method}
+                shown.round(self.round, seconds, record.losses if self.logged else None)
                 yield record
-                if self.logged:
-                    bar.set_postfix({name: f"{loss:.3f}" for name, loss in record.losses.items()})
-                bar.update()
                 if self.stopped:
                     return
                 started = time.perf_counter()
@@ -167,7 +166,8 @@ class Training:
 
     def evaluate(self) -> None:
         """Score the round on the held-out data, where it is its turn, and select the best one."""
-        every = self.loop.options.run.eval_steps
+        options = self.loop.options.run
+        every = options.eval_steps
         if self.validate is None or every is None:
             return
         in_rounds = max(1, every // max(1, self.phase.updates.steps))
@@ -176,10 +176,15 @@ class Training:
         found = self.scored(self.validate)
         scores = {"loss": found.loss, **found.metrics}
         self.note({"validation": scores})
+        best, updates = None, self.costs().lower_steps
         if self.selection is not None:
-            if self.selection.improved(found, self.costs().lower_steps):
+            best = self.selection.improved(found, updates)
+            if best:
                 self.loop.folder.save_selected(trained_values(self.phase.model))
             self.stopped = self.selection.exhausted and not self.last
+        if self.screen is not None:
+            metric = options.metric_for_best_model
+            self.screen.evaluated(updates, scores, metric or next(iter(found.metrics)), best)
 
     def note(self, found: dict[str, Any]) -> None:
         """Write a line of the log, and send it to the trackers."""
@@ -296,7 +301,7 @@ def read_checkpoint(
     else:
         raise UsageError(
             f"argument --resume: {damaged[0]} is damaged, and there is no checkpoint before it; "
-            f"put a whole copy there, or leave --resume out to begin anew"
+            f"put a whole copy there, or {begun_anew(folder.path)}"
         )
     for other in damaged:
         other.rename(other.with_suffix(".damaged"))

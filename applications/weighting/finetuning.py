@@ -70,7 +70,7 @@ def on_target(work: Workload, model: Model, target: Dataset, weighting: Weightin
     steps = weighting.target_steps
     if steps is None:
         steps = 3 * math.ceil(len(work.encoded(target)) / run.per_device_train_batch_size)
-    rate = weighting.target_learning_rate or run.learning_rate
+    rate = weighting.target_learning_rate or options.learning_rate
     optimizer = graphs.adamw(trainable(model), rate, run.weight_decay, run)
     graph = graphs.one_level(
         model,

@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from applications.pages.drawing import Drawing, drawn
+from applications.pages.drawing import COLOURS, INK, SOFT, Drawing, drawn, short, tell
 from applications.pages.page import Section, page
-from applications.pages.table import Entry, Mark, Table, entries, shown
+from applications.pages.table import Entry, Mark, Table, entries, named, shown
 from applications.pages.writing import write_whole
 from applications.weighting.explanation import Pull
 from applications.weighting.mixture import Weighed, probabilities
@@ -46,11 +46,13 @@ def bars(sources: Sequence[Weighed]) -> Drawing:
     figure = Figure(figsize=(7, 1 + 0.26 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     weights = [source.weight for source in ordered]
-    axes.barh([source.name for source in ordered], weights, color="#4477aa")
+    axes.barh([short(source.name) for source in ordered], weights, color=COLOURS[0])
     for place, source in enumerate(ordered):
         if source.low is not None and source.high is not None:
-            axes.plot([source.low, source.high], [place, place], color="black", linewidth=1)
-    axes.axvline(1, color="grey", linewidth=0.8, linestyle="--")
+            axes.plot([source.low, source.high], [place, place], color=INK, linewidth=1)
+    axes.axvline(1, color=SOFT, linewidth=0.8, linestyle="--")
+    said = [f"{s.name}\n{s.weight:.3g} ({interval(s.low, s.high)})" for s in ordered]
+    tell(axes, weights, range(len(weights)), said)
     axes.set(xlabel="weight (1: as much as its size)")
     text = "The weight of each source and its 95 % interval; the line is a weight of one."
     return drawn(figure, "Weights", text)
@@ -60,8 +62,10 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     """The cross-validated loss over the upper steps."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(len(values)), values, marker=".")
-    axes.axvline(steps, color="grey", linewidth=0.8, linestyle="--")
+    axes.plot(range(len(values)), values, marker=".", color=COLOURS[0])
+    axes.axvline(steps, color=SOFT, linewidth=0.8, linestyle="--")
+    said = [f"{n} upper steps\n{value:.4g}" for n, value in enumerate(values)]
+    tell(axes, range(len(values)), values, said)
     axes.set(xlabel="upper steps", ylabel="held-out loss")
     text = f"The loss of held-out target examples; {steps} upper steps have the smallest."
     return drawn(figure, "Steps", text)
@@ -97,7 +101,7 @@ def write_page(
     controls: Sequence[Mapping[str, Any]],
     explained: Explained,
     steps: tuple[Sequence[float], int] | None,
-    options: str,
+    options: Mapping[str, Any],
     notes: Sequence[str],
 ) -> None:
     """Write weights.html and the bar chart, weights.svg."""
@@ -113,7 +117,7 @@ def write_page(
             tables=[Table("Controls", COMPARED, compared_rows(controls))] if controls else [],
         ),
         Section("Examples that pull", tables=[pull_table(n, w) for n, w in explained.items()]),
-        Section("Options", blocks=[options]),
+        Section("Options", tables=[named("Options", options, folded=True)]),
     ]
     text = page(title=title, lead=lead, sections=sections, notes=notes, notes_title="Data")
     write_whole(folder / "weights.html", lambda draft: draft.write_text(text, encoding="utf-8"))
@@ -127,4 +131,4 @@ def pull_table(name: str, ways: Mapping[str, Sequence[Pull]]) -> Table:
         for way, found in ways.items()
         for pull in found
     ]
-    return Table(name, ("pull", "text", "answer", "strength"), rows, folded=True)
+    return Table(name, ("pull", "text", "answer", "strength"), rows, folded=True, prose=True)

@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/results.md, from the results that the pilot's grids left.
+"""The tables and the figure of docs/pilot.md, from the results that the pilot's grids left.
 
     python -m benchmarks.pilot.tables [--collect RUNS]
 
@@ -24,7 +24,7 @@ from benchmarks.accuracy import write_between
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "pilot"
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "pilot.md"
 GRIDS = {"comparison": "lora", "longer": "lora", "leads": "pace5"}
 """The grids in the page, and the variant that the others are compared with."""
 TABLES = (

@@ -37,7 +37,10 @@ from blo import Engine
 STEPS, BATCH = 300, 16
 RATES = (1e-3, 2e-3, 4e-3)
 DEFAULT_RATE = 1e-3
-METHODS = ("two_stage", LEARNED, "agreement", "oracle", "online", "union", "agreeing_examples")
+METHODS = (
+    *("two_stage", LEARNED, "agreement", "oracle", "online", "union", "greedy"),
+    "agreeing_examples",
+)
 
 
 def rows(

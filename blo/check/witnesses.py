@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blo.check.differences import step_length, steps_of
 from blo.derivatives.lower import LowerObjective, Point
+from blo.derivatives.nested import Spent
 from blo.derivatives.products import ProductRule, Products
 from blo.linear.system import LinearSolver, MatVec, Solution
 from blo.linear.tensors import Tensors, axpy, norm, scale, subtract
 from blo.methods.context import Method
-from blo.methods.implicit import Implicit, OneStep
+from blo.methods.implicit import Implicit, OneStep, placed
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class WatchedSolver:
     solver: LinearSolver
     problem: str
     log: Log
+
+    def at(self, lower: LowerObjective, point: Point, spent: Spent) -> WatchedSolver:
+        """Return the same for a solver that is placed."""
+        return replace(self, solver=placed(self.solver, lower, point, spent))
 
     def __call__(self, matvec: MatVec, rhs: Tensors, init: Tensors | None = None) -> Solution:
         """Return the solver's solution, and log its residual, at one product more."""

@@ -11,7 +11,7 @@ import torch
 from blo.derivatives.gradients import gradients
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.products import NO_LOWER, NO_PATH, Disagreement, Products
-from blo.linear.settings import is_finite
+from blo.linear.settings import check_flag, is_finite
 from blo.linear.tensors import (
     Extent,
     Tensors,
@@ -70,7 +70,8 @@ class FiniteDifference:
     one_sided: bool = False
 
     def __post_init__(self) -> None:
-        """Check the radius."""
+        """Check the settings."""
+        check_flag("one_sided", self.one_sided)
         if self.radius is not None and not (is_finite(self.radius) and self.radius > 0):
             raise ValueError(
                 f"radius must be positive and finite, or None for the default, got {self.radius!r}"

@@ -171,7 +171,7 @@ class GaussNewtonProducts:
         self._exact = ExactProducts(lower, point)
         self._graphs: list[OutputGraph] | None = None
         for objective in lower.losses:
-            _observed(objective)
+            observed(objective)
 
     def hvp(self, v: Tensors) -> Tensors:
         """Return ``J^T l_zz J v``, with the penalty of coupled weight decay."""
@@ -206,10 +206,10 @@ class GaussNewtonProducts:
 
     def _build(self, objective: Objective) -> OutputGraph:
         self.num_gradients += 1
-        observed, objective = _observed(objective)
+        observer, objective = observed(objective)
         with twice_differentiable(objective, self._upper, self._lower) as evaluate:
             loss = evaluate()
-            z, at_leaves = observed.outputs, observed.at_leaves
+            z, at_leaves = observer.outputs, observer.at_leaves
             direct = _slopes(loss, self._lower)
             if reached(direct):
                 raise ValueError(
@@ -229,20 +229,31 @@ class GaussNewtonProducts:
         return OutputGraph(objective, z, at_leaves, slopes, weights, pulled)
 
 
-def _observed(objective: Objective) -> tuple[Observed, Objective]:
-    """Return the objective with an observer in the place of its loss, and the observer."""
+def says_its_outputs(objective: Objective) -> bool:
+    """Return whether the loss of an objective is split into outputs and a loss of them."""
     if isinstance(objective, AttachedObjective):
-        observed, base = _observed(objective.base)
-        return observed, replace(objective, base=base)
+        return says_its_outputs(objective.base)
+    loss: Any = getattr(objective, "loss", None)
+    return callable(getattr(loss, "outputs", None)) and callable(getattr(loss, "loss", None))
+
+
+def observed(objective: Objective) -> tuple[Observed, Objective]:
+    """Return the objective with an observer in the place of its loss, and the observer.
+
+    Raises:
+        TypeError: if the loss does not say what its outputs are.
+    """
+    if isinstance(objective, AttachedObjective):
+        observer, base = observed(objective.base)
+        return observer, replace(objective, base=base)
     whole: Any = objective
-    loss: Any = getattr(whole, "loss", None)
-    if not (callable(getattr(loss, "outputs", None)) and callable(getattr(loss, "loss", None))):
+    if not says_its_outputs(objective):
         raise TypeError(
             "GaussNewton() needs a lower loss that says what its outputs are, got "
-            f"{loss!r}; give SplitLoss(outputs=..., loss=...)"
+            f"{getattr(whole, 'loss', None)!r}; give SplitLoss(outputs=..., loss=...)"
         )
-    observed = Observed(loss)
-    return observed, replace(whole, loss=observed)
+    observer = Observed(whole.loss)
+    return observer, replace(whole, loss=observer)
 
 
 def _slopes(loss: Tensor, inputs: Tensors) -> tuple[Tensor | None, ...]:

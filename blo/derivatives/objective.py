@@ -83,7 +83,7 @@ def scalar(value: object, name: str) -> Tensor:
     """Return the loss in `value`, a tensor of one element or a dict that holds one under "loss".
 
     Raises:
-        TypeError: if `value` is neither.
+        TypeError: if `value` is neither, or no floating-point number.
         ValueError: if the tensor has more than one element.
     """
     loss = value["loss"] if isinstance(value, dict) and "loss" in value else value
@@ -96,5 +96,10 @@ def scalar(value: object, name: str) -> Tensor:
         raise ValueError(
             f"{name} must return a scalar, got a tensor of shape {tuple(loss.shape)}; "
             "take its mean or its sum"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(
+            f"{name} must return a real number with decimals, got one of {loss.dtype}; take the "
+            "square of its absolute value, or .float()"
         )
     return loss.reshape(())

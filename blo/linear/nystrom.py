@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.linear.settings import check_count, check_positive
+from blo.linear.settings import check_count, check_flag, check_positive
 from blo.linear.system import SINGULAR, Basis, LinearSystem, MatVec, Solution, Status, numbers
 from blo.linear.tensors import Tensors, add, axpy, norm, scale, subtract, zeros_like
 
@@ -62,6 +62,7 @@ class Nystrom:
         """Check the settings."""
         check_count("rank", self.rank, at_least=1)
         check_positive("rho", self.rho, "to measure it")
+        check_flag("gaussian", self.gaussian)
 
     @property
     def num_products(self) -> int:

@@ -19,6 +19,12 @@ def check_count(name: str, value: int, *, at_least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Raise ValueError unless `value` is True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless `value` is finite."""
     if not is_finite(value):

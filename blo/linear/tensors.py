@@ -171,6 +171,11 @@ def extents_beside(x: Tensors, y: Tensors) -> tuple[list[Extent], list[float]]:
     return known, [size / math.sqrt(max(t.numel(), 1)) for t, size in lengths]
 
 
+def root_mean_squares(x: Tensors) -> list[float]:
+    """Return the root of the mean square of the entries of each tensor, 0 for one without."""
+    return extents_beside((), x)[1]
+
+
 def _extent(t: Tensor) -> Extent:
     rows = t.detach().flatten(1).any(1) if t.dim() > 1 else t.detach() != 0
     return Extent(length((t,)), int(rows.sum()))

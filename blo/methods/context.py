@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -74,6 +75,10 @@ class Context:
         return rates
 
 
+# Of a method's settings: its class, its solver's, and the most products of that.
+_SETTINGS = re.compile(r"(\w*)(?:\(solver=(\w+))?(?:\((max_products=\d+))?")
+
+
 @dataclass(frozen=True)
 class Info:
     """How a response was computed: everything needed to read the number in a log.
@@ -106,6 +111,8 @@ class Info:
         >>> info = hypergradient(f, g, x, y, method=cg(5)).info
         >>> info.point, info.status.value, info.residual, info.num_gradients, info.num_products
         ('after', 'converged', 0.0, 1, 2)
+        >>> print(info)
+        CG: residual 0, converged after 2 products and 1 gradient
     """
 
     method: str
@@ -118,6 +125,26 @@ class Info:
     num_products: int = 0
     batches: tuple[int, ...] = ()
     disagreement: Disagreement | None = None
+
+    def __str__(self) -> str:
+        """Return in words what was solved, how well, and what it cost: of a truncated solve, which
+        is normal, that all products which it may take were taken.
+        """
+        kind, solver, limit = _SETTINGS.match(self.method).groups()  # type: ignore[union-attr]
+        counts = ((self.num_products, "product"), (self.num_gradients, "gradient"))
+        spent = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
+        cost = " and ".join(spent) or "nothing computed"
+        if self.status is None:
+            return f"{kind}, {cost}"
+        known = "" if math.isnan(self.residual) else f" residual {self.residual:.2g},"
+        most = "" if limit is None else f", all that {limit} allow"
+        ends = {
+            Status.CONVERGED: f"converged after {cost}",
+            Status.TRUNCATED: f"{cost}{most}",
+            Status.INDEFINITE: f"stopped at negative curvature after {cost}",
+            Status.DIVERGED: f"diverged after {cost}",
+        }
+        return f"{solver or kind}:{known} {ends[self.status]}"
 
     def on_batches(self, batches: Iterable[int]) -> Info:
         """Return the same with the numbers of the batches."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from blo.derivatives.nested import AttachedObjective
-from blo.linear.settings import is_finite
+from blo.linear.settings import check_flag, is_finite
 from blo.linear.tensors import (
     Tensors,
     add,
@@ -72,6 +72,8 @@ class Evolution:
         if not (is_finite(self.sigma) and self.sigma > 0):
             raise ValueError(f"sigma must be positive and finite, got {self.sigma!r}")
         check_steps(self.steps)
+        check_flag("antithetic", self.antithetic)
+        check_flag("linearised", self.linearised)
 
     @property
     def requirements(self) -> Requirements:

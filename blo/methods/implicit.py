@@ -8,14 +8,16 @@ taken at ``y``, on the same batch and masks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from blo.derivatives.differences import FiniteDifference
 from blo.derivatives.exact import Exact
-from blo.derivatives.lower import Point
-from blo.derivatives.nested import Stationary, carried
+from blo.derivatives.lower import LowerObjective, Point
+from blo.derivatives.nested import Spent, Stationary, carried
 from blo.derivatives.products import ProductRule
 from blo.linear.direct import Identity
+from blo.linear.settings import check_flag
 from blo.linear.system import LinearSolver
 from blo.linear.tensors import Tensors, leaves, scale, subtract
 from blo.methods.attached import Attached
@@ -46,6 +48,10 @@ class Implicit:
     products: ProductRule = Exact()
     warm_start: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        check_flag("warm_start", self.warm_start)
+
     @property
     def requirements(self) -> Requirements:
         """Nothing is recorded: everything is taken after the step."""
@@ -53,8 +59,9 @@ class Implicit:
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
         """Return ``-g_xy v`` with ``g_yy v = cotangent``, both at ``context.after``."""
-        products = self.products.at(context.lower, context.after)
-        solution = self.solver(products.hvp, cotangent, state if self.warm_start else None)
+        products, spent = self.products.at(context.lower, context.after), Spent()
+        solver = placed(self.solver, context.lower, context.after, spent)
+        solution = solver(products.hvp, cotangent, state if self.warm_start else None)
         mixed = products.mixed(solution.value)
         apart = products.disagreement(solution.value, mixed) if context.first else None
         info = Info(
@@ -64,7 +71,7 @@ class Implicit:
             radius=products.radius,
             status=solution.status,
             residual=solution.residual,
-            num_gradients=products.num_gradients,
+            num_gradients=products.num_gradients + spent.num_gradients,
             num_products=products.num_products,
             disagreement=apart,
         )
@@ -76,13 +83,35 @@ class Implicit:
 
         def solve_at(point: Point, rhs: Tensors) -> Tensors:
             products = self.products.at(context.lower, point)
-            v = self.solver(products.hvp, rhs).value
+            solver = placed(self.solver, context.lower, point, lower.objective.spent)
+            v = solver(products.hvp, rhs).value
             lower.objective.spent.num_gradients += products.num_gradients
             lower.objective.spent.num_products += products.num_products
             return v
 
         solution = Stationary(lower.objective, context.after.lower, solve_at)
         return solution.attach(upper, lower.anchor)
+
+
+def placed(solver: LinearSolver, lower: LowerObjective, point: Point, spent: Spent) -> LinearSolver:
+    """Return the solver for a system at a point: one that takes more from the lower objective than
+    products, or whose preconditioner does, has a function `at` that returns it there.
+
+    Raises:
+        TypeError: if that is no solver.
+    """
+    whole: Any = solver
+    if hasattr(whole, "at"):
+        whole = whole.at(lower, point, spent)
+    preconditioner: Any = getattr(whole, "preconditioner", None)
+    if hasattr(preconditioner, "at"):
+        whole = replace(whole, preconditioner=preconditioner.at(lower, point, spent))
+    if not callable(whole):
+        raise TypeError(
+            f"solver must be callable, got {solver!r}; a preconditioner is given to a solver, such "
+            f"as CG(10, preconditioner={solver!r})"
+        )
+    return whole  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from blo.derivatives.differences import difference_step
 from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
-from blo.linear.settings import check_count, check_not_negative, check_positive
+from blo.linear.settings import check_count, check_flag, check_not_negative, check_positive
 from blo.linear.system import Status
 from blo.linear.tensors import Tensors, add, axpy, dot, length, norm, scale, subtract, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
@@ -58,6 +58,8 @@ class Perturbed:
         check_positive("lr", self.lr, "to choose it")
         check_not_negative("damping", self.damping)
         check_not_negative("rtol", self.rtol)
+        for name in ("symmetric", "linearised", "warm_start"):
+            check_flag(name, getattr(self, name))
 
     @property
     def requirements(self) -> Requirements:

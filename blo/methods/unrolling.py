@@ -21,6 +21,7 @@ import torch
 from blo.derivatives.graphs import GradientGraph
 from blo.derivatives.products import NO_PATH
 from blo.derivatives.pullback import filled, pulled_back, reached
+from blo.linear.settings import check_flag
 from blo.linear.tensors import Tensors, add, leaves, zeros_like
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
@@ -59,8 +60,9 @@ class Unrolled:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        """Check the number of steps."""
+        """Check the settings."""
         check_steps(self.steps)
+        check_flag("checkpoint", self.checkpoint)
 
     @property
     def requirements(self) -> Requirements:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from blo.linear.settings import is_finite
 from blo.linear.tensors import Tensors
 from blo.steps.tangents import pushed_forward
 
@@ -42,7 +42,7 @@ class Clip:
         if self.norm is None and self.value is None:
             raise ValueError("Clip needs a bound, Clip(norm=1.0) or Clip(value=1.0), got neither")
         for name, bound in (("norm", self.norm), ("value", self.value)):
-            if bound is not None and not 0 < float(bound) < math.inf:
+            if bound is not None and not (is_finite(bound) and bound > 0):
                 raise ValueError(f"{name} must be a number above 0, got {bound!r}")
 
 

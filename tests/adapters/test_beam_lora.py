@@ -233,13 +233,13 @@ def test_on_two_levels_a_move_edits_the_scores_above_and_methods_start_anew() ->
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="a single rank has nothing to be ranked with"):
         BeamLoraConfig(r=1)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
         BeamLoraConfig(temperature=0.0)
     model = adapted()
     for options, message in (
         ({"every": 5}, "every must be even"),
         ({"top_p": 0.0}, "top_p must be in"),
-        ({"end": 0}, "end must be at least 1"),
+        ({"end": 0}, "end must be an integer of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             BeamSearch(adam(model), model, **{"every": 4, "num_steps": 9, **options})  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def test_a_half_precision_adapter_is_penalised_in_float32() -> None:
 
 
 def test_misuse_names_the_argument() -> None:
-    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="weight must be a finite number of at least 0, got -1"):
         NullSpace(-1, num_directions=2)
     with pytest.raises(ValueError, match="num_directions must be at least 1, got 0"):
         NullSpace(1.0, num_directions=0)

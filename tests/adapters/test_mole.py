@@ -262,7 +262,7 @@ def test_misuse_is_refused(folders: list[str]) -> None:
         ({}, "experts must name at least one folder"),
         ({"ranks": [1, 1]}, "experts must name at least one folder"),
         ({"experts": folders, "gate": "both"}, "gate must be one of"),
-        ({"experts": folders, "temperature": 0.0}, "temperature must be above 0"),
+        ({"experts": folders, "temperature": 0.0}, "temperature must be a finite number above 0"),
         ({"experts": folders, "rank_pattern": {"a": 1}}, "rank_pattern cannot be combined"),
         ({"experts": folders, "gate": "input", "granularity": "layer"}, "needs gate='static'"),
         ({"experts": folders, "gate": "input", "task_type": "CAUSAL_LM"}, "tokens that are to be"),

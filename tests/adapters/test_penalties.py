@@ -124,7 +124,7 @@ def test_a_penalty_refuses_a_model_it_cannot_see(penalty: type) -> None:
 
 @pytest.mark.parametrize("penalty", [Orthogonality, DirectionOrthogonality, Binarisation])
 def test_a_penalty_is_frozen_and_not_negative(penalty: type) -> None:
-    with pytest.raises(ValueError, match="weight must be at least 0"):
+    with pytest.raises(ValueError, match="weight must be a finite number of at least 0"):
         penalty(-1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         penalty(1.0).weight = 2.0

@@ -127,7 +127,7 @@ def test_the_last_map_is_the_first_to_get_a_gradient(generator: str) -> None:
 def test_misuse_is_refused() -> None:
     for options, message in (
         ({"generator": "columns"}, "generator must be one of"),
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"activation": "tanh"}, "activation must be one of"),
     ):
         with pytest.raises(ValueError, match=message):

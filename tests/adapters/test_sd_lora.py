@@ -215,7 +215,7 @@ def test_misuse_is_refused() -> None:
             adapted(**options)
     with pytest.raises(ValueError, match="B = 0 everywhere"):
         next_task(adapted())
-    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rank must be an integer of at least 1, got 0"):
         next_task(trained(adapted(), 1), rank=0)
     with pytest.raises(ValueError, match="no active SD-LoRA adapter"):
         next_task(mlp())

@@ -226,7 +226,7 @@ def test_misuse_names_the_argument() -> None:
         SoraConfig(gate_level="above")  # type: ignore[arg-type]
     model = sora()
     optimizer = torch.optim.SGD(trained(model), 0.1)
-    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="weight must be a finite number of at least 0, got -1"):
         Shrinkage(optimizer, model, weight=-1)
     part = torch.optim.SGD([p for p in trained(model) if p.dim() > 1], 0.1)
     with pytest.raises(ValueError, match=r"optimizer must hold the gate '.*lora_diagonal.default'"):

@@ -193,7 +193,7 @@ def test_without_the_response_nothing_is_learned() -> None:
 
 @pytest.mark.parametrize("start", [0.0, -1.0, math.inf, math.nan])
 def test_a_decay_that_has_no_logarithm_is_refused(start: float) -> None:
-    with pytest.raises(ValueError, match="initial_weight_decay must be above 0"):
+    with pytest.raises(ValueError, match="initial_weight_decay must be a finite number above 0"):
         LoraWeightDecayConfig(initial_weight_decay=start)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import applications.comparison.figures
-import applications.runs.report
+import applications.runs.curves
 from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.pages.drawing import Drawing
@@ -50,7 +50,7 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     if request.node.get_closest_marker("figures") is None:
         empty = lambda figure, title, text: Drawing(title, text, f"<svg><!-- {title} --></svg>")
-        for module in (applications.runs.report, applications.comparison.figures):
+        for module in (applications.runs.curves, applications.comparison.figures):
             monkeypatch.setattr(module, "drawn", empty)
 
 

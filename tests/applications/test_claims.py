@@ -19,6 +19,7 @@ from applications.options.command_line import parse_options, words
 from applications.pages.locking import held
 from applications.pages.writing import remove_drafts, write_whole
 from applications.runs import claim as claims
+from applications.runs import interruption
 from applications.runs.claim import Claim, claimed
 from applications.runs.experiment import how_to_go_on
 from applications.runs.interruption import Interrupted, Signals, signals
@@ -367,6 +368,13 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with signals(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGHUP)
+    with signals() as found, found.waiting(True):
+        for _ in range(2):  # of a terminal, and passed on by a launcher
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert found.asked == signal.SIGTERM
+        found.since -= interruption.SAME_SECONDS
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     with signals() as found:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -402,7 +410,7 @@ def test_a_signal_saves_a_checkpoint_that_the_same_command_goes_on_from(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(owner, name, struck)
-    with pytest.raises(Interrupted, match="--resume goes on from phase-0-round-0000000") as caught:
+    with pytest.raises(Interrupted, match="last checkpoint, phase-0-round-0000000") as caught:
         run(tiny("lora", *flags, folder="cut"))
     assert caught.value.number == number
     monkeypatch.undo()
@@ -414,13 +422,19 @@ def test_a_signal_saves_a_checkpoint_that_the_same_command_goes_on_from(
     )
 
 
-def test_what_is_said_of_an_interrupted_run_is_true(tmp_path: Path) -> None:
+def test_what_is_said_of_an_interrupted_run_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claim = Claim(tmp_path, False, False)
     assert "before training began: the same command begins again" in how_to_go_on(claim)
     claim.folder = RunFolder(tmp_path)
-    assert "before the first checkpoint: nothing is kept" in how_to_go_on(claim)
+    assert "first checkpoint, nothing is kept: the same command begins again" in how_to_go_on(claim)
     claim.folder.save_checkpoint(0, 7, {}, keep=1)
-    assert "--resume goes on from phase-0-round-00000007.pt" in how_to_go_on(claim)
+    said = how_to_go_on(claim)
+    assert "--resume goes on from the last checkpoint, phase-0-round-00000007.pt" in said
+    monkeypatch.setenv(HANDED, "5")
+    assert "--resume" not in (said := how_to_go_on(claim))
+    assert "grid's own command (applications.compare) goes on from the last checkpoint" in said
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_from_the_last_checkpoint(

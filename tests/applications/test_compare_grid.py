@@ -62,6 +62,25 @@ def test_each_rank_of_options_wins_over_those_before_it() -> None:
     assert run.resolved["lora_r"] == 6
 
 
+def test_softmax_values_are_compared_at_the_scale_of_lora_unless_told_otherwise() -> None:
+    methods: dict[str, dict[str, Any]] = {
+        "lora": {},
+        "bilora": {},
+        "own": {"method": "bilora", "scale_by_rank": False},
+        "taken_back": {"method": "bilora", "scale_by_rank": None},
+        "real": {"method": "bilora", "singular_values": "real"},
+    }
+    runs = planned(grid(methods=methods))
+    scales = {run.variant: run.resolved["scale_by_rank"] for run in runs}
+    assert scales == {
+        "lora": False,
+        "bilora": True,
+        "own": False,
+        "taken_back": False,
+        "real": False,
+    }
+
+
 def test_an_override_reaches_the_runs_it_names_and_no_others() -> None:
     options = {"method": "bilora", "train_size": [300, 1000], "seed": 1, "options": {"lora_r": 4}}
     runs = planned(grid(train_sizes=[100, 300, 1000], seeds=2, overrides=[options]))

@@ -156,6 +156,36 @@ def test_options_that_change_no_number_may_differ(compare: Compare, out: Path) -
     assert set(starts(out).values()) == {1}
 
 
+def test_data_that_changed_are_refused_before_anything_runs_and_overwriting_takes_them(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run is no result on the changed data, either."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (data / name).write_text("text,label\na,b\n")
+    grid = tmp_path / "grid.json"
+    tasks = {
+        "files": {"task_name": None, "train_file": str(data / "train.csv")},
+        "folder": {"task_name": None, "data_dir": str(data)},
+        "carried": {"task_name": "bbc_headlines"},
+    }
+    grid.write_text(json.dumps({"tasks": tasks, "methods": ["lora"]}))
+    words = [str(grid), "--out", str(out)]
+    assert main(words) == main(words) == 0
+    before = starts(out)
+    (data / "test.csv").write_text("text,label\na,c\n")
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "folder/all/lora/seed0 holds results of other options or data" in said
+    assert "(the files of the data were others), and so do 0 more" in said
+    assert "another --out, or --overwrite" in said
+    assert main([*words, "--overwrite"]) == main(words) == 0
+    assert starts(out) == {**before, "folder/all/lora/seed0": 2}
+    place = place_of(out, one_run())
+    assert place.changes(one_run()) == []  # where nothing has begun
+
+
 def test_an_option_that_the_record_does_not_know_counts_as_its_default(out: Path) -> None:
     run = one_run()
     attempt(run, out, threads=1)
@@ -357,7 +387,7 @@ def test_an_interrupted_invocation_ends_its_runs_and_says_how_to_go_on(
 
     threading.Thread(target=interrupt).start()
     slow = ["--learning_rate", str(stand_in.TAKES_LONG), "--max_steps", "100"]
-    assert compare(*slow, methods="lora", seeds="1") == 130
+    assert compare(*slow, methods="lora", seeds="1") == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
     reached = int(state.read_text())
     time.sleep(0.2)

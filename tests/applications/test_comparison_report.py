@@ -187,7 +187,7 @@ def test_variants_look_different_from_each_other() -> None:
 class Page(HTMLParser):
     """The tags of a page, its texts, and what is still open at its end."""
 
-    EMPTY = frozenset(("meta", "br", "path", "use", "rect", "image", "line"))
+    EMPTY = frozenset(("meta", "br", "wbr", "path", "use", "rect", "image", "line"))
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -234,6 +234,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     options={"lora_r": 4 if variant == "dora" else 8},
                     test_metric=score,
                     reliability=bins,
+                    per_class={"no": {"f1": 0.5 + seed / 10}, "yes": {"f1": None}},
                     selected={"test_metric": score, "train_metric": 0.9, "test_loss": 0.5},
                 )
     failed = put_run(out, "lora", 7, finished=False)
@@ -261,7 +262,8 @@ def test_the_page_is_whole_and_needs_no_network(text: str) -> None:
     ]
     assert asked == []
     names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "img", "iframe", "object"}
+    assert not names & {"link", "img", "iframe", "object"}
+    assert sum(tag == "script" for tag, _ in page.tags) == 1  # its own, without a source
     assert "url(http" not in text
     assert "@import" not in text
 
@@ -312,9 +314,10 @@ def test_only_a_variant_with_intervals_without_zero_is_marked(text: str) -> None
     assert "clear is ahead of every other in test accuracy" in text
     headline = "All tasks, final step, against lora"
     for variant, marked in (("clear", True), ("dora", False)):
-        # Runs, mean test metric, its difference to lora.
+        # Runs; mean test metric with its difference to lora.
         cells = re.findall(r"<td.*?</td>", row_of(text, headline, variant), re.DOTALL)
-        assert ('class="better"' in cells[2]) == marked
+        assert ('class="better"' in cells[1]) == marked
+        assert "(n=6)" in cells[1]
 
 
 def test_every_mean_stands_beside_its_number_of_runs(text: str) -> None:
@@ -326,6 +329,13 @@ def test_every_mean_stands_beside_its_number_of_runs(text: str) -> None:
     mean = sum(values) / 3
     std = (sum((v - mean) ** 2 for v in values) / 2) ** 0.5
     assert cells[1] == f"{mean:.3f} \u00b1 {std:.3f}"
+
+
+def test_classes_are_compared_by_their_f1(text: str) -> None:
+    assert "sst2, 300 training examples, F1 of each class" in text
+    # 0.5, 0.6 and 0.7 for each variant; where no run has an F1, nothing.
+    assert text.count("<td>0.600 \u00b1 0.100</td>") == 2 * 4
+    assert '<tr><th scope="row">yes</th><td>\u2013</td>' in text
 
 
 @pytest.mark.figures
@@ -366,3 +376,28 @@ def test_a_folder_without_results_is_refused(
     assert "no finished runs" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_temperature_scaling_is_compared_and_shown_where_runs_have_it(tmp_path: Path) -> None:
+    for seed, gain in enumerate(GAINS):
+        for variant, less in (("lora", 0.0), ("other", gain)):
+            scaled = {
+                "temperature": 1.5,
+                "calibrated_loss": 0.6 - less,
+                "calibrated_ece": 0.05,
+                "calibrated_brier": 0.2,
+            }
+            put_run(tmp_path, variant, seed, **scaled)
+    write_report(tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    (row,) = [
+        row
+        for row in found["comparisons"]
+        if (row["outcome"], row["step"]) == ("calibrated_loss", "final")
+    ]
+    first_less = -sum(GAINS) / 6 if row["first"] == "other" else sum(GAINS) / 6
+    assert row["difference"] == pytest.approx(first_less)
+    assert row["better"] == "other"  # less is better
+    page = (tmp_path / "report.html").read_text()
+    assert "Test loss after temperature scaling, final step" in page
+    assert "ECE with it" in page

@@ -75,7 +75,8 @@ def test_the_hypergradient_is_the_mean_over_the_folds_after_a_step_of_each(
 
     monkeypatch.setattr(graphs, "adamw", sgd)
     flags = ["--cross_fitting", "3", "--hypergradient", "t1t2", "--lr_scheduler_type", "constant"]
-    phase = next(phases(work_of(tiny(method, *flags, "--learning_rate", "0.5"))))
+    flags += ["--learning_rate", "0.5", "--upper_learning_rate", "0.5"]
+    phase = next(phases(work_of(tiny(method, *flags))))
     above, *below = phase.graph.problems
     assert [problem.name for problem in below] == ["lower_1", "lower_2", "lower_3"]
     for each in dict.fromkeys(m for problem in below for m in problem.modules):

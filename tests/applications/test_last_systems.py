@@ -85,7 +85,10 @@ def test_levels_that_a_method_lacks_are_refused(tiny: Run) -> None:
     for flags, message in (
         (("lora", "--two_levels"), "method lora has no upper level"),
         (("bilora", "--two_levels"), "method bilora always has an upper level"),
-        (("beam_lora", "--control", "joint"), "has the controls none, lower_data_only"),
+        (
+            ("beam_lora", "--control", "joint"),
+            "has the controls none, two_stage, lower_data_only, upper_data",
+        ),
         (("beam_lora", "--two_levels", "--cross_fitting", "2"), "every fold has its own"),
     ):
         with pytest.raises(UsageError, match=message):

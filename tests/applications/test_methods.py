@@ -7,8 +7,12 @@ import torch
 from peft import LoraConfig
 
 from applications.methods import HYPERGRADIENTS, METHODS, Row
+from applications.options.command_line import parse_options
+from applications.options.completion import completed
+from applications.runs.phases import phases
 from blo import Engine, Problem, ProblemGraph
-from tests.applications.tiny_runs import Run, run
+from tests.applications.test_phases import work_of
+from tests.applications.tiny_runs import FAMILY, Run, run
 
 
 def test_a_new_method_is_one_row(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +21,38 @@ def test_a_new_method_is_one_row(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> 
     summary, folder = run(tiny("rslora", "--max_steps", "2"))
     assert (summary["method"], summary["num_lower_steps"]) == ("rslora", 2)
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["use_rslora"]
+
+
+def test_a_method_has_learning_rates_of_its_own_and_a_flag_wins(tiny: Run) -> None:
+    def rates(*flags: str) -> tuple[float | None, float | None]:
+        whole = completed(parse_options(["--task", "sst2", *flags]), FAMILY)
+        return whole.run.learning_rate, whole.levels.upper_learning_rate
+
+    for row in METHODS.values():
+        above = row.upper_learning_rate or row.learning_rate
+        assert rates("--method", row.name) == (row.learning_rate, above if row.bi_level else None)
+    assert rates("--method", "bilora", "--learning_rate", "3") == (3, 1e-2)
+    assert rates("--method", "bilora", "--upper_learning_rate", "3")[1] == 3
+    assert rates("--method", "bidora", "--learning_rate", "3") == (3, 3)
+
+
+def test_a_summary_has_the_learning_rates_of_each_phase(tiny: Run) -> None:
+    flags = ("--upper_learning_rate", "0.2", "--retraining_learning_rate", "0.3")
+    summary, _ = run(tiny("bidora", "--max_steps", "2", "--learning_rate", "0.1", *flags))
+    search, retraining = (phase["learning_rates"] for phase in summary["phases"])
+    assert search == {"upper": 0.2, "lower": 0.1}
+    assert retraining == {"lower": 0.3}
+
+
+def test_upper_variables_move_under_a_hypergradient_far_below_the_lower_epsilon(tiny: Run) -> None:
+    phase = next(phases(work_of(tiny("lora_weight_decay", "--upper_learning_rate", "0.1"))))
+    upper = phase.graph.problems[0]
+    before = [parameter.detach().clone() for parameter in upper.parameters]
+    for parameter in upper.parameters:
+        parameter.grad = torch.full_like(parameter, 1e-12)
+    upper.optimizer.step()
+    for parameter, start in zip(upper.parameters, before, strict=True):
+        assert (start - parameter).detach().numpy() == pytest.approx(0.1, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", HYPERGRADIENTS)

@@ -154,6 +154,8 @@ def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) ->
     [
         ("lora", [], [{"lower": 48}]),
         ("lora", ["--control", "lower_data_only"], [{"lower": 38}]),
+        ("lora", ["--control", "upper_data_only"], [{"lower": 10}]),
+        ("dora", ["--control", "two_stage"], [{"lower": 38}, {"lower": 10}]),
         ("bilora", [], [{"upper": 10, "lower": 38}]),
         ("bilora", ["--upper_fraction", "0.5"], [{"upper": 24, "lower": 24}]),
         ("bilora", ["--control", "joint"], [{"lower": 48}]),
@@ -218,6 +220,24 @@ def test_two_stages_train_one_level_after_the_other(tiny: Run) -> None:
     assert all(any(part in name for part in UPPER) for name in above)
     summary, _ = run(tiny("bilora", "--control", "two_stage", "--lower_steps", "2"))
     assert [(p["lower_steps"], p["upper_steps"]) for p in summary["phases"]] == [(6, 0), (0, 3)]
+
+
+def test_one_level_in_two_stages_goes_on_with_the_same_parameters_on_d2(tiny: Run) -> None:
+    options = tiny("lora", "--control", "two_stage")
+    work = work_of(options)
+    sequence = phases(work)
+    first = next(sequence)
+    before = [id(p) for p in first.graph.problems[0].parameters]
+    second = next(sequence)
+    assert (first.name, first.last, second.name, second.last) == (
+        *("training", False),
+        *("finishing", True),
+    )
+    assert [id(p) for p in second.graph.problems[0].parameters] == before
+    assert second.updates.rounds == math.ceil(6 * len(work.upper) / len(work.lower))
+    assert (
+        work_of(tiny("lora", "--control", "upper_data_only")).lower["text"] == (work.upper["text"])
+    )
 
 
 def test_the_same_data_serve_both_levels_where_asked(tiny: Run) -> None:

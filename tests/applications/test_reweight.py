@@ -1,7 +1,10 @@
 """The command applications.reweight, on a random model of two layers and files of a few rows."""
 
 import json
+import os
 import random
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from peft import PeftModel
 from applications.families.classification import TextClassification
 from applications.options.command_line import parse_options
 from applications.reweight import ALL_GROUPS, main
-from applications.runs.outputs import SUMMARY_KEYS
+from applications.runs.outputs import SUMMARY_KEYS, RunFolder
 from tests.applications.conftest import TOPICS, sentence
 
 
@@ -143,11 +146,59 @@ def test_the_online_route_moves_the_weights_along_the_training(words, tmp_path, 
     assert summary["num_upper_steps"] == 6
 
 
+@pytest.mark.parametrize("logged", [2, 5], ids=["along the sources", "on the target"])
+def test_the_online_route_goes_on_where_it_was_interrupted(
+    words, tmp_path, monkeypatch, capsys, logged
+):
+    flags = ("--route", "online", "--max_steps", "4", "--logging_steps", "1", "--save_steps", "1")
+    straight = words(*flags, "--output_dir", str(tmp_path / "straight"))
+    assert main(straight) == 0
+    log, calls = RunFolder.log, []
+
+    def struck(*args):
+        log(*args)
+        calls.append(args)
+        if len(calls) == logged:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", struck)
+        assert main(words(*flags)) == 128 + signal.SIGTERM
+    assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+    assert main(words(*flags, "--resume")) == 0
+    found = [
+        json.loads((tmp_path / name / "weights.json").read_text())["sources"]
+        for name in ("straight", "run")
+    ]
+    assert found[0] == found[1]
+    assert len(log_of(tmp_path / "run")) == len(log_of(tmp_path / "straight")) == 6
+    weights = [
+        tmp_path / folder / "adapter" / "adapter_model.safetensors"
+        for folder in ("straight", "run")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def log_of(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
 def test_a_dry_run_writes_nothing(words, files, tmp_path, capsys):
     column = ("--train_file", str(files / "one.jsonl"), "--source_column", "source", "--dry_run")
     assert main(words(*column, sources=False)) == 0
     assert not (tmp_path / "run").exists()
-    assert "ann" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for part in ("ann", "training", "target", "gradient units a round"):
+        assert part in said
+
+
+def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
+    flags = ("--route", "online", "--method", "lora", "--lower_steps", "2", "--max_steps", "6")
+    assert main(words(*flags, "--hypergradient", "t1t2", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    (units,) = re.findall(r"gradient units a round\W+(\d+)", said)
+    assert units == "4"  # two below, one above, one of the response
+    assert "trained by weights" in said
 
 
 @pytest.mark.parametrize(
@@ -175,6 +226,17 @@ def test_what_cannot_be_done_is_said_in_one_sentence(words, capsys, flags, messa
     assert message in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_one_file_is_not_two_things(words, files, capsys):
+    good, target = files / "good.jsonl", files / "target.jsonl"
+    for flags, message in (
+        (("--sources", f"a={good},b={good}"), "--sources: .* is source 'b' and source 'a'"),
+        (("--sources", f"a={good},b={target}"), "--sources: .* is source 'b' and --target_file"),
+        (("--test_file", str(target)), "--test_file: .* is --test_file and --target_file"),
+    ):
+        assert main(words(*flags)) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_source_with_other_labels_than_the_target_is_refused(words, files, tmp_path, capsys):

@@ -23,7 +23,9 @@ CONTRACT = [
     *("validation_metric", "test_metric", "train_loss", "test_loss", "ece", "generalisation_gap"),
     *("trainable_params", "upper_params", "num_lower_steps", "num_upper_steps", "num_gradients"),
     *("num_hvps", "wall_seconds", "peak_memory_mb", "hypergradient", "device", "versions"),
-    *("brier", "control", "retraining", "selected", "metrics", "reliability", "phases"),
+    *("brier", "temperature", "calibrated_loss", "calibrated_ece", "calibrated_brier", "control"),
+    *("retraining", "selected", "metrics", "reliability", "phases"),
+    *("examples", "evaluated", "per_class"),
 ]
 
 
@@ -63,6 +65,26 @@ def test_a_run_writes_every_file_of_the_contract(method: str, tiny: Run) -> None
     assert "one batch" in page  # the legend of a figure
     assert "src=" not in page
     assert "<link" not in page
+    # 48 training examples, of which a fifth is the upper level's; three labels.
+    two = method.startswith("bi")
+    assert summary["examples"] == {
+        **{"train": 48, "validation": 12, "test": 30},
+        **({"lower": 38, "upper": 10} if two else {"lower": None, "upper": None}),
+    }
+    assert ("upper level (D2)" in page) == two
+    assert set(summary["per_class"]) == {"animals", "food", "tools"}
+    for part in ("Confusions", "Examples of errors", "The 3 labels"):
+        assert part in page
+    assert "{&#34;" not in page  # no JSON
+
+
+def test_the_page_counts_the_examples_that_were_evaluated(tiny: Run) -> None:
+    summary, folder = run(tiny("lora", "--max_steps", "2", "--max_eval_samples", "9"))
+    assert summary["evaluated"] == {"train": 9, "validation": 9, "test": 9}
+    assert sum(one["support"] for one in summary["per_class"].values()) == 9
+    page = (folder / "report.html").read_text()
+    for text in ("9 of 48", "9 of 12", "9 of 30", "On 9 test examples"):
+        assert text in page
 
 
 def test_the_summary_counts_levels_steps_and_costs(tiny: Run) -> None:
@@ -134,7 +156,11 @@ def test_baselines_have_no_orthogonality_penalty_to_ask_for(tiny: Run) -> None:
     [
         ("bilora", ["--lora_r", "1"], r"--lora_r: .*got 1; .*--singular_values real"),
         ("bidora", ["--lora_dropout", "0.1"], "^method bidora: lora_dropout must be 0"),
-        ("lora", ["--lora_target_modules", "no"], r"^argument --lora_target_modules: .*\['no'\]"),
+        (
+            "lora",
+            ["--lora_target_modules", "no"],
+            "^argument --lora_target_modules: no module of the model is called 'no'",
+        ),
         ("lora", ["--device", "quantum"], "--device: 'quantum' is no device"),
     ],
 )

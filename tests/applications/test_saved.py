@@ -128,11 +128,24 @@ def test_what_no_peft_checkpoint_can_hold_says_so(left: dict[str, Left]) -> None
 
 def test_the_last_lines_say_metric_folder_loading_and_predicting(left: dict[str, Left]) -> None:
     run = left["bilora"]
-    said = run.said.splitlines()[-8:]
-    assert re.match(r"accuracy: train \d\.\d+, test \d\.\d+$", said[0])
-    assert said[1].startswith(f"folder: {run.folder} ")
-    assert (said[2], said[6]) == ("load it:", "predict with it:")
-    assert said[7].split()[:4] == ["python", "-m", "applications.predict", str(run.folder)]
+    said = run.said.splitlines()[-15:]
+    assert said[0] == ""
+    assert said[1].split()[:5] == ["split", "examples", "loss", "accuracy", "f1"]
+    counts = {"training": "48", "validation": "12", "test": "30"}
+    assert dict(line.split()[:2] for line in said[2:5]) == counts
+    assert said[-8].startswith(f"folder: {run.folder} ")
+    assert said[-7] == f"adapter: {run.folder / 'adapter'}, of the last step"
+    assert (said[-6], said[-2]) == ("load it:", "predict with it:")
+    assert said[-1].split()[:4] == ["python", "-m", "applications.predict", str(run.folder)]
+
+
+def test_the_selected_step_is_told_with_its_place(left: dict[str, Left]) -> None:
+    run = left["decay"]
+    assert re.search(
+        rf"^selected: {run.folder / 'selected'}, of search, after [24] of 4 updates$",
+        run.said,
+        re.MULTILINE,
+    )
 
 
 def test_a_run_that_was_tested_under_masks_says_what_the_folder_computes(

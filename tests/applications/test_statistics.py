@@ -159,10 +159,13 @@ def test_there_is_no_interval_without_spread() -> None:
     lone = mean_interval([[0.1, 0.2], [0.3]])
     assert (lone.low, lone.how) == (None, None)
     assert "fewer than two" in str(lone.reason)
-    equal = mean_interval([[0.1, 0.1, 0.1]])
-    assert equal.low is None
-    assert not equal.excludes_zero
-    assert "all equal" in str(equal.reason)
+    # Two equal seeds, exactly and up to the rounding of single precision; seven of them.
+    for same in ([0.1] * 3, [0.0, 0.0], [0.1, 0.1 + 6e-8], [0.0] * 7):
+        equal = mean_interval([same])
+        assert equal.low is None
+        assert not equal.excludes_zero
+        assert "all equal" in str(equal.reason)
+    assert mean_interval([[0.1, 0.1], [0.0, 0.01]]).low is not None
     assert mean_interval([]).low is None
 
 

@@ -398,6 +398,18 @@ def test_the_file_before_is_used_and_that_is_said(tmp_path, caplog):
         made.load(tmp_path / "folder")
 
 
+def test_a_folder_is_no_place_for_a_state_and_stays_as_it_is(tmp_path):
+    made, folder = engine(), tmp_path / "folder"
+    folder.mkdir()
+    (folder / "kept").touch()
+    with pytest.raises(ValueError, match="path must be a file, got the folder"):
+        made.save(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "kept"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="path must be a file, got the device"):
+        made.save(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace", "link"])
 def test_a_failed_save_leaves_the_files_as_they_were(tmp_path, monkeypatch, step):
     made, path = engine(), tmp_path / "s.pt"

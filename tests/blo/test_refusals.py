@@ -84,6 +84,12 @@ def running(method, *args):
     return make
 
 
+def recursive(engine):
+    """An engine whose callback runs it."""
+    engine.callbacks = (lambda record: engine.run(1),)
+    return engine
+
+
 def broken(p):
     with torch.no_grad():
         p.net.bias[0] = float("nan")
@@ -137,6 +143,12 @@ ROWS_OF_THE_TABLE = {
         "got a tensor .*problem 'lower'; give the function, not its value",
         given("loss", lambda p: p.fit),
     ),
+    "name, an arrow": (
+        given("name", "a <- b"),
+        "name must be printable and without '<-', got 'a <- b'",
+        given("name", "a - b"),
+    ),
+    "name, two lines": (given("name", "a\nb"), r"name must be printable .* got 'a\\nb'", None),
     "loss, none": (given("loss", None), "loss must be callable, got None", None),
     "loss, criterion": (
         given("loss", lambda p: nn.MSELoss()),
@@ -163,6 +175,16 @@ ROWS_OF_THE_TABLE = {
     "loss, detached": (
         given("loss", lambda p: lambda b: p.fit(b).detach()),
         "depends on no parameter .* detach",
+        None,
+    ),
+    "loss, complex": (
+        given("loss", lambda p: lambda b: p.fit(b) * (1 + 1j)),
+        "must return a real number with decimals, got one of torch.complex64",
+        given("loss", lambda p: lambda b: (p.fit(b) * (1 + 1j)).abs().square()),
+    ),
+    "loss, whole number": (
+        given("loss", lambda p: lambda b: p.fit(b).long()),
+        "must return a real number with decimals, got one of torch.int64",
         None,
     ),
     "module, function": (
@@ -247,6 +269,16 @@ ROWS_OF_THE_TABLE = {
         None,
     ),
     "batches, empty": (given("batches", []), "must hold at least one batch", None),
+    "batches, not finite": (
+        given("batches", [(X / 0,)]),
+        r"problem 'lower' is (nan|inf) .* batch\[0\] holds values that are not finite: look",
+        given("batches", [(X / 10,)]),
+    ),
+    "batches, no rows": (
+        given("batches", [(X[:0],)]),
+        r"batch\[0\] holds no element: look at the data",
+        given("batches", [(X[:1],)]),
+    ),
     "batches, number": (given("batches", 4), "must be iterable, got 4", None),
     "steps, zero": (given("steps", 0), "steps must be an integer of at least 1, got 0", None),
     "steps, fraction": (given("steps", 2.0), "steps must be .* got 2.0", given("steps", 3)),
@@ -416,6 +448,11 @@ ROWS_OF_THE_TABLE = {
     "rounds, none": (running("run", 0), "num_rounds must be an integer of at least 1", None),
     "rounds, fraction": (running("run", 2.5), "num_rounds .* got 2.5", running("run", 2)),
     "rounds, text": (running("run", "3"), "num_rounds .* got '3'", None),
+    "callbacks, running": (
+        engine_of(lambda graph: recursive(Engine(graph))),
+        "rounds of an engine cannot be run by a callback of the same engine",
+        engine_of(lambda graph: Engine(graph, callbacks=[Logger()])),
+    ),
     "state, path": (
         running("load_state_dict", "state.pt"),
         "must be a dictionary .* got 'state.pt'; load\\(path\\) reads files",
@@ -423,7 +460,39 @@ ROWS_OF_THE_TABLE = {
     ),
     "path, none": (running("save", None), "path must be a path, got None", None),
     "path, state": (running("load", {}), "path must be a path, got {}", None),
+    "path, empty": (running("save", ""), "path must name a file, got ''", None),
+    "path, folder": (running("save", "/"), "path must (be|name) a file", None),
     # Methods
+    "cg, flag": (
+        lambda: cg(3, warm_start="no"),
+        "warm_start must be True or False, got 'no'",
+        lambda: cg(3, warm_start=True),
+    ),
+    "darts, flag": (
+        lambda: darts(one_sided="no"),
+        "one_sided must be True or False, got 'no'",
+        lambda: darts(one_sided=True),
+    ),
+    "unrolled, flag": (
+        lambda: blo.unrolled(checkpoint=0),
+        "checkpoint must be True or False, got 0",
+        lambda: blo.unrolled(checkpoint=True),
+    ),
+    "evolution, flag": (
+        lambda: blo.evolution(2, antithetic=None),
+        "antithetic must be True or False, got None",
+        lambda: blo.evolution(2, antithetic=False),
+    ),
+    "f2sa, flag": (
+        lambda: blo.f2sa(2, symmetric=1),
+        "symmetric must be True or False, got 1",
+        lambda: blo.f2sa(2, symmetric=True),
+    ),
+    "nystrom, flag": (
+        lambda: blo.nystrom(2, gaussian="yes"),
+        "gaussian must be True or False, got 'yes'",
+        lambda: blo.nystrom(2, gaussian=True),
+    ),
     "cg, text": (lambda: cg("3"), "max_products must be an integer .* got '3'", lambda: cg(3)),
     "cg, damping": (
         lambda: cg(3, damping="1"),
@@ -440,6 +509,11 @@ ROWS_OF_THE_TABLE = {
     "evolution": (lambda: blo.evolution(0), "must be .* got 0", lambda: blo.evolution(1)),
     "f2sa": (lambda: blo.f2sa(2, lr="0.1"), "lr must be .* got '0.1'", lambda: blo.f2sa(2, lr=0.1)),
     "pbgd": (lambda: blo.pbgd(penalty=-1), "penalty must be .* got -1", lambda: blo.pbgd()),
+    "clip, text": (
+        lambda: blo.Clip(norm="1"),
+        "norm must be a number above 0, got '1'",
+        lambda: blo.Clip(value=1),
+    ),
     "clip, norm": (lambda: blo.Clip(norm=-1.0), "norm .* got -1.0", lambda: blo.Clip(norm=1.0)),
 }
 
@@ -448,7 +522,8 @@ def test_wrong_arguments_are_one_sentence_and_what_lies_beside_them_trains():
     poor = {}
     for name, (wrong, sentence, beside) in ROWS_OF_THE_TABLE.items():
         try:
-            with pytest.raises((TypeError, ValueError), match=sentence) as refusal:
+            kinds = (TypeError, ValueError, FloatingPointError, RuntimeError)
+            with pytest.raises(kinds, match=sentence) as refusal:
                 wrong().run(1)
             if "\n" in str(refusal.value):
                 poor[name] = refusal.value

@@ -1,0 +1,1 @@
+"""Which learning rate, scale and upper rate suit each method of the commands."""

@@ -1,0 +1,166 @@
+"""The deciding grid: its regimes, its rows and its paired statistics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from scipy import stats  # type: ignore[import-untyped]
+
+from applications.data.examples import TaskData
+from applications.data.splits import Splits, two_levels
+from applications.errors import UsageError
+from applications.families.classification import TextClassification
+from applications.options.arguments import DataOptions, LevelOptions, Options
+from applications.runs.phases import Workload
+from benchmarks.grid.__main__ import GRID
+from benchmarks.grid.page import blocks
+from benchmarks.grid.pairs import differences, paired
+from benchmarks.grid.regimes import another_domain, in_regime, mislabelled
+from benchmarks.grid.rows import append, left, read, settings
+from benchmarks.grid.slices import Regime, read_slices
+
+FLAGS = {"data_dir": "data"}
+
+
+def task(labels: list[int], word: str = "text", name: str = "made") -> TaskData:
+    texts = [f"{word} {number}" for number in range(len(labels))]
+    train = Dataset.from_dict({"text": texts, "label": labels})
+    names = tuple(f"class {number}" for number in sorted(set(labels)))
+    return TaskData(name, "classification", "accuracy", names, {"train": train})
+
+
+def row(method: str, seed: int, value: float, **changes: Any) -> dict[str, Any]:
+    return {"slice": "tasks", "task": "a", "seed": seed, "method": method, "x": value} | changes
+
+
+def test_noise_replaces_the_share_of_labels_and_leaves_the_texts() -> None:
+    clean = task([0, 1, 2, 3] * 25).splits["train"]
+    noisy = mislabelled(clean, share=0.4, classes=4, seed=3)
+    wrong = [a != b for a, b in zip(clean["label"], noisy["label"], strict=True)]
+    assert sum(wrong) == 40
+    assert set(noisy["label"]) == {0, 1, 2, 3}
+    assert noisy["text"] == clean["text"]
+    assert noisy.features == clean.features
+    again = mislabelled(clean, share=0.4, classes=4, seed=3)
+    assert again["label"] == noisy["label"]
+
+
+def test_another_domain_gives_as_many_examples_of_each_class() -> None:
+    here = task([0, 1] * 10)
+    there = task([0, 1] * 30, "review")
+    drawn = another_domain(here, there, count=20, seed=1)
+    assert sorted(drawn["label"]) == [0] * 10 + [1] * 10
+    assert all(text.startswith("review") for text in drawn["text"])
+    assert drawn.features == here.splits["train"].features
+    three = task([0, 1, 2] * 9, name="three")
+    with pytest.raises(UsageError, match="have different classes"):
+        another_domain(here, three, count=20, seed=1)
+
+
+@pytest.mark.parametrize("control", ["none", "upper_data_only", "two_stage"])
+def test_a_regime_changes_d1_alone(control: Any) -> None:
+    made = task([0, 1] * 50)
+    train = made.splits["train"]
+    options = Options(data=DataOptions(task_name="cr"), levels=LevelOptions(control=control))
+    lower, upper = two_levels(train, made, upper_fraction=0.2, seed=0)
+    own = {"none": (train, train), "upper_data_only": (upper, upper), "two_stage": (lower, upper)}
+    splits = Splits(train, None, train, ())
+    work = Workload(options, made, None, None, splits, None, *own[control])  # type: ignore[arg-type]
+    found = in_regime(work, Regime(noise=0.5), TextClassification())
+    truth = dict(zip(train["text"], train["label"], strict=True))
+
+    def wrong(part: Dataset) -> int:
+        return sum(
+            truth[text] != label for text, label in zip(part["text"], part["label"], strict=True)
+        )
+
+    whole = found.splits.train
+    assert (len(whole), wrong(whole)) == (100, 40)
+    expected = {"none": (40, 40), "upper_data_only": (0, 0), "two_stage": (40, 0)}[control]
+    assert (wrong(found.lower), wrong(found.upper)) == expected
+    sizes = {"none": (100, 100), "upper_data_only": (20, 20), "two_stage": (80, 20)}[control]
+    assert (len(found.lower), len(found.upper)) == sizes
+
+
+def test_methods_are_paired_by_task_and_seed_and_tested_as_scipy_does() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=(2, 2, 5))
+    rows = [
+        row(method, seed, float(values[t, seed]), task=name)
+        for method, values in (("one", first), ("two", second))
+        for t, name in enumerate("ab")
+        for seed in range(5)
+    ]
+    found = paired([*rows, row("one", 9, 1.0)], "one", "two", "x")
+    assert found is not None
+    both = stats.ttest_rel(first.ravel(), second.ravel())
+    limits = both.confidence_interval()
+    assert (found.num_pairs, found.num_tasks) == (10, 2)
+    assert found.mean == pytest.approx((first - second).mean())
+    assert found.interval == pytest.approx((limits.low, limits.high))
+    assert found.p_t == pytest.approx(both.pvalue)
+    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(first.ravel(), second.ravel()).pvalue)
+    # The mixed model on balanced data: the mean square between tasks, over all pairs, one freedom.
+    by_task = (first - second).mean(axis=1)
+    square = 5 * ((by_task - by_task.mean()) ** 2).sum()
+    half = stats.t.ppf(0.975, 1) * np.sqrt(square / 10)
+    assert found.tasks_interval == pytest.approx((found.mean - half, found.mean + half))
+    assert differences(rows, "one", "three", "x") == {}
+    assert paired(rows, "one", "three", "x") is None
+
+
+def test_equal_methods_have_no_interval_and_no_p_value() -> None:
+    rows = [row(method, seed, 0.5) for method in ("one", "two") for seed in range(3)]
+    found = paired(rows, "one", "two", "x")
+    assert found is not None
+    assert (found.mean, found.interval, found.p_t, found.p_wilcoxon) == (0.0, None, None, None)
+
+
+def test_a_run_with_a_row_is_not_run_again_and_one_with_other_settings_refused(
+    tmp_path: Path,
+) -> None:
+    part = read_slices(GRID)["tasks"]
+    runs = part.runs(FLAGS, seeds=[0])
+    assert len(runs) == 4 * 8
+    made = row(runs[0].variant, 0, 1.0, task=runs[0].task, settings=settings(runs[0]))
+    file = tmp_path / "results.jsonl"
+    append(made, file)
+    file.write_text(file.read_text() + '{"cut')
+    assert read(file) == [made]
+    append(row("other", 0, 1.0), file)
+    assert [found["method"] for found in read(file)] == [runs[0].variant, "other"]
+    assert left("tasks", runs, [made]) == runs[1:]
+    assert left("regimes", runs, [made]) == runs
+    changed = made | {"settings": made["settings"] | {"learning_rate": 1.0}}
+    with pytest.raises(UsageError, match="found with the settings"):
+        left("tasks", runs, [changed])
+
+
+def test_the_slices_of_the_file_can_be_planned_and_give_every_method_its_rate() -> None:
+    slices = read_slices(GRID)
+    assert list(slices)[:3] == ["tasks", "regimes", "decay"]
+    for part in slices.values():
+        for run in part.runs(FLAGS):
+            assert "learning_rate" in run.options
+            if run.options["method"] == "bilora" and "singular_values" not in run.options:
+                assert run.options["scale_by_rank"] is False  # softmax, at an eighth of the scale
+
+
+def test_the_page_has_a_row_a_cell_and_a_row_a_comparison() -> None:
+    numbers = {"test_loss": 0.5, "ece": 0.1, "brier": 0.2, "num_gradients": 10, "search": None}
+    values = {"lora": 0.75, "lora_eighth": 0.8, "bilora_softmax": 0.7}
+    rows = [
+        row(method, seed, 0.0, test_metric=value + seed * number / 100, **numbers)
+        for number, (method, value) in enumerate(values.items())
+        for seed in range(3)
+    ]
+    made = blocks(json.loads(json.dumps(rows)))
+    assert len(made["cells"].splitlines()) == 2 + 3
+    (line,) = [
+        line for line in made["differences test_metric"].splitlines() if "at its scale" in line
+    ]
+    assert "| 3 of 1 | -9.00 | [" in line  # -10, -9 and -8 points
+    assert "| tasks | a | 3 | 3 | 9 |" in made["progress"]
