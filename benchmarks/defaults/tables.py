@@ -59,6 +59,20 @@ def means(rows: Sequence[Row], task: str) -> dict[float, float]:
     return {rate: fmean(values) for rate, values in found.items()}
 
 
+def rates() -> str:
+    """The learning rates of the table of methods."""
+    lines = [
+        [
+            f"`{row.name}`",
+            "all weights" if row.config is None else "an adapter",
+            f"{row.learning_rate:g}",
+            "the same" if row.upper_learning_rate is None else f"{row.upper_learning_rate:g}",
+        ]
+        for row in METHODS.values()
+    ]
+    return table(["method", "trains", "learning rate", "upper learning rate"], lines)
+
+
 def sizes(rows: Sequence[Row]) -> str:
     """How large the hypergradient of an upper variable is, and how far the variables went."""
     lines = []
@@ -77,14 +91,26 @@ def sizes(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def write(results: Path, page: Path) -> None:
+def epsilons(rows: Sequence[Row]) -> str:
+    """The same by epsilon, over which the percentiles are given."""
+    lines = []
+    for row in rows:
+        epsilon = row["upper_adam_epsilon"]
+        ratios = [f"{size / epsilon:.0e}" for size in row["hypergradient"]]
+        lines.append([f"`{row['variant']}`", f"{epsilon:.0e}", *ratios, f"{row['moved']:.3f}"])
+    return table(["method", "epsilon", "5th over epsilon", "median", "95th", "moved"], lines)
+
+
+def write(results: Path, epsilon_results: Path, page: Path) -> None:
     """Write the tables between the page's marks."""
     rows = read(results)
     text = page.read_text(encoding="utf-8")
     parts = {
+        "rates": rates(),
         "tuned": tried(rows, TUNED_ON, "validation"),
         "checked": tried(rows, CHECKED_ON, "test"),
         "hypergradients": sizes(rows),
+        "epsilons": epsilons(read(epsilon_results)),
     }
     for name, made in parts.items():
         first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
