@@ -24,6 +24,7 @@ from applications.comparison.settings import check_command, given
 from applications.errors import UsageError
 from applications.options.plain import Parser
 from applications.options.versions import told
+from applications.pages.table import as_lines
 from applications.runs.ending import GoesOn, ended
 
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -63,6 +64,11 @@ def parser() -> Parser:
         help="run nothing; report what is there",
     )
     add("--dry_run", action="store_true", help="run and write nothing: list the runs")
+    add(
+        "--costs",
+        action="store_true",
+        help="with --dry_run: load data and models too, and say what the runs take",
+    )
     return made
 
 
@@ -116,15 +122,29 @@ def compare(
     grid = asked_grid(asked, file)
     runs = with_data(part(planned(grid, flags), asked.shard))
     if asked.dry_run:
-        for run in runs:
-            done = "finished" if place_of(out, run).finished(run) else "to run"
-            print(f"{run.name}  {done}")
+        say_plan(runs, out, costs=asked.costs)
         return 0
+    if asked.costs:
+        raise UsageError("argument --costs: goes with --dry_run, which is not given; give both")
     if not asked.overwrite:
         refuse_changed(out, runs)
     remember(out, [PROG, *words], methods=list(grid.methods), reference=grid.reference)
     failed = run_all(runs, asked, console)
     return finish(out, console, missing=failed)
+
+
+def say_plan(runs: Sequence[Run], out: Path, *, costs: bool) -> None:
+    """List the runs, and with ``costs`` say what those to run take."""
+    finished = {run.name: place_of(out, run).finished(run) for run in runs}
+    for name, done in finished.items():
+        print(f"{name}  {'finished' if done else 'to run'}", flush=True)
+    left = [run for run in runs if not finished[run.name]]
+    if costs and left:
+        from applications.comparison.costs import cost_table  # brings torch and models
+        from applications.runs.command import quiet
+
+        quiet()
+        print("\n".join(as_lines(cost_table(left))))
 
 
 def asked_grid(asked: argparse.Namespace, file: Path | None) -> Grid:

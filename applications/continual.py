@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert options.sequence is not None
         grid = Grid(Path(str(options.sequence.output_dir)), options)
         if options.dry_run:
-            for order, variant in grid.left():
-                print(f"order {order} {variant}: to run")
+            for order, variant, units, products in grid.costs(gathered(options)):
+                more = f", up to {products:,} Hessian products" if products else ""
+                print(f"order {order} {variant}: to run, {units:,} gradient units{more}")
             return
         if grid.left():
             material = gathered(options)

@@ -137,13 +137,16 @@ def adalora_config(*, num_steps: int, r: int, lora_alpha: float, **settings: Any
     """
     from peft import AdaLoraConfig
 
+    final = num_steps - round(0.7 * num_steps)
+    if num_steps - final < 2:
+        raise ValueError(f"needs 3 updates at least to find ranks by, got {num_steps}")
     initial = math.ceil(1.5 * r)
     return AdaLoraConfig(
         init_r=initial,
         target_r=r,
         lora_alpha=lora_alpha * initial / r,  # type: ignore[arg-type]
         tinit=num_steps // 10,
-        tfinal=num_steps - round(0.7 * num_steps),
+        tfinal=final,
         deltaT=max(1, num_steps // 100),
         total_step=num_steps,
         orth_reg_weight=0.1,

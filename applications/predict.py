@@ -13,6 +13,7 @@ from applications.errors import UsageError
 from applications.options.plain import Parser
 from applications.options.versions import told
 from applications.runs.ending import GoesOn, ended
+from applications.runs.naming import LOCK, MARK, NEXT
 
 PROG = "python -m applications.predict"
 
@@ -90,8 +91,25 @@ def check(asked: argparse.Namespace) -> None:
             )
         if asked.output_file.resolve() == asked.input_file.resolve():
             raise UsageError("argument --output_file: is the input file; name another one")
+    if asked.output_file is not None:
+        check_output(asked.output_file, asked.folder)
     if asked.merge is not None and asked.merge.exists():
         raise UsageError(f"argument --merge: {str(asked.merge)!r} exists; name a new folder")
+
+
+def check_output(file: Path, folder: Path) -> None:
+    """Refuse a place for the predictions where something else would be lost."""
+    if file.exists() and not file.is_file():
+        raise UsageError(f"argument --output_file: {str(file)!r} is no file; name one")
+    place, run = file.resolve(), folder.resolve()
+    if run in place.parents:
+        from applications.runs.outputs import FILES, FOLDERS  # brings torch
+
+        first = place.relative_to(run).parts[0]
+        if first in (*FILES, *FOLDERS, LOCK, MARK, NEXT):
+            raise UsageError(
+                f"argument --output_file: {str(file)!r} belongs to the run; name another file"
+            )
 
 
 def overrides(asked: argparse.Namespace) -> list[str]:

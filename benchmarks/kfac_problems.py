@@ -265,9 +265,9 @@ def bilora(
         value: Tensor = functional_call(model, placed, kwargs=tokens).logits
         return value
 
-    shape = f"{rows} x {given['input_ids'].shape[1]} tokens"
+    length = given["input_ids"].shape[1]
     return Case(
-        f"Gauss-Newton, rank 8, {shape}, after {steps} steps of Adam",
+        f"Gauss-Newton, rank 8, {rows} x {length} tokens, after {steps} steps of Adam",
         lambda x, y: F.cross_entropy(logits(x, y, more), others),
         SplitLoss(lambda x, y: logits(x, y, given), lambda z, x, y: F.cross_entropy(z, labels)),
         tuple(p.detach() for p in split.upper),

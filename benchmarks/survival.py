@@ -7,7 +7,7 @@ any number of rounds.
 Every method is trained on two levels, and on three. `kills` ends processes by SIGKILL at random
 moments, within rounds and within the writing of a state, begins them again from what they saved,
 and compares the end with that of a run that nobody disturbed, bit for bit. `memory` reports by how
-much what lies in memory, and the number of Python's objects, grow after a tenth of the rounds; its
+much memory, and the number of Python's objects, grow after a tenth of the rounds; its
 rows are kept, and the same command goes on where it was interrupted.
 """
 
@@ -226,14 +226,18 @@ def kills(total: int, rounds: int, runs: Sequence[tuple[str, str]], seed: int) -
 # Memory.
 
 
-def resident() -> int:
-    """Return the bytes of this process that lie in memory (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def allocated() -> int:
+    """Return the bytes that this process has written, in memory or swapped out (Linux).
+
+    Pages of files (libraries) come and go with the load of the machine, and are not counted.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.partition(":")[0]: line.split()[1:2] for line in lines}
+    return 1024 * sum(int(sizes[name][0]) for name in ("RssAnon", "VmSwap"))
 
 
 def growth(rounds: int, method: str, levels: str) -> dict[str, Any]:
-    """Return what a run grows by from a tenth of its rounds to their end: bytes that lie in memory,
+    """Return what a run grows by from a tenth of its rounds to their end: bytes of memory,
     and Python's objects.
     """
     made = engine(METHODS[method](), levels)
@@ -241,14 +245,14 @@ def growth(rounds: int, method: str, levels: str) -> dict[str, Any]:
     early = max(rounds // 10, 1)
     made.run(early)
     gc.collect()
-    before = resident(), len(gc.get_objects())
+    before = allocated(), len(gc.get_objects())
     made.run(rounds - early)
     gc.collect()
     return {
         "method": method,
         "levels": levels,
         "rounds": rounds,
-        "bytes": resident() - before[0],
+        "bytes": allocated() - before[0],
         "objects": len(gc.get_objects()) - before[1],
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__,

@@ -64,6 +64,7 @@ def looked(site: Path, pages: list[str] | None = None) -> dict[str, Any]:
             page = subprocess.run(words, capture_output=True, text=True, timeout=600).stdout
     finally:
         server.shutdown()
+        server.server_close()
     answer = re.search(r'<pre id="found">(.*?)</pre>', page, re.DOTALL)
     if answer is None:
         raise RuntimeError(f"{program} did not come to the end")

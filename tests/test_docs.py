@@ -10,11 +10,24 @@ from importlib.util import find_spec
 
 import pytest
 
+import adapters
+import blo
 from applications.options.command_line import parse_options
 from docs import browser
 from docs.messages import messages
 from docs.notebooks import executed
-from tests.documents import PAGES, PREPARED, ROOT, ROUNDS, Block, agree, blocks, called, run_page
+from tests.documents import (
+    PAGES,
+    PREPARED,
+    ROOT,
+    ROUNDS,
+    Block,
+    agree,
+    blocks,
+    called,
+    offered_by,
+    run_page,
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -126,6 +139,18 @@ def test_every_message_that_is_explained_is_in_the_sources():
         parts = [re.escape(part) for part in quote.split("...")]
         pattern = re.compile(r"[^\n]*?".join(parts))
         assert any(pattern.search(" ".join(text.split())) for text in texts), quote
+
+
+@pytest.mark.parametrize("package", [adapters, blo], ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name(package):
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    shown = {name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+    own = {
+        f"{package.__name__}.{name}": item.__module__
+        for name, item in offered_by(package).items()
+        if getattr(item, "__module__", "").startswith(package.__name__)
+    }
+    assert not [name for name, module in own.items() if shown.isdisjoint({name, module})]
 
 
 def test_no_page_promises_a_release():

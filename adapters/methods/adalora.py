@@ -29,7 +29,7 @@ class Allocation(StepHook):
         model: a PEFT model with an active AdaLoRA adapter, whose config has ``total_step`` set.
 
     Raises:
-        ValueError: if the model has no AdaLoRA adapter.
+        ValueError: if the model has no AdaLoRA adapter, or no step before its final ones.
 
     Example:
         >>> import torch
@@ -51,6 +51,13 @@ class Allocation(StepHook):
             raise ValueError(
                 f"model must hold an AdaLoRA adapter, got {type(model.base_model).__name__}; wrap "
                 "it with get_peft_model(model, AdaLoraConfig(...))"
+            )
+        config: Any = model.peft_config[model.active_adapter]
+        steps = config.total_step - config.tfinal
+        if steps < 2:
+            raise ValueError(
+                f"total_step - tfinal must be at least 2, got {steps}: ranks are chosen by what "
+                "was measured in the steps before"
             )
         super().__init__(optimizer, after=self._allocate)
         self._model = model.base_model

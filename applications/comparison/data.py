@@ -1,9 +1,7 @@
 """The data of a grid's runs: whether they can be there, and whether they are those of before."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 
 from applications.comparison.grid import Run
 from applications.errors import UsageError
@@ -20,7 +18,7 @@ def with_data(runs: Sequence[Run]) -> list[Run]:
     Raises:
         UsageError: data that cannot be there: unknown tasks, missing files.
     """
-    from applications.data.sources import files_of, refuse_missing  # brings datasets
+    from applications.data.sources import data_digest, refuse_missing  # brings datasets
 
     digests: dict[str, str | None] = {}
     found = []
@@ -31,18 +29,8 @@ def with_data(runs: Sequence[Run]) -> list[Run]:
             options = DataOptions(**values)
             try:
                 refuse_missing(options, run.command)
-                digests[key] = digest(files_of(options))
+                digests[key] = data_digest(options)
             except UsageError as error:
                 raise UsageError(f"run {run.name}: {error}") from error
         found.append(replace(run, data=digests[key]))
     return found
-
-
-def digest(files: Sequence[Path]) -> str | None:
-    """A digest of files in their order, whatever they are called; None for no files."""
-    if not files:
-        return None
-    whole = hashlib.sha256()
-    for file in files:
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()[:16]

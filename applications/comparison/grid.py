@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml  # type: ignore[import-untyped]
-
 from applications.comparison.settings import check_command, checked, near, resolved
 from applications.data.tasks import COMMANDS
 from applications.errors import UsageError
 from applications.methods import METHODS
+from applications.options.files import read_settings
 
 T = TypeVar("T")
 KEYS = (
@@ -27,6 +26,7 @@ KEYS = (
 )
 AXES = ("task", "method", "train_size", "seed")
 ALL = "all"
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         UsageError: it cannot be read, or something in it is unknown or refused.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"grid file {str(path)!r} cannot be read: {error}") from error
-    return made_grid(values, f"grid file {str(path)!r}")
+    return made_grid(read_settings(path, "grid file"), f"grid file {str(path)!r}")
 
 
 def made_grid(values: Any, place: str) -> Grid:
@@ -141,7 +136,7 @@ def made_grid(values: Any, place: str) -> Grid:
         train_sizes=train_sizes(values.get("train_sizes", [None]), f"{place}, train_sizes"),
         seeds=seeds(values.get("seeds", [0]), f"{place}, seeds"),
         resplit=flag(values.get("resplit", False), f"{place}, resplit"),
-        reference=values.get("reference"),
+        reference=reference(values.get("reference"), f"{place}, reference"),
     )
     for name in ("task_name", "method"):
         if name in grid.common:
@@ -194,6 +189,13 @@ def train_sizes(values: Any, place: str) -> list[int | None]:
     return unrepeated(result, place)
 
 
+def reference(value: Any, place: str) -> str | None:
+    """The name of a method, if there is one."""
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{place}: must be the name of one method, got {value!r}")
+    return value
+
+
 def seeds(values: Any, place: str) -> list[int]:
     """Seeds from a count (5: 0 to 4) or a list."""
     if isinstance(values, list):
@@ -201,6 +203,11 @@ def seeds(values: Any, place: str) -> list[int]:
     count = whole(values, place)
     if count < 1:
         raise UsageError(f"{place}: at least one seed is needed, got {count}")
+    if count > MOST_SEEDS:
+        raise UsageError(
+            f"{place}: at most {MOST_SEEDS} seeds are planned at once, got {count}; one seed of "
+            f"that number is [{count}]"
+        )
     return list(range(count))
 
 
@@ -321,7 +328,9 @@ def planned(grid: Grid, flags: Mapping[str, Any] | None = None) -> list[Run]:
             raise UsageError(f"no {key}: give --{key}, or a grid file with {key}")
         folders: dict[str, str] = {}
         for label in found:
-            other = folders.setdefault(folder_name(label), label)
+            if not label.strip():
+                raise UsageError(f"{key}: a name is empty, got {label!r}; give it one")
+            other = folders.setdefault(folder_name(label).casefold(), label)
             if other != label or label.startswith("."):
                 raise UsageError(f"{key}: {label!r} cannot be a folder beside {other!r}; rename it")
     if grid.reference is not None and grid.reference not in grid.methods:

@@ -83,7 +83,11 @@ def beside(mean: str, row: Mapping[str, Any] | None) -> Entry:
 def headline(found: Gathered, summary: Mapping[str, Any], baseline: str) -> Table:
     """A row a variant: means over the tasks, and paired differences to the baseline."""
     results, variants = found.results, found.variants
-    outcomes = [name for name in OUTCOME_NAMES if any(r.get(name) is not None for r in results)]
+    outcomes = [
+        name
+        for name in OUTCOME_NAMES
+        if name not in SCALED and any(result.get(name) is not None for result in results)
+    ]
     by_pair = {
         (name, row["first"]): row
         for name in outcomes

@@ -12,6 +12,7 @@ from applications.data.text_files import typed
 from applications.data.validation import (
     check_column,
     check_several,
+    check_texts,
     empty_text,
     is_number,
     is_regression,
@@ -55,6 +56,11 @@ def load_task(options: DataOptions) -> TaskData:
     splits, label = source.splits, source.label
     texts = source.texts or options.text_columns or text_columns(splits["train"], label)
     check_names(source.name, splits, [*texts, label])
+    if label in texts:
+        raise UsageError(
+            f"argument --text_columns: {label!r} is the column of the labels, which a model that "
+            f"reads it has only to repeat; name columns of texts"
+        )
     for split, rows in splits.items():
         where = source.where(split)
         for column in texts:
@@ -139,6 +145,7 @@ def task_data(
             None if where is None else where(split),
         )
         if split == "train" and where is not None:
+            check_texts(columns["text"], columns.get("pair"), where(split))
             shown = columns["label"] if regression else [names[n] for n in columns["label"]]
             check_several(shown, "regression" if regression else "classification", where(split))
         splits[split] = Dataset.from_dict(columns)

@@ -13,7 +13,7 @@ from applications.data.conll import read_conll
 from applications.data.local_files import TABLES, Readers, read_file
 from applications.data.sentences import WORD_COLUMNS
 from applications.data.tasks import TASKS
-from applications.data.text_files import typed
+from applications.data.text_files import read_text, typed
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
@@ -27,7 +27,7 @@ USUAL: Mapping[str, Sequence[str]] = {
 
 def read_lines(file: Path) -> Dataset:
     """A text a line of a UTF-8 file; empty lines are left out."""
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = read_text(file).split("\n")
     return Dataset.from_dict({"text": [line for line in lines if line.strip()]})
 
 
@@ -81,12 +81,19 @@ def input_texts(
     names = found_columns(rows, columns, options, usual)
     texts = [list(rows[name]) for name in names]
     for name, values in zip(names, texts, strict=True):
-        for number, value in enumerate(values):
+        for number, value in enumerate(values, start=1):
             if value is None:
                 raise UsageError(f"row {number} of the input has no {name!r}; remove it")
     kind = list(columns)
     if kind in (["tokens"], ["source"]):
         return texts
+    for name, values in zip(names, texts, strict=True):
+        for number, value in enumerate(values, start=1):
+            if not isinstance(value, str | int | float) or not str(value).strip():
+                raise UsageError(
+                    f"row {number} of the input holds {value!r} as {name!r}, which is no text; "
+                    f"remove it"
+                )
     return [[str(value) for value in values] for values in texts]
 
 

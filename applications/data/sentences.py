@@ -138,6 +138,10 @@ def remarks(training: Sequence[Sequence[str]], seen: Mapping[str, set[str]]) -> 
 
 def check_columns(rows: Dataset, words: str, tags: str, where: str) -> None:
     """Raise a UsageError unless both columns are there and hold lists."""
+    if words == tags:
+        raise UsageError(
+            f"argument --text_columns: {words!r} is the column of the tags, too; name one of words"
+        )
     for column, flag in ((words, "text_columns"), (tags, "label_column")):
         if column not in rows.column_names:
             raise UsageError(

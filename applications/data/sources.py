@@ -1,5 +1,6 @@
 """Where the examples of a run come from: files, a folder, or the Hub."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,18 @@ def refuse_missing(options: DataOptions, command: str) -> None:
             raise UsageError(f"argument --{argument}: {file!r} is no file; check its name")
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
         raise UsageError(f"argument --data_dir: {options.data_dir!r} is no folder; check its name")
+    files = {
+        argument: Path(getattr(options, argument)).resolve()
+        for argument in named
+        if getattr(options, argument) is not None
+    }
+    for argument, file in files.items():
+        other = next(name for name in named if files.get(name) == file)
+        if other != argument:
+            raise UsageError(
+                f"argument --{argument}: {str(file)!r} is --{other}, too, and what is learned "
+                f"cannot be measured on the same examples; give another file, or leave it out"
+            )
     if options.train_file is not None:
         return
     name = options.task_name
@@ -119,6 +132,14 @@ def files_of(options: DataOptions) -> list[Path]:
     named = [place / name for names in layout.files.values() for name in names]
     inside = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in named]
     return [file for files in inside for file in files if file.is_file()]
+
+
+def data_digest(options: DataOptions) -> str | None:
+    """A digest of the files that are read, whatever they are called; None for no files."""
+    whole, files = hashlib.sha256(), files_of(options)
+    for file in files:
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()[:16] if files else None
 
 
 def unknown_task(name: str, command: str) -> UsageError:

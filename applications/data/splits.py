@@ -109,10 +109,23 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
         count, whole = options.max_train_samples, len(train)
         train, _ = cut(train, count, task, seed=seed, stream="train_subset")
         notes.append(f"{count} of {whole} training examples (split seed {seed})")
+    notes += lost_classes(task, train)
     repeated = len(texts(train) & texts(test))
     if repeated:
         notes.append(f"{repeated} texts of the test split also occur in the training split")
     return Splits(train, validation, test, tuple(notes))
+
+
+def lost_classes(task: TaskData, train: Dataset) -> list[str]:
+    """What is to be said of classes whose training examples were all cut off."""
+    if task.kind != "classification":
+        return []
+    lost = sorted(set(task.splits["train"]["label"]) - set(train["label"]))
+    if not lost:
+        return []
+    names = ", ".join(task.label_names[number] for number in lost[:5])
+    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    return [f"no training example is left of {names}{more}, which cannot be learned so"]
 
 
 def texts(examples: Dataset) -> set[tuple[str, ...]]:

@@ -1,6 +1,8 @@
 """What examples must be before anything is trained on them; what is wrong is named with its row."""
 
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -9,6 +11,7 @@ from datasets import ClassLabel, Dataset
 
 from applications.errors import UsageError
 
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 MANY_CLASSES = 20
 """So many distinct labels may be classes, however few examples each has."""
 
@@ -136,13 +139,32 @@ def check_several(values: Sequence[Any], kind: str, where: str) -> None:
             f"learn; give examples of others, or name another column with --label_column"
         )
     seen: dict[str, Any] = {}
-    for value in values if kind == "classification" else ():
-        other = seen.setdefault(str(value).casefold(), value)
+    for value in dict.fromkeys(values) if kind == "classification" else ():
+        other = seen.setdefault(bare(str(value)), value)
         if other != value:
             raise UsageError(
-                f"{where}: the labels {other!r} and {value!r} differ in capitals alone; spell them "
-                f"alike, or rename one"
+                f"{where}: the labels {other!r} and {value!r} differ in spelling alone (capitals, "
+                f"white space, invisible characters, accents in one character or two, zeros of a "
+                f"number); spell them alike, or rename one"
             )
+
+
+def bare(label: str) -> str:
+    """A label without what readers do not see, or do not take for a difference."""
+    seen = unicodedata.normalize("NFKC", label)
+    seen = "".join(c for c in seen if unicodedata.category(c) != "Cf")
+    seen = " ".join(seen.split()).casefold()
+    return repr(float(seen)) if NUMBER.fullmatch(seen) else seen
+
+
+def check_texts(texts: Sequence[str], others: Sequence[str] | None, where: str) -> None:
+    """Raise a UsageError where all examples have the same text, or pair of texts."""
+    whole = set(zip(texts, others, strict=True)) if others is not None else set(texts)
+    if len(texts) > 1 and len(whole) == 1:
+        raise UsageError(
+            f"{where}: all texts are alike ({texts[0][:40]!r}), so that there is nothing to tell "
+            f"labels apart by; give others, or name other columns with --text_columns"
+        )
 
 
 def check_sources(

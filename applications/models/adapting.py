@@ -1,8 +1,10 @@
 """The adapter of each method, put on a base model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -62,6 +64,7 @@ def adapted(
         return base
     if isinstance(config, LoraConfig) and any(isinstance(m, Conv1D) for m in base.modules()):
         config.fan_in_fan_out = True  # as PEFT would, with a warning
+    refuse_no_target(base, options.lora_target_modules)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError) as error:
@@ -69,9 +72,9 @@ def adapted(
         raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
     assert isinstance(model, PeftModel)
     tuner: Any = model.base_model
-    asked = set(options.lora_target_modules or ()) - {"all-linear"}
+    asked = set(options.lora_target_modules or ())
     names = unmatched(asked, tuner.targeted_module_names)
-    if names:
+    if names and asked != {"all-linear"}:
         raise UsageError(
             f"argument --lora_target_modules: no module of the model is called {', '.join(names)}; "
             f"adapted would be {', '.join(sorted(asked - set(names)))} alone"
@@ -81,3 +84,20 @@ def adapted(
     except ValueError as error:
         raise UsageError(f"argument --lora_target_modules: {error}") from error
     return model
+
+
+def refuse_no_target(base: PreTrainedModel, names: Sequence[str] | None) -> None:
+    """Raise a UsageError where no module has any of the names, which are no patterns."""
+    if names is None or list(names) == ["all-linear"]:
+        return
+    there = [name for name, _ in base.named_modules() if name]
+    if not any(f".{module}".endswith(f".{name}") for module in there for name in names if name):
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in base.named_modules()
+            if isinstance(module, Conv1D | nn.Linear)
+        }
+        raise UsageError(
+            f"argument --lora_target_modules: no module of the model is called "
+            f"{' or '.join(names)!r}; linear ones are {', '.join(sorted(linear))}, or all-linear"
+        )

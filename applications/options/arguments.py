@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,14 @@ def require_all(options: object, names: Iterable[str], least: float, remedy: str
         value = getattr(options, name)
         condition = value is None or (math.isfinite(value) and value >= least)
         require(condition, name, value, remedy)
+
+
+def at_home(options: object, names: Iterable[str]) -> None:
+    """Let ``~`` in paths mean the home folder, also where no shell has read them."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            object.__setattr__(options, name, os.path.expanduser(value))
 
 
 def separated(values: list[str] | None) -> list[str] | None:
@@ -167,6 +176,9 @@ class DataOptions:
         columns = separated(self.text_columns)
         few = columns is None or len(columns) <= 2
         require(few, "text_columns", columns, "must name one or two columns")
+        once = columns is None or len(set(columns)) == len(columns)
+        require(once, "text_columns", columns, "must name each column once")
+        at_home(self, ("data_dir", "train_file", "validation_file", "test_file"))
         object.__setattr__(self, "text_columns", columns)
 
 
@@ -477,6 +489,7 @@ class RunOptions:
         if self.max_steps == 0 or self.max_steps < -1:
             require(False, "max_steps", self.max_steps, "must be at least 1, or -1 for the epochs")
         object.__setattr__(self, "report_to", separated(self.report_to))
+        at_home(self, ("output_dir",))
         schedule = self.lr_scheduler_type
         require(schedule in SCHEDULES, "lr_scheduler_type", schedule, f"must be one of {SCHEDULES}")
 

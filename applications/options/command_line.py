@@ -1,14 +1,12 @@
 """From the words of a command line, or a configuration file, to the options of a run."""
 
 import dataclasses
-import json
 from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
@@ -21,6 +19,7 @@ from applications.options.arguments import (
     Options,
     RunOptions,
 )
+from applications.options.files import read_settings
 from applications.options.plain import Raising
 from applications.options.presets import paper_settings
 from applications.options.versions import told
@@ -113,11 +112,7 @@ def names_of(groups: Mapping[str, type]) -> list[str]:
 
 def read_configuration(path: Path, groups: Mapping[str, type] = GROUPS) -> dict[str, Any]:
     """The options in a json or yaml file; every key must be the name of an option."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"configuration file {str(path)!r} cannot be read: {error}") from error
+    values = read_settings(path, "configuration file")
     if not isinstance(values, dict):
         raise UsageError(f"configuration file {str(path)!r} must hold one mapping of options")
     unknown = sorted(set(values) - set(names_of(groups)))

@@ -86,6 +86,8 @@ class SequenceOptions:
             require(0 < value < float("inf"), name, value, "must be greater than 0")
         for name in ("variants", "lora_target_modules"):
             object.__setattr__(self, name, separated(getattr(self, name)))
+        once = self.variants is None or len(set(self.variants)) == len(self.variants)
+        require(once, "variants", self.variants, "must name each once")
         for name in self.variants or ():
             known = f"must be among {', '.join(VARIANTS)}"
             require(name in VARIANTS, "variants", name, known)

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,8 @@ DRAFT = re.compile(r"\.(.+)-[a-z0-9_]{8}")
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file or folder beside ``path`` that then takes its name and place.
 
-    It is on the disk before it does. What a process that is killed leaves, `remove_drafts` mends.
+    A file takes the place of a file alone, a folder that of a folder. It is on the disk before it
+    does. What a process that is killed leaves, `remove_drafts` mends.
     Of several processes of a run, the first one alone writes.
     """
     from applications import processes  # brings torch, which --help goes without
@@ -31,6 +33,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(draft)
         for file in [draft, *draft.rglob("*")] if draft.is_dir() else [draft]:
             synchronise(file)
+        if path.exists() and not (path.is_dir() if draft.is_dir() else path.is_file()):
+            raise IsADirectoryError(errno.EISDIR, "something of another kind is there", str(path))
         if path.is_dir():
             os.replace(path, Path(place) / BEFORE)
         os.replace(draft, path)

@@ -17,7 +17,7 @@ def sentence(error: Exception, goes_on: str) -> str | None:
         goes_on: how the command goes on, as a clause.
     """
     if isinstance(error, FloatingPointError):
-        return str(error)
+        return str(error).partition(". No state was saved")[0]  # by a call that commands have not
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error):
         return (
             "out of memory; use a smaller --per_device_train_batch_size (with "

@@ -1,12 +1,13 @@
 """What a phase will train and what its rounds cost, in words: before it is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from applications.methods import HYPERGRADIENTS, Price
 from applications.options.arguments import LevelOptions
 from applications.runs.phases import Phase, Workload
+from blo import Problem
 
 
 def price(phase: Phase, level: LevelOptions) -> Price | None:
@@ -34,11 +35,11 @@ def count(tensors: Sequence[Tensor]) -> int:
 def plan_lines(phase: Phase, work: Workload) -> list[str]:
     """The problems of a phase as a tree, and what its rounds cost."""
     level, graph, rounds = work.options.levels, phase.graph, phase.updates.rounds
+    rates = phase.learning_rates
     gradients, products = round_cost(phase, level)
     if len(graph.problems) == 1:
         return [
-            f"{phase.name}: {rounds:,} updates of {count(graph.top.parameters):,} parameters, "
-            f"learning rate {phase.learning_rates[graph.top.name]:g}, "
+            f"{phase.name}: {rounds:,} updates of {described(graph.top, rates)}; "
             f"{rounds * gradients:,} gradient units"
         ]
     more = f" and up to {products:,} Hessian products" if products else ""
@@ -49,8 +50,7 @@ def plan_lines(phase: Phase, work: Workload) -> list[str]:
     ]
     depths: dict[str, int] = {}
     for problem in graph.problems:
-        rate = phase.learning_rates[problem.name]
-        size = f"{problem.name}: {count(problem.parameters):,} parameters, learning rate {rate:g}"
+        size = f"{problem.name}: {described(problem, rates)}"
         above = graph.role(problem).inputs
         depth = depths[problem.name] = 1 + max((depths[p.name] for p in above), default=-1)
         if depth == 0:
@@ -62,6 +62,11 @@ def plan_lines(phase: Phase, work: Workload) -> list[str]:
                 f"  {indent}\u2514\u2500 {size}, {pace}, responds by {level.hypergradient}"
             )
     return lines
+
+
+def described(problem: Problem, rates: Mapping[str, float]) -> str:
+    """The size and the learning rate of a problem."""
+    return f"{count(problem.parameters):,} parameters, learning rate {rates[problem.name]:g}"
 
 
 def watching_line(work: Workload, number: int | None) -> str | None:

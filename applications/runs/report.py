@@ -67,11 +67,7 @@ def run_report(
         sections=[
             Section(
                 "Results",
-                tables=[
-                    quality(summary),
-                    *temperature_scaling(summary),
-                    *steps(summary),
-                ],
+                tables=[quality(summary), *temperature_scaling(summary), *steps(summary)],
             ),
             Section("Classes", tables=[] if found is None else classes(found)),
             Section("Examples of errors", tables=[] if found is None else errors(found, work)),
@@ -130,7 +126,8 @@ def classes(found: Details) -> list[Table]:
         [name, *(shown(one[key]) for key in ("precision", "recall", "f1", "support"))]
         for name, one in found.per_class.items()
     ]
-    scores = table("Scores of each class", ["class", "precision", "recall", "F1", "examples"], rows)
+    head = ["class", "precision", "recall", "F1", "examples"]
+    scores = table("Scores of each class", head, rows, folded=len(rows) > 2 * MANY)
     return [scores, *confusions(found)]
 
 
@@ -155,7 +152,8 @@ def confusions(found: Details) -> list[Table]:
     ]
     most = sorted(pairs, reverse=True)[: 2 * MANY]
     body = [[true, guess, shown(count)] for count, true, guess in most]
-    return [table("Most frequent confusions", ["true class", "taken for", "examples"], body)]
+    head = ["true class", "taken for", "examples"]
+    return [table("Most frequent confusions", head, body, prose=True)]
 
 
 def errors(found: Details, work: Workload) -> list[Table]:

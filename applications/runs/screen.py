@@ -70,8 +70,7 @@ class Screen:
             f"{n} {'undefined' if v is None else f'{v:.4g}'}" for n, v in found.items()
         )
         if self.is_live:
-            star = " (best)" if best else ""
-            self.put({"validation": text + star})
+            self.put({"validation": text} | ({"best": f"after {updates:,}"} if best else {}))
         else:
             star = ", best so far" if best else ""
             self.say(f"{self.name}: after {updates:,} updates validation {text}{star}")

@@ -12,12 +12,14 @@ from applications.comparison.statistics import mean_interval, spread
 from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.sequences import VARIANTS
-from applications.sequences.material import Material, settings
+from applications.sequences.learning import cost
+from applications.sequences.material import DATA, Material, settings
 from applications.sequences.run import run_sequence
 from applications.sequences.tasks import drawn
 from applications.sequences.variants import ROWS
 
 RESULTS = "results.jsonl"
+NEEDED = ("order", "variant", "settings", "last", "average", "forgetting")
 MEASURES = ("last", "average", "forgetting")
 REFERENCE = "sd_lora"
 
@@ -40,12 +42,19 @@ class Grid:
     def __post_init__(self) -> None:
         now = json.loads(json.dumps(settings(self.options)))
         for line in self.results():
-            changed = [name for name in now if line["settings"].get(name) != now[name]]
+            then = line["settings"]
+            if None not in (then.get(DATA), now[DATA]) and then[DATA] != now[DATA]:
+                raise UsageError(
+                    f"argument --output_dir: {self.folder / RESULTS} holds results of other data "
+                    f"(digest {then[DATA]}, now {now[DATA]}); put the data back, or give another "
+                    f"folder"
+                )
+            changed = [name for name in now if name != DATA and then.get(name) != now[name]]
             if changed:
                 name = changed[0]
                 raise UsageError(
                     f"argument --{name}: {self.folder / RESULTS} holds results of "
-                    f"{line['settings'].get(name)!r}, got {now[name]!r}; use the same options, or "
+                    f"{then.get(name)!r}, got {now[name]!r}; use the same options, or "
                     f"another --output_dir"
                 )
 
@@ -56,7 +65,8 @@ class Grid:
             return []
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         # A line without an end is what an interruption has left of one.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        whole = [line for line in lines if line.endswith("\n")]
+        return [read_line(line, f"{file}, line {n}") for n, line in enumerate(whole, start=1)]
 
     def left(self) -> list[tuple[int, str]]:
         """Order and variant of the sequences that are not finished; every variant of an order
@@ -69,6 +79,16 @@ class Grid:
         every = [(order, name) for order in orders for name in sequence.variants or VARIANTS]
         return [each for each in every if each not in done]
 
+    def costs(self, material: Material) -> Iterator[tuple[int, str, int, int]]:
+        """Order, variant, gradient units and Hessian products of what is left."""
+        for number, name in self.left():
+            order = drawn(number, material.task.num_labels, material.sequence.num_tasks)
+            train = order.renamed(material.train)
+            tasks = [len(order.of(task, train)) for task in range(len(order.ends))]
+            found = [cost(ROWS[name], size, material.sequence) for size in tasks]
+            units, products = (sum(column) for column in zip(*found, strict=True))
+            yield number, name, units, products
+
     def lines(self, material: Material) -> Iterator[dict[str, Any]]:
         """Run what is left; each line as it is finished, and written."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +100,24 @@ class Grid:
             with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             yield line
+
+
+def read_line(text: str, where: str) -> dict[str, Any]:
+    """A line of results.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {*NEEDED} <= {*found}:
+        raise UsageError(
+            f"argument --output_dir: {where} is no result of this command; give another folder, or "
+            f"take the line away"
+        )
+    return found
 
 
 def mend(file: Path) -> None:

@@ -11,6 +11,7 @@ from torch.optim import AdamW
 
 from adapters import levels, two_level
 from applications.data.batches import Batch, Collator, Encoded, training_batches
+from applications.methods import HYPERGRADIENTS
 from applications.models.loading import precision
 from applications.options.arguments import LevelOptions, ModelOptions, RunOptions
 from applications.options.sequences import SequenceOptions
@@ -47,6 +48,28 @@ class Task:
         return [*self.own, *(row for row in self.memory if row["labels"] < self.first)]
 
 
+def updates(num_examples: int, options: SequenceOptions) -> tuple[int, int]:
+    """The updates of a task's direction, and those of the magnitudes where they have their own."""
+    batches = math.ceil(num_examples / options.per_device_train_batch_size)
+    steps = max(1, math.ceil(options.num_train_epochs * batches))
+    return steps, math.ceil(steps / options.lower_steps)
+
+
+def cost(variant: Variant, num_examples: int, options: SequenceOptions) -> tuple[int, int]:
+    """The gradient units of a task before it is trained, and its Hessian products at most.
+
+    The first response of a difference takes up to two units more, to compare two radii.
+    """
+    steps, rounds = updates(num_examples, options)
+    if variant.magnitudes == "afterwards":
+        return steps + rounds, 0
+    if variant.magnitudes != "upper":
+        return steps, 0
+    row, level = HYPERGRADIENTS[options.hypergradient], LevelOptions()
+    price = row.price(level.hypergradient_products, options.lower_steps)
+    return rounds * (options.lower_steps + 1 + price.gradients), rounds * price.products
+
+
 @dataclass(frozen=True)
 class Learner:
     """Trains tasks.
@@ -72,9 +95,7 @@ class Learner:
 
         The direction takes as many steps in every variant: those of the task's own examples.
         """
-        batches = math.ceil(len(task.own) / self.options.per_device_train_batch_size)
-        steps = max(1, math.ceil(self.options.num_train_epochs * batches))
-        rounds = math.ceil(steps / self.options.lower_steps)
+        steps, rounds = updates(len(task.own), self.options)
         self.model.train()
         if self.variant.magnitudes == "upper":
             return self._two_level(task, rounds)

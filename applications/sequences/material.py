@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from applications.data.batches import Encoded
 from applications.data.examples import TaskData
+from applications.data.sources import data_digest
 from applications.data.splits import at_most, split_task
 from applications.errors import UsageError
 from applications.families.classification import TextClassification
@@ -15,6 +16,8 @@ from applications.options.arguments import Options
 from applications.options.sequences import SequenceOptions
 
 FAMILY = TextClassification()
+DATA = "data"
+"""The setting that is a digest of the files of the data; None where they are from the Hub."""
 # What says where things are and how much is run, and changes no number.
 PLACES = (
     *("data_dir", "train_file", "validation_file", "test_file", "device"),
@@ -85,7 +88,8 @@ def settings(options: Options) -> dict[str, Any]:
     assert options.sequence is not None
     groups = (options.model, options.data, options.sequence)
     values = {name: value for group in groups for name, value in asdict(group).items()}
-    return {name: value for name, value in values.items() if name not in PLACES}
+    found = {name: value for name, value in values.items() if name not in PLACES}
+    return {**found, DATA: data_digest(options.data)}
 
 
 def placed(options: Options) -> Options:

@@ -137,7 +137,7 @@ def read_progress(folder: Path, now: dict[str, Any]) -> Progress:
     if not file.is_file():
         return fresh
     found = Progress(**json.loads(file.read_text(encoding="utf-8")))
-    if found.settings != fresh.settings:
+    if {**fresh.settings, **found.settings} != fresh.settings:
         raise UsageError(
             f"argument --output_dir: {folder} was left by a run with other options; use the same "
             f"ones, or another folder"

@@ -43,9 +43,11 @@ def drawn(number: int, num_classes: int, num_tasks: int) -> Order:
         UsageError: there are fewer than two classes for a task.
     """
     if num_classes < 2 * num_tasks:
+        most = num_classes // 2
+        remedy = f"use at most {most}" if most > 1 else "give data with 4 or more"
         raise UsageError(
             f"argument --num_tasks: {num_classes} classes are too few for {num_tasks} tasks of at "
-            f"least two, got {num_tasks}; use at most {max(num_classes // 2, 1)}"
+            f"least two, got {num_tasks}; {remedy}"
         )
     classes = list(range(num_classes))
     random.Random(number).shuffle(classes)

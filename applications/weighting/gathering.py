@@ -67,6 +67,7 @@ def gather(
             "argument --target_file: give the small trusted set that says what is good, got None"
         )
     places = located(data, weighting, folder)
+    check_apart(data, weighting)
     bare = replace(data, task_name=None, train_file=None, validation_file=None, test_file=None)
     target_data = at(replace(bare, test_file=data.test_file), weighting.target_file)
     target = family.load_task(replace(target_data, max_train_samples=None))
@@ -103,6 +104,24 @@ def gather(
             f"argument --sources: at least two sources are weighed, got {gathered.names}"
         )
     return gathered
+
+
+def check_apart(data: DataOptions, weighting: WeightingOptions) -> None:
+    """Raise a UsageError where one file is the target, the test set or a source twice."""
+    given = [("--target_file", weighting.target_file), ("--test_file", data.test_file)]
+    pairs = [each.partition("=") for each in weighting.sources or ()]
+    given += [(f"source {name!r}", path) for name, _, path in pairs]
+    seen: dict[Path, str] = {}
+    for name, path in given:
+        if path is None or not Path(path).exists():
+            continue
+        other = seen.setdefault(Path(path).resolve(), name)
+        if other != name:
+            what = name if name.startswith("--") else "--sources"
+            raise UsageError(
+                f"argument {what}: {path!r} is {name} and {other}, and one file cannot be both; "
+                f"give another"
+            )
 
 
 def at(data: DataOptions, path: str) -> DataOptions:

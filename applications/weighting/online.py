@@ -1,6 +1,7 @@
 """The route along the fine-tuning: weights of sources above, the adapter below, step by step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,17 @@ from peft import TaskType
 from torch import Tensor, nn
 
 from applications.data.batches import Batch, training_batches
+from applications.data.splits import Splits
 from applications.errors import UsageError
+from applications.families.family import Family
 from applications.models import adapting
+from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
 from applications.runs import graphs
 from applications.runs.graphs import Plan
 from applications.runs.phases import Phase, Workload, num_rows, place, trainable
+from applications.weighting.finetuning import on_target, workload
+from applications.weighting.gathering import Gathered
 from applications.weighting.weights import Weights
 from blo import Problem, ProblemGraph
 
@@ -116,6 +122,33 @@ def online(
     ]
     graph = ProblemGraph(problems)
     return Phase("sources", model, graph, updates, False), weights
+
+
+def online_phases(
+    options: Options,
+    family: Family,
+    gathered: Gathered,
+    target: Splits,
+    weighting: WeightingOptions,
+) -> tuple[Workload, SourceWeights, Iterator[Phase]]:
+    """The two levels over all sources, then the target where that is asked for; with what they
+    share, and the weights that they move.
+    """
+    names = gathered.names
+    work = workload(options, family, gathered, target, dict.fromkeys(names, 1.0))
+    belongs = [[1 / len(g.members) * (n in g.members) for n in names] for g in gathered.groups]
+    groups = list(zip([g.examples for g in gathered.groups], belongs, strict=True))
+    sizes = sum(len(rows) * torch.tensor(share) for rows, share in groups)
+    assert isinstance(sizes, Tensor)
+    first, weights = online(work, groups, sizes, target.train, weighting)
+    finish = weighting.target_steps != 0
+
+    def sequence() -> Iterator[Phase]:
+        yield replace(first, last=not finish)
+        if finish:
+            yield on_target(work, first.model, target.train, weighting)
+
+    return work, weights, sequence()
 
 
 def non_negative(weights: SourceWeights) -> None:

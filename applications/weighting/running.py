@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import set_seed
 
 from applications.data.splits import Splits, split_task
@@ -26,11 +24,11 @@ from applications.weighting.comparing import compared, named, rows
 from applications.weighting.controls import Comparison
 from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import as_data, explained, pulls
-from applications.weighting.finetuning import on_target, weighted_phases, workload
+from applications.weighting.finetuning import weighted_phases, workload
 from applications.weighting.folds import folds
 from applications.weighting.gathering import Gathered, gather
 from applications.weighting.mixture import Weighed, write_mixture
-from applications.weighting.online import online
+from applications.weighting.online import online_phases
 from applications.weighting.report import Explained, write_page
 from applications.weighting.route import learn
 from applications.weighting.search import Search
@@ -219,22 +217,9 @@ def along(
     say: Say,
 ) -> tuple[dict[str, Any], Found]:
     """The route along the fine-tuning."""
-    names = gathered.names
-    work = workload(options, family, gathered, splits, dict.fromkeys(names, 1.0))
-    belongs = [[1 / len(g.members) * (n in g.members) for n in names] for g in gathered.groups]
-    groups = list(zip([g.examples for g in gathered.groups], belongs, strict=True))
-    sizes = sum(len(rows) * torch.tensor(share) for rows, share in groups)
-    assert isinstance(sizes, Tensor)
-    first, weights = online(work, groups, sizes, splits.train, weighting)
-    finish = weighting.target_steps != 0
-
-    def sequence() -> Any:
-        yield replace(first, last=not finish)
-        if finish:
-            yield on_target(work, first.model, splits.train, weighting)
-
-    summary = trained_in(claim, asked, work, sequence(), say)
-    values = named(weights().detach(), names)
+    work, weights, sequence = online_phases(options, family, gathered, splits, weighting)
+    summary = trained_in(claim, asked, work, sequence, say)
+    values = named(weights().detach(), gathered.names)
     return summary, Found(values, {}, {}, {"route": "online", "form": weighting.form})
 
 

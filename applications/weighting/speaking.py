@@ -7,12 +7,17 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
+from applications.data.splits import split_task
 from applications.families.family import Family
 from applications.families.named import family_of
 from applications.options.arguments import Options
+from applications.options.weighting import WeightingOptions
 from applications.runs.closing import closing
-from applications.weighting.gathering import gather
+from applications.runs.estimate import Estimate, estimated, plan_table
+from applications.weighting.finetuning import weighted_phases, workload
+from applications.weighting.gathering import Gathered, gather
 from applications.weighting.mixture import Weighed
+from applications.weighting.online import online_phases
 from applications.weighting.report import HEAD, weight_rows
 from applications.weighting.running import prepared, reweight
 
@@ -38,10 +43,13 @@ def weights_table(sources: Sequence[Weighed]) -> Table:
 
 
 def plan(options: Options, family: Family) -> None:
-    """Say what would be weighed; nothing is trained, and nothing stays written."""
+    """Say what would be weighed, and what the fine-tuning would take; nothing is trained, and
+    nothing stays written.
+    """
     options, weighting = prepared(options, family)
     with TemporaryDirectory() as folder:
         gathered = gather(options.data, weighting, family, Path(folder))
+        costs = fine_tuning_costs(options, weighting, family, gathered)
     table = Table("source", "examples", "group", title="Sources")
     for group in gathered.groups:
         table.add_row(", ".join(group.members), str(len(group.examples)), group.name)
@@ -51,3 +59,23 @@ def plan(options: Options, family: Family) -> None:
     fits = (weighting.weight_folds * weighting.weight_seeds + 1) * (weighting.max_weight_steps + 1)
     search = f"at most {fits} heads fitted" if weighting.route == "features" else "none"
     console.print(f"target: {target} examples; search on features: {search}", highlight=False)
+    if costs:
+        console.print(plan_table(costs))
+
+
+def fine_tuning_costs(
+    options: Options, weighting: WeightingOptions, family: Family, gathered: Gathered
+) -> list[Estimate]:
+    """An estimate of every phase of the fine-tuning, the sources weighing as much as they are
+    large; nothing where there is none.
+    """
+    splits = split_task(gathered.task, options.data)
+    if weighting.route != "features":
+        work, _, sequence = online_phases(options, family, gathered, splits, weighting)
+    elif weighting.fine_tune:
+        equal = dict.fromkeys(gathered.names, 1.0)
+        work = workload(options, family, gathered, splits, equal)
+        sequence = weighted_phases(work, splits.train, weighting)
+    else:
+        return []
+    return [estimated(phase, work) for phase in sequence]

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cuda.shapes import Adapted, Batch
+from benchmarks.hand import Tensors, put, step, through_adam
 
 LOWER_LR, UPPER_LR = 1e-3, 1e-2
 # Small shapes at random have negative curvature of up to about 5; CG has to take all its products.
 DAMPING = 10.0
 RADIUS = {None: (1e-2, 1e-3), torch.bfloat16: (1e-1, 1e-1)}
-Tensors = list[Tensor]
 
 
 class ByHand:
@@ -74,22 +74,6 @@ class ByHand:
         return grads
 
 
-def step(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], g: Tensors
-) -> None:
-    """Take a step along given gradients."""
-    for parameter, gradient in zip(parameters, g, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def put(parameters: list[torch.nn.Parameter], values: Tensors) -> None:
-    """Write values into parameters."""
-    with torch.no_grad():
-        torch._foreach_copy_([p.detach() for p in parameters], values)
-
-
 def size(tensors: Tensors) -> float:
     """Return the norm of all together."""
     return float(torch.stack(torch._foreach_norm(tensors)).norm())
@@ -115,19 +99,7 @@ def darts(hand: ByHand, c: Tensors) -> Tensors:
 
 def sama(hand: ByHand, c: Tensors) -> Tensors:
     """Return ``g_xy D c`` by a difference, D the derivative of Adam's last step."""
-    group = hand.lower.param_groups[0]
-    (b1, b2), eps = group["betas"], group["eps"]
-    v = []
-    for p, g, cotangent in zip(hand.y, hand.g_y, c, strict=True):
-        state = hand.lower.state[p]
-        t = float(state["step"])
-        first, second = 1 - b1**t, 1 - b2**t
-        m, root = state["exp_avg"] / first, (state["exp_avg_sq"] / second).sqrt()
-        bottom = root + eps
-        by_m = (1 - b1) / first / bottom
-        by_v = m / bottom.square() * (1 - b2) * g / (second * root)
-        v.append(-LOWER_LR * torch.nan_to_num(by_m - by_v, posinf=0.0, neginf=0.0) * cotangent)
-    return product_by_difference(hand, v)
+    return product_by_difference(hand, through_adam(hand.lower, hand.y, hand.g_y, c))
 
 
 def gradient_graph(hand: ByHand) -> Tensors:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.hand import Tensors, put, step, through_adam
 from benchmarks.peers.library import Entry, Library, Round, Train, register
 from benchmarks.peers.task import Task
-
-Tensors = list[Tensor]
 
 
 class Loop:
@@ -68,20 +67,6 @@ def _fetched(loss: Tensor) -> Tensor:
     return loss
 
 
-def step(optimizer: torch.optim.Optimizer, parameters: Tensors, grads: Tensors) -> None:
-    """Take a step along given gradients."""
-    for parameter, gradient in zip(parameters, grads, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def put(parameters: Tensors, values: Tensors) -> None:
-    """Write values into parameters."""
-    with torch.no_grad():
-        torch._foreach_copy_([p.detach() for p in parameters], values)
-
-
 def difference(loop: Loop, v: Tensors) -> Tensors:
     """Return ``g_xy v`` at the weights before the step, by a difference of gradients."""
     y = loop.before
@@ -105,20 +90,7 @@ def sama(loop: Loop, c: Tensors) -> Tensors:
     """Return ``g_xy D c`` by a difference, D the derivative of Adam's last step."""
     if loop.task.optimizer == "SGD":
         return darts(loop, c)
-    group = loop.below.param_groups[0]
-    (b1, b2), eps = group["betas"], group["eps"]
-    v = []
-    for p, g, cotangent in zip(loop.y, loop.g_y, c, strict=True):
-        state = loop.below.state[p]
-        t = float(state["step"])
-        first, second = 1 - b1**t, 1 - b2**t
-        m, root = state["exp_avg"] / first, (state["exp_avg_sq"] / second).sqrt()
-        bottom = root + eps
-        by_m = (1 - b1) / first / bottom
-        by_v = m / bottom.square() * (1 - b2) * g / (second * root)
-        scale = torch.nan_to_num(by_m - by_v, nan=0.0, posinf=0.0, neginf=0.0)
-        v.append(-loop.task.lr * scale * cotangent)
-    return difference(loop, v)
+    return difference(loop, through_adam(loop.below, loop.y, loop.g_y, c))
 
 
 def t1t2(loop: Loop, c: Tensors) -> Tensors:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import blo
+from benchmarks.betty_engine import Level, betty_rounds
 from benchmarks.peers.measuring import peak_mb
 from benchmarks.peers.tasks import Layers, Linear
 from benchmarks.versions import version_of
@@ -196,62 +196,22 @@ def with_blo(example: Example, method: Method) -> Callable[[], object]:
 
 def with_betty(example: Example, **settings: Any) -> Callable[[], object]:
     """Return the rounds of Betty."""
-    from betty.configs import Config, EngineConfig
-    from betty.engine import Engine as BettyEngine
-    from betty.problems import ImplicitProblem
 
-    class Level(ImplicitProblem):
-        """One level, with the hooks that Betty finds by their names."""
+    def begin() -> None:
+        if example.from_zero:
+            for p in example.lower.parameters():
+                p.data.zero_()
 
-        def training_step(self, batch: Batch) -> Tensor:
-            return example.losses[self.name == "lower"](batch)
+    def end() -> None:
+        if example.least is not None:
+            for p in example.upper.parameters():
+                p.data.clamp_(min=example.least)
 
-        def on_inner_loop_start(self) -> None:
-            if self.name == "lower" and example.from_zero:
-                for p in self.module.parameters():
-                    p.data.zero_()
-
-        def param_callback(self) -> None:
-            if self.name == "upper" and example.least is not None:
-                for p in self.module.parameters():
-                    p.data.clamp_(min=example.least)
-
-    class Quiet(BettyEngine):
-        """An engine that does not validate."""
-
-        def validation(self) -> None:
-            """Nothing."""
-
-    logging.disable(logging.INFO)
-    try:
-        configs = Config(retain_graph=True), Config(unroll_steps=example.steps, **settings)
-        levels = [
-            Level(name, config, module, optimizer, train_data_loader=batches)
-            for name, config, module, optimizer, batches in zip(
-                ("upper", "lower"),
-                configs,
-                (example.upper, example.lower),
-                example.optimizers,
-                example.batches,
-                strict=True,
-            )
-        ]
-        upper, lower = levels
-        engine = Quiet(
-            problems=levels,
-            config=EngineConfig(train_iters=1, valid_step=10**9, strategy="cpu"),
-            dependencies={"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-    engine.train()
-
-    def once() -> None:
-        for _ in range(example.steps):
-            engine.global_step += 1
-            engine.train_step()
-
-    return once
+    modules = example.upper, example.lower
+    above, below = zip(modules, example.optimizers, example.losses, example.batches, strict=True)
+    return betty_rounds(
+        Level(*above, end=end), Level(*below, begin=begin), steps=example.steps, **settings
+    )
 
 
 # (method, of this library, of Betty); CG as in Betty's tests and as it should be.

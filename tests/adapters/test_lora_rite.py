@@ -300,11 +300,11 @@ def test_the_adapters_of_this_package_have_pairs(method: str) -> None:
 def test_misuse_names_the_argument() -> None:
     A, B = (p.requires_grad_() for p in start())
     for options, message in (
-        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"lr": -1.0}, "lr must be a finite number of at least 0, got -1.0"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
-        ({"eps": -1.0}, "eps must be at least 0"),
-        ({"max_norm": 0.0}, "max_norm must be above 0 or None, got 0.0"),
-        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"eps": -1.0}, "eps must be a finite number of at least 0"),
+        ({"max_norm": 0.0}, "max_norm must be a finite number above 0, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             LoraRite([(A, B)], **options)

@@ -65,8 +65,9 @@ DECIMALS = [0.5, 1.5, 2.5, 3.5, 0.5, 1.5, 2.5, 3.25]
 WHOLE = [0, 1, 0, 1, 0, 1, 0, 1]
 QUOTED = '"the ""old"" cat"'
 CLASSES, NUMBERS = ("--problem_type", "classification"), ("--problem_type", "regression")
-MANY = "text,label\n" + "".join(f"the cat dog,{n}\n" for n in range(30))
-REPEATED = "text,label\n" + "".join(f"the cat dog,{n % 5}\n" for n in range(30))
+KINDS = ("cat", "dog")
+MANY = "text,label\n" + "".join(f"the {KINDS[n % 2]},{n}\n" for n in range(30))
+REPEATED = "text,label\n" + "".join(f"the {KINDS[n % 2]},{n % 5}\n" for n in range(30))
 PAIRS = table(texts=[f"{t},{t}" for t in TEXTS], header="text,other,label")
 
 # What it is: (refused, what is said, beside it).
@@ -204,8 +205,28 @@ FILES: dict[str, tuple[File, str, File]] = {
     ),
     "one class spelt twice": (
         File(with_label("Food")),
-        "differ in capitals alone; spell them alike",
+        "differ in spelling alone .*spell them alike",
         File(with_label("fooD".lower())),
+    ),
+    "one class in two normal forms": (
+        File(table([*LABELS[:6], "caf\u00e9", "cafe\u0301"])),
+        "'caf.+' and 'caf.+' differ in spelling alone",
+        File(table([*LABELS[:6], "caf\u00e9", "cafe"])),
+    ),
+    "one class with an invisible character": (
+        File(with_label("food\u200b")),
+        r"'food.*' and 'food.*' differ in spelling alone",
+        File(with_label("food b")),
+    ),
+    "one class with another space": (
+        File(table([*LABELS[:6], "hot\u00a0food", "hot food"])),
+        "differ in spelling alone",
+        File(table([*LABELS[:6], "hot_food", "hot food"])),
+    ),
+    "one number spelt twice": (
+        File(table(["1", "1.0", "x", "x", "1", "x", "1", "x"]), flags=CLASSES),
+        "'1' and '1.0' differ in spelling alone",
+        File(table(["1", "1_0", "x", "x", "1", "x", "1", "x"]), flags=CLASSES),
     ),
     "one class, a number": (
         File(table([7] * 8)),
@@ -229,20 +250,45 @@ FILES: dict[str, tuple[File, str, File]] = {
         "row 2, column 'other': the text is empty",
         File(PAIRS),
     ),
+    "one text": (
+        File(table(texts=["the cat"] * 8)),
+        r"all texts are alike \('the cat'\), so that there is nothing to tell labels apart by",
+        File(table(texts=["the cat"] * 7 + ["dog"])),
+    ),
+    "one pair of texts": (
+        File(table(texts=["cat,dog"] * 8, header="text,other,label")),
+        "all texts are alike",
+        File(table(texts=["cat,dog"] * 7 + ["cat,cat"], header="text,other,label")),
+    ),
+    "the answer as text": (
+        File(GOOD, flags=("--text_columns", "label")),
+        "--text_columns: 'label' is the column of the labels, which a model .* only to repeat",
+        File(GOOD, flags=("--text_columns", "text")),
+    ),
+    "the answer beside the text": (
+        File(GOOD, flags=("--text_columns", "text,label")),
+        "'label' is the column of the labels",
+        File(PAIRS, flags=("--text_columns", "text,other")),
+    ),
+    "a text named twice": (
+        File(PAIRS, flags=("--text_columns", "text", "text")),
+        "--text_columns: must name each column once, got",
+        File(PAIRS, flags=("--text_columns", "text", "other")),
+    ),
     "unknown words": (
-        File(table(texts=["zig zag"] * 8)),
+        File(table(texts=["zig zag", "zag zig"] * 4)),
         r"the tokenizer of .* does not know 100% of the words.*\[UNK\]",
-        File(table(texts=["zig cat dog"] * 8)),
+        File(table(texts=["zig cat dog", "zag dog cat"] * 4)),
     ),
     "emoji only": (
-        File(table(texts=["😀😀"] * 8)),
+        File(table(texts=["😀😀", "😀"] * 4)),
         "does not know 100%",
-        File(table(texts=["😀 cat dog"] * 8)),
+        File(table(texts=["😀 cat dog", "😀 dog"] * 4)),
     ),
     "texts too long": (
-        File(table(texts=["cat " * 40] * 8)),
+        File(table(texts=["cat " * 40, "dog " * 40] * 4)),
         r"--max_seq_length: must be at most 32 for this model: row 1 of the train split has 42 t",
-        File(table(texts=["cat " * 40] * 8), flags=("--max_seq_length", "32")),
+        File(table(texts=["cat " * 40, "dog " * 40] * 4), flags=("--max_seq_length", "32")),
     ),
     # Json.
     "json, cut off": (
@@ -458,6 +504,15 @@ FILES |= {
         "no word is tagged as an entity",
         tagged(*[SENTENCE] * 6, ([], [])),
     ),
+    "tags as words": (
+        conll(
+            json.dumps([{"w": s, "tags": t} for s, t in [SENTENCE] * 6]),
+            "train.json",
+            *("--text_columns", "tags", "--label_column", "tags"),
+        ),
+        "'tags' is the column of the tags, too",
+        tagged(*[SENTENCE] * 6),
+    ),
     "two columns of words": (
         conll(CONLL, "train.conll", "--text_columns", "a", "b"),
         "name one column of words",
@@ -626,8 +681,28 @@ OPTIONS |= {
     ),
     "no such target": (
         ["--lora_target_modules", "nowhere"],
-        "--lora_target_modules: .*nowhere",
+        "no module of the model is called 'nowhere'; linear ones are .*query.*, or all-linear",
         ["--lora_target_modules", "key"],
+    ),
+    "one target that is there and one that is not": (
+        ["--lora_target_modules", "query", "valeu"],
+        "no module of the model is called valeu; adapted would be query alone",
+        ["--lora_target_modules", "query", "value"],
+    ),
+    "all targets and one": (
+        ["--lora_target_modules", "all-linear", "query"],
+        "no module of the model is called all-linear; adapted would be query alone",
+        ["--lora_target_modules", "all-linear"],
+    ),
+    "no name of a target": (
+        ["--lora_target_modules", ""],
+        "--lora_target_modules: no module of the model is called",
+        ["--lora_target_modules", "attention.self.query"],
+    ),
+    "too short for ranks": (
+        ["--method", "adalora", "--max_steps", "2"],
+        "method adalora: needs 3 updates at least to find ranks by, got 2",
+        ["--method", "adalora", "--max_steps", "3"],
     ),
     "one softmax value": (
         ["--method", "bilora", "--lora_r", "1"],
@@ -770,12 +845,42 @@ GRIDS: dict[str, tuple[Any, list[str], str, Any]] = {
         "is a task of python -m applications.token_classification",
         AXES,
     ),
+    "a task without a name": (
+        AXES | {"tasks": {"": {"task_name": "bbc_headlines"}}},
+        [],
+        "tasks: a name is empty, got ''",
+        AXES | {"tasks": {"bbc_headlines": {"task_name": "bbc_headlines"}}},
+    ),
+    "names that are one folder on some systems": (
+        AXES | {"methods": {"A": {"method": "lora"}, "a": {"method": "dora"}}},
+        [],
+        "methods: 'a' cannot be a folder beside 'A'",
+        AXES | {"methods": {"A": {"method": "lora"}, "b": {"method": "dora"}}},
+    ),
+    "more seeds than can be planned": (
+        AXES | {"seeds": 20_000},
+        [],
+        r"seeds: at most 10000 seeds are planned at once, .*\[20000\]",
+        AXES | {"seeds": [20_000]},
+    ),
+    "two references": (
+        AXES | {"reference": ["lora"]},
+        [],
+        r"reference: must be the name of one method, got \['lora'\]",
+        AXES | {"reference": "lora"},
+    ),
     "no tasks": ({"methods": ["lora"]}, [], "no tasks", AXES),
     "no methods": ({"tasks": ["bbc_headlines"]}, [], "no methods", AXES),
     "an unknown key": (
         AXES | {"task": ["cola"]},
         [],
         "unknown key 'task': did you mean tasks",
+        AXES,
+    ),
+    "a key twice": (
+        '{"tasks": ["bbc_headlines"], "methods": ["lora"], "methods": ["dora"]}',
+        [],
+        "cannot be read: the key 'methods' is there twice",
         AXES,
     ),
     "an unknown method": (AXES | {"methods": ["lorra"]}, [], "invalid choice|must be one of", AXES),

@@ -130,7 +130,7 @@ def test_a_bad_grid_is_refused_at_planning_and_the_one_beside_it_is_planned(
 ) -> None:
     bad, flags, says, beside = GRIDS[what]
     place = tmp_path / "grid.json"
-    place.write_text(json.dumps(bad))
+    place.write_text(bad if isinstance(bad, str) else json.dumps(bad))
     words = [str(place), "--out", str(tmp_path / "out"), "--dry_run"]
     assert compare.main([*words, *flags]) == 2
     said = capsys.readouterr().err.strip()

@@ -135,3 +135,40 @@ def test_an_interruption_says_its_own_sentence_and_returns_its_signal(
     monkeypatch.setattr(speaking, "run", ended)
     assert reweight.main([]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "nothing can be gone on with\n"
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.json", '{"seed": 1, "lora_r": 2, "seed": 2}'),
+        ("a.yaml", "seed: 1\nlora_r: 2\nseed: 2\n"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"cannot be read: the key 'seed' is there twice$"):
+        parse_options([str(file)])
+    file.write_text(text.replace("seed", "split_seed", 1))
+    options = parse_options([str(file)])
+    assert (options.data.split_seed, options.run.seed) == (1, 2)
+
+
+def test_a_broken_file_of_options_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    for text in ("seed:\t1\n\tx: 2", "seed: !!python/object/apply:os.system ['true']", "{"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=r"cannot be read: [^\n]*$"):
+            parse_options([str(file)])
+    file.write_text("base: &b {a: 1}\nother: {<<: *b, a: 2}\n")
+    with pytest.raises(UsageError, match="unknown options"):
+        parse_options([str(file)])
+
+
+def test_a_tilde_is_the_home_folder_in_files_of_options_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse_options(["--output_dir=~/runs/a", "--train_file=~/a.csv", "--data_dir=a~b"])
+    assert options.run.output_dir == str(tmp_path / "runs/a")
+    assert (options.data.train_file, options.data.data_dir) == (str(tmp_path / "a.csv"), "a~b")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from applications.errors import UsageError
 from applications.options.arguments import ModelOptions
 from applications.options.sequences import SequenceOptions
 from applications.sequences import run as sequence_run
-from applications.sequences.learning import Learner, Task
+from applications.sequences.learning import Learner, Task, cost
 from applications.sequences.losses import incremental_cross_entropy
 from applications.sequences.scores import Scores, accuracies
 from applications.sequences.tasks import drawn, kept
@@ -133,6 +135,22 @@ def learned(name: str) -> PeftModel:
     place = ModelOptions(device="cpu")
     Learner(model, ROWS[name], OPTIONS, place, stacked, 0).learn(SECOND)
     return model
+
+
+@pytest.mark.parametrize(
+    "name, hypergradient",
+    [
+        *((name, "alternating") for name in ROWS),
+        *(("sd_lora_two_level", method) for method in ("t1t2", "darts")),
+    ],
+)
+def test_the_cost_of_a_task_is_what_it_takes(name: str, hypergradient: Any) -> None:
+    options = replace(OPTIONS, hypergradient=hypergradient)
+    place = ModelOptions(device="cpu")
+    taken = Learner(after_a_task(name), ROWS[name], options, place, stacked, 0).learn(SECOND)
+    # The first response of a difference compares two radii.
+    first = 2 if hypergradient == "darts" else 0
+    assert taken == cost(ROWS[name], len(SECOND.own), options)[0] + first
 
 
 def by_hand(name: str) -> PeftModel:
@@ -261,19 +279,45 @@ def test_misuse_is_refused(
         (("--max_eval_samples", "2"), "of 2; give more, or fewer tasks"),
         (("--test_on", "validation"), "cut one from the training examples"),
         (("--num_tasks", "1"), "must be at least 2, got 1"),
+        (("--variants", "lora,sd_lora,lora"), "must name each once, got"),
     ):
         assert continual.main(asked("run", *words)) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(UsageError, match="use at most 1"):
+    with pytest.raises(UsageError, match="use at most 2"):
+        drawn(0, 5, 3)
+    with pytest.raises(UsageError, match="give data with 4 or more"):
         drawn(0, 3, 2)
+
+
+def test_results_of_other_data_or_of_others_are_not_gone_on_with(
+    asked: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, words = tmp_path / "run", asked("run", "--variants", "lora", "--num_orders", "1")
+    assert continual.main(words) == 0
+    lines = (place / "results.jsonl").read_text()
+    line = json.loads(lines)
+    (place / "results.jsonl").write_text(
+        json.dumps(line | {"settings": line["settings"] | {"data": "other"}}) + "\n"
+    )
+    assert continual.main(words) == 2
+    assert "holds results of other data (digest other, now " in capsys.readouterr().err
+    for text in ("nonsense\n", '{"a": 1}\n', "[]\n"):
+        (place / "results.jsonl").write_text(lines + text)
+        assert continual.main(words) == 2
+        assert "results.jsonl, line 2 is no result of this command" in capsys.readouterr().err
+    del line["settings"]["data"]  # of an earlier release
+    (place / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert continual.main(words) == 0
 
 
 def test_a_dry_run_lists_what_is_left(
     asked: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert continual.main(asked("run", "--variants", "lora,sd_lora", "--dry_run")) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
         "order 0 lora: to run",
         "order 0 sd_lora: to run",
     ]
+    assert all(re.search(r", [1-9]\d* gradient units$", line) for line in lines)
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """What --dry_run says, against what a round takes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from applications import nlu
+from applications import compare, nlu
 from applications.data.splits import split_task
 from applications.options.completion import completed
 from applications.runs.estimate import estimates
@@ -101,3 +102,27 @@ def test_a_dry_run_says_the_plan_and_leaves_nothing(
     shown = capsys.readouterr().out
     for part in ("search", "retraining", "trained by upper", "gradient units", "MiB, activations"):
         assert part in shown
+
+
+def test_the_costs_of_a_grid_are_those_of_its_runs(
+    tiny_model: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"data_dir": str(tiny_data), "model_name_or_path": tiny_model}
+    grid = {
+        "tasks": {"topics": data},
+        "methods": {"lora": None, "bilora": {"hypergradient": "t1t2"}},
+        "seeds": [0, 1],
+        "train_sizes": [24],
+        "common": {"max_steps": 6, "device": "cpu"},
+    }
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    words = [str(tmp_path / "grid.json"), "--out", str(tmp_path / "out")]
+    assert compare.main([*words, "--dry_run", "--costs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "topics/24/lora/seed0  to run"
+    rows = {line.split()[0]: line.split()[1:4] for line in lines[5:]}
+    # Six rounds: a lower gradient, an upper one, and a response of a gradient and a product.
+    assert rows == {"topics/24/lora": ["2", "6", "0"], "topics/24/bilora": ["2", "18", "6"]}
+    assert not (tmp_path / "out").exists()
+    assert compare.main([*words, "--costs"]) == 2
+    assert "goes with --dry_run" in capsys.readouterr().err

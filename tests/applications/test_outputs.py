@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path: Path) -> None:
 
         write_whole(path, fill)
     assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_a_file_never_takes_the_place_of_a_folder_nor_a_folder_that_of_a_file(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(IsADirectoryError, match="something of another kind is there"):
+            write_json(tmp_path / name, {"a": 1})
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "file", lambda draft: draft.mkdir())
+    assert (tmp_path / "folder" / "kept").exists()
+    assert (tmp_path / "file").read_text() == "kept"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_number_that_json_cannot_say_is_refused(tmp_path: Path) -> None:

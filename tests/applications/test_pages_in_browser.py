@@ -53,6 +53,7 @@ def comparison(out: Path) -> Path:
                 test_loss=1 - score,
                 ece=score / 9,
                 brier=score / 7,
+                calibrated_ece=score / 8,
                 per_class={"yes": {"f1": score}},
                 reliability=[{"confidence": 0.9, "accuracy": 0.8, "count": 10}],
             )

@@ -3,11 +3,14 @@
 import csv
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from applications.families.entities import entity_scores
@@ -125,7 +128,12 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(
         "taken.csv": "text,prediction\na,b\n",
         "numbers.csv": "x,y\n1,2\n",
         "a.csv": "text\na\n",
+        "blank.csv": 'text\na\n""\n',
+        "list.jsonl": '{"text": ["a"]}\n',
+        "null.jsonl": '{"text": null}\n',
+        "binary.txt": "a\0b",
     }
+    (tmp_path / "folder.csv").mkdir()
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     place = {name: str(tmp_path / name) for name in files}
@@ -138,6 +146,22 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(
         ([folder, "--input_file", place["taken.csv"]], "has a column 'prediction' already"),
         ([folder, "--input_file", place["a.csv"], "--output_file", "a.xml"], "must end in"),
         ([folder, "--input_file", place["a.csv"], "--output_file", place["a.csv"]], "is the input"),
+        ([folder, "--input_file", place["blank.csv"]], "row 2 of the input holds '' as 'text'"),
+        ([folder, "--input_file", place["list.jsonl"]], "row 1 of the input holds ['a'] as 'text'"),
+        ([folder, "--input_file", place["null.jsonl"]], "row 1 of the input has no 'text'"),
+        ([folder, "--input_file", place["binary.txt"]], "is binary, not text in UTF-8"),
+        (
+            [folder, "--input_file", place["a.csv"], "--output_file", str(tmp_path / "folder.csv")],
+            "is no file; name one",
+        ),
+        (
+            [folder, "--input_file", place["a.csv"], "--output_file", f"{folder}/summary.json"],
+            "belongs to the run; name another file",
+        ),
+        (
+            [folder, "--input_file", place["a.csv"], "--output_file", f"{folder}/adapter/a.json"],
+            "belongs to the run; name another file",
+        ),
         ([folder, "--merge", str(tmp_path)], "exists; name a new folder"),
         ([str(left["chance"].folder), "--merge", str(tmp_path / "m")], "is a plain model already"),
         ([pairs, "--input_file", place["two.csv"]], "the model reads 2 column(s)"),
@@ -149,3 +173,56 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(
         assert said.startswith("error: ")
         assert message in said, said
         assert said.count("\n") == 1
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def changed(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = load_file(file)
+    change(values)
+    save_file(values, file, {"format": "pt"})
+
+
+WEIGHTS = "adapter_training/adapter_model.safetensors"
+CONFIG = "adapter_training/adapter_config.json"
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "cut off": (WEIGHTS, cut, "cannot be loaded"),
+    "not finite": (
+        WEIGHTS,
+        lambda file: changed(file, lambda v: v.update({k: v[k] / 0 for k in sorted(v)[:1]})),
+        "holds values that are not finite",
+    ),
+    "weights missing": (
+        WEIGHTS,
+        lambda file: changed(file, lambda v: v.pop(next(k for k in sorted(v) if "lora_A" in k))),
+        "lacks weights",
+    ),
+    "another rank": (
+        CONFIG,
+        lambda file: file.write_text(file.read_text().replace('"r": 2', '"r": 3')),
+        "cannot be loaded",
+    ),
+    "a list": (CONFIG, lambda file: file.write_text("[]"), "cannot be loaded"),
+    "half a file": ("task.json", lambda file: file.write_text("{"), "cannot be read"),
+    "nothing in it": ("task.json", lambda file: file.write_text("{}"), "it lacks columns, comm"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_run_that_is_not_whole_is_refused_in_one_line(
+    what: str,
+    left: dict[str, Left],
+    tmp_path: Path,
+    tiny_data: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, damage, message = DAMAGES[what]
+    folder = shutil.copytree(left["columns"].folder, tmp_path / "run")
+    damage(folder / name)
+    words = [str(folder), "--input_file", str(tiny_data / "test.csv"), "--device", "cpu"]
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1]
+    assert said[-1].startswith("error: ")

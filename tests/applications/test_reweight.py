@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -186,7 +187,18 @@ def test_a_dry_run_writes_nothing(words, files, tmp_path, capsys):
     column = ("--train_file", str(files / "one.jsonl"), "--source_column", "source", "--dry_run")
     assert main(words(*column, sources=False)) == 0
     assert not (tmp_path / "run").exists()
-    assert "ann" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for part in ("ann", "training", "target", "gradient units a round"):
+        assert part in said
+
+
+def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
+    flags = ("--route", "online", "--method", "lora", "--lower_steps", "2", "--max_steps", "6")
+    assert main(words(*flags, "--hypergradient", "t1t2", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    (units,) = re.findall(r"gradient units a round\W+(\d+)", said)
+    assert units == "4"  # two below, one above, one of the response
+    assert "trained by weights" in said
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,17 @@ def test_what_cannot_be_done_is_said_in_one_sentence(words, capsys, flags, messa
     assert message in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_one_file_is_not_two_things(words, files, capsys):
+    good, target = files / "good.jsonl", files / "target.jsonl"
+    for flags, message in (
+        (("--sources", f"a={good},b={good}"), "--sources: .* is source 'b' and source 'a'"),
+        (("--sources", f"a={good},b={target}"), "--sources: .* is source 'b' and --target_file"),
+        (("--test_file", str(target)), "--test_file: .* is --test_file and --target_file"),
+    ):
+        assert main(words(*flags)) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_source_with_other_labels_than_the_target_is_refused(words, files, tmp_path, capsys):

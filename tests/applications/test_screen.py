@@ -15,6 +15,8 @@ from applications.runs.plan import plan_lines
 from applications.runs.screen import Screen, in_words
 from tests.applications.tiny_runs import FAMILY, Run
 
+TWIG, BY_DARTS = "  \u2514\u2500 ", ", responds by darts"
+
 
 def screen(*, live: bool, total: int = 100) -> tuple[Screen, list[str], io.StringIO]:
     said: list[str] = []
@@ -31,20 +33,24 @@ def screen(*, live: bool, total: int = 100) -> tuple[Screen, list[str], io.Strin
             [
                 "search: 3 rounds of 4 gradient units and up to 4 Hessian products; in all 12 "
                 "gradient units, 12 products",
-                "  upper: 8 parameters, 1 update a round",
-                "  \u2514\u2500 lower: 307 parameters, 2 updates a round, responds by cg",
+                "  upper: 8 parameters, learning rate 0.01, 1 update a round",
+                TWIG
+                + "lower: 307 parameters, learning rate 0.01, 2 updates a round, responds by cg",
             ],
         ),
         (
             ["--cross_fitting", "2"],
             [
                 "search: 6 rounds of 7 gradient units; in all 42 gradient units",
-                "  upper: 8 parameters, 1 update a round",
-                *["  \u2514\u2500 lower_1: 307 parameters, 1 update a round, responds by darts"],
-                *["  \u2514\u2500 lower_2: 307 parameters, 1 update a round, responds by darts"],
+                "  upper: 8 parameters, learning rate 0.01, 1 update a round",
+                TWIG + "lower_1: 307 parameters, learning rate 0.01, 1 update a round" + BY_DARTS,
+                TWIG + "lower_2: 307 parameters, learning rate 0.01, 1 update a round" + BY_DARTS,
             ],
         ),
-        (["--control", "joint"], ["training: 6 updates of 315 parameters, 6 gradient units"]),
+        (
+            ["--control", "joint"],
+            ["training: 6 updates of 315 parameters, learning rate 0.01; 6 gradient units"],
+        ),
     ],
 )
 def test_a_plan_is_a_tree_with_what_the_engine_will_count(
@@ -83,7 +89,10 @@ def test_a_live_line_holds_losses_validation_and_the_best() -> None:
     shown.round(1, 0.1, {"upper": 0.25})
     shown.evaluated(1, {"loss": 0.5, "accuracy": None}, "accuracy", True)
     line = stream.getvalue().split("\r")[-1]
-    assert "upper=0.250, validation=loss 0.5, accuracy undefined (best)" in line
+    assert "upper=0.250, validation=loss 0.5, accuracy undefined, best=after 1" in line
+    shown.evaluated(2, {"loss": 0.75, "accuracy": 0.5}, "accuracy", False)
+    line = stream.getvalue().split("\r")[-1]
+    assert "validation=loss 0.75, accuracy 0.5, best=after 1" in line
     assert said == []
 
 

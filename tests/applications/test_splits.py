@@ -116,6 +116,14 @@ def test_texts_in_both_train_and_test_are_said_so() -> None:
     )
 
 
+def test_classes_without_a_training_example_are_said_so() -> None:
+    whole = split_task(task(30, test=9), DataOptions())
+    assert not any("no training example" in note for note in whole.notes)
+    short = split_task(task(30, test=9), DataOptions(max_train_samples=2))
+    (said,) = (note for note in short.notes if "no training example" in note)
+    assert set(short.train["label"]) | {int(said.split()[6].rstrip(","))} == {0, 1, 2}
+
+
 def test_one_example_cannot_be_divided() -> None:
     made = task(1, kinds=1)
     with pytest.raises(UsageError, match="--upper_fraction: 1 examples"):

@@ -57,6 +57,19 @@ def test_a_label_that_training_lacks_is_an_error(tmp_path: Path) -> None:
         load_task(DataOptions(data_dir=str(tmp_path)))
 
 
+def test_one_file_for_two_splits_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\nfine,1\npoor,0\n")
+    (tmp_path / "link.csv").symlink_to(file)
+    for again in (str(file), f"{tmp_path}/../{tmp_path.name}/a.csv", str(tmp_path / "link.csv")):
+        for split in ("validation_file", "test_file"):
+            options = DataOptions(train_file=str(file), **{split: again})
+            with pytest.raises(UsageError, match=rf"--{split}: .*a.csv' is --train_file, too"):
+                load_task(options)
+    (tmp_path / "b.csv").write_text(file.read_text())
+    load_task(DataOptions(train_file=str(file), test_file=str(tmp_path / "b.csv")))
+
+
 def test_a_split_with_hidden_labels_is_left_out_and_said_so(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "test.csv").write_text("text,label\na,-1\n")
