@@ -28,7 +28,8 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
         own = [row for row in chosen if row["variant"] == name]
         method = METHODS[variant.flags[1]]
         best = {task: max(means(own, task).values(), default=None) for task in tasks}
-        for rate in sorted({used(row) for row in own}):
+        rates_tried = sorted({used(row) for row in own})
+        for rate in rates_tried:
             found = {task: means(own, task).get(rate) for task in tasks}
             away = [
                 found[t] - best[t] for t in tasks if found[t] is not None and best[t] is not None
@@ -39,7 +40,7 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
                     f"`{name}`",
                     f"{bold}{rate:g}{bold}",
                     *("" if value is None else f"{100 * value:.1f}" for value in found.values()),
-                    f"{100 * min(away):.1f}" if away else "",
+                    f"{100 * min(away):.1f}" if away and len(rates_tried) > 1 else "",
                 ]
             )
     return table(["method", "learning rate", *tasks, "furthest from its best"], lines)
