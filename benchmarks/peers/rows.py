@@ -91,8 +91,8 @@ def adapters() -> list[Row]:
     writer = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2")
     short = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
     rows += [
-        Row("darts, one-sided", short, ONE_STEP),
-        Row("darts, one-sided", writer, ONE_STEP, short, large=True),
+        Row("darts", short, ONE_STEP),
+        Row("darts", writer, ONE_STEP, short, large=True),
     ]
     return [*rows, Row("t1t2", twin, ONE_STEP), Row("darts", wide, ONE_STEP, twin, large=True)]
 
