@@ -152,10 +152,12 @@ def retraining(rows: Sequence[Row]) -> str:
 
 def said(one: Paired, unit: str, factor: float, digits: int) -> str:
     """A difference in words, with its interval and what may be concluded."""
-    low_high = limits(one.interval, factor, digits)
-    clear = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
+    difference = f"{factor * one.mean:+.{digits}f}{unit}"
+    if one.interval is None:
+        return f"{difference}, without a spread to judge it by"
+    clear = one.interval[0] > 0 or one.interval[1] < 0
     verdict = "" if clear else ", which cannot be told from none"
-    return f"{factor * one.mean:+.{digits}f}{unit} {low_high}{verdict}"
+    return f"{difference} {limits(one.interval, factor, digits)}{verdict}"
 
 
 def answer(rows: Sequence[Row]) -> str:
@@ -170,7 +172,7 @@ def answer(rows: Sequence[Row]) -> str:
         metric, loss = (paired(rows, *pair, name) for name in ("test_metric", "calibrated_loss"))
         if metric is not None and loss is not None:
             sentences.append(
-                f"- **{text}** ({metric.num_pairs} pairs): {said(metric, ' points', 100, 1)}; test "
+                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; test "
                 f"loss after temperature scaling {said(loss, '', 1, 3)}."
             )
     return "\n".join(sentences)

@@ -159,6 +159,12 @@ def test_the_damped_inverse_is_that_of_the_dense_product(count, damping):
     assert block.mean == pytest.approx(float(whole.trace() / 20))
 
 
+@pytest.mark.parametrize("count", [2, 9])  # fewer and more rows than columns
+def test_eigenvalues_of_rounding_are_left_out(count):
+    rows = normal(1, 4, seed=1).expand(count, 4) * (1.0 + normal(count, 1, seed=2))
+    assert Covariance.of([rows], 1.0).values.shape == (1,)
+
+
 def test_a_diagonal_factor_is_the_dense_one():
     counts = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
     dense_factor = Covariance.of([torch.diag(counts.sqrt())], 1.0)
