@@ -18,6 +18,10 @@ QUESTIONS = {
     ("bilora_real", "lora"): "real BiLoRA, retrained, less LoRA",
     ("bidora", "dora"): "BiDoRA, retrained, less DoRA",
     ("bilora_softmax", "bilora_joint"): "softmax BiLoRA less its parameters trained jointly",
+    (
+        "bilora_softmax",
+        "bilora_unmoved",
+    ): "softmax BiLoRA less the same with values that do not move",
     ("bilora_joint", "lora_eighth"): "joint training less LoRA at its scale",
     ("lora_eighth", "lora"): "LoRA at an eighth of the scale less LoRA",
     ("dora", "lora"): "DoRA less LoRA",
@@ -152,10 +156,12 @@ def retraining(rows: Sequence[Row]) -> str:
 
 def said(one: Paired, unit: str, factor: float, digits: int) -> str:
     """A difference in words, with its interval and what may be concluded."""
-    low_high = limits(one.interval, factor, digits)
-    clear = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
+    difference = f"{factor * one.mean:+.{digits}f}{unit}"
+    if one.interval is None:
+        return f"{difference}, without a spread to judge it by"
+    clear = one.interval[0] > 0 or one.interval[1] < 0
     verdict = "" if clear else ", which cannot be told from none"
-    return f"{factor * one.mean:+.{digits}f}{unit} {low_high}{verdict}"
+    return f"{difference} {limits(one.interval, factor, digits)}{verdict}"
 
 
 def answer(rows: Sequence[Row]) -> str:
@@ -170,8 +176,8 @@ def answer(rows: Sequence[Row]) -> str:
         metric, loss = (paired(rows, *pair, name) for name in ("test_metric", "calibrated_loss"))
         if metric is not None and loss is not None:
             sentences.append(
-                f"- **{text}** ({metric.num_pairs} pairs): {said(metric, ' points', 100, 1)}; test "
-                f"loss after temperature scaling {said(loss, '', 1, 3)}."
+                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; "
+                f"test loss after temperature scaling {said(loss, '', 1, 3)}."
             )
     return "\n".join(sentences)
 

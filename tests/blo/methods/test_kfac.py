@@ -159,6 +159,12 @@ def test_the_damped_inverse_is_that_of_the_dense_product(count, damping):
     assert block.mean == pytest.approx(float(whole.trace() / 20))
 
 
+@pytest.mark.parametrize("count", [2, 9])  # fewer and more rows than columns
+def test_eigenvalues_of_rounding_are_left_out(count):
+    rows = normal(1, 4, seed=1).expand(count, 4) * (1.0 + normal(count, 1, seed=2))
+    assert Covariance.of([rows], 1.0).values.shape == (1,)
+
+
 def test_a_diagonal_factor_is_the_dense_one():
     counts = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
     dense_factor = Covariance.of([torch.diag(counts.sqrt())], 1.0)
@@ -318,6 +324,17 @@ def test_a_weight_that_is_used_twice_has_the_rows_of_both_uses():
     w = normal(3, 3, seed=7)
     a = torch.cat([ROWS[:, :3], ROWS[:, :3] @ w.T])
     torch.testing.assert_close(matrix(block.curvature.inputs), a.T @ a / 14)
+
+
+def test_a_weight_that_two_kinds_of_layers_share_is_no_layer():
+    """An embedding whose rows are the weights of the last layer, too."""
+    numbers = torch.tensor([2, 0, 1, 1, 2, 0, 1])
+
+    def tied(x, y):
+        return linear(torch.tanh(linear(embedding(numbers, y[0]), y[1])), y[0])
+
+    found = curvature(SplitLoss(tied, weighted), at=(normal(3, 4, seed=7), normal(4, 4, seed=8)))
+    assert found.covered == {1}
 
 
 def test_every_factor_of_an_adapter_is_a_layer():
