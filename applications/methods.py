@@ -79,6 +79,8 @@ class Row:
         hook: makes what acts after each step of the optimizer, from it, the model, the number of
             its steps, and the optimizer of the upper level where there is one.
         learning_rate: where no flag gives one; docs/defaults.md says how it was chosen.
+        shrunk_learning_rate: likewise, where its update starts at 1 / r of LoRA's scale, because
+            softmax values sum to one; None where there are none.
         upper_learning_rate: likewise, of the upper level; None for the lower one's.
         unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
     """
@@ -99,6 +101,7 @@ class Row:
     export: Callable[..., object] | None = None
     hook: Hook | None = None
     learning_rate: float = 2e-3
+    shrunk_learning_rate: float | None = None
     upper_learning_rate: float | None = None
     unpublished: str | None = None
 
@@ -234,7 +237,7 @@ ROWS = (
         bilora_config,
         {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
         bi_level=True,
-        learning_rate=5e-3,
+        shrunk_learning_rate=5e-3,
         upper_learning_rate=1e-2,
         mask_rate=0.0,
         orthogonality=later("adapters", "Orthogonality"),

@@ -26,7 +26,6 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
     lines = []
     for name, variant in VARIANTS.items():
         own = [row for row in chosen if row["variant"] == name]
-        method = METHODS[variant.flags[1]]
         best = {task: max(means(own, task).values(), default=None) for task in tasks}
         rates_tried = sorted({used(row) for row in own})
         for rate in rates_tried:
@@ -34,7 +33,7 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
             away = [
                 found[t] - best[t] for t in tasks if found[t] is not None and best[t] is not None
             ]
-            bold = "**" if rate == method.learning_rate else ""
+            bold = "**" if rate == variant.default else ""
             lines.append(
                 [
                     f"`{name}`",
@@ -66,7 +65,12 @@ def rates() -> str:
         [
             f"`{row.name}`",
             "all weights" if row.config is None else "an adapter",
-            f"{row.learning_rate:g}",
+            f"{row.learning_rate:g}"
+            + (
+                f" ({row.shrunk_learning_rate:g} where softmax values sum to one)"
+                if row.shrunk_learning_rate
+                else ""
+            ),
             "the same" if row.upper_learning_rate is None else f"{row.upper_learning_rate:g}",
         ]
         for row in METHODS.values()

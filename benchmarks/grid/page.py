@@ -18,6 +18,10 @@ QUESTIONS = {
     ("bilora_real", "lora"): "real BiLoRA, retrained, less LoRA",
     ("bidora", "dora"): "BiDoRA, retrained, less DoRA",
     ("bilora_softmax", "bilora_joint"): "softmax BiLoRA less its parameters trained jointly",
+    (
+        "bilora_softmax",
+        "bilora_unmoved",
+    ): "softmax BiLoRA less the same with values that do not move",
     ("bilora_joint", "lora_eighth"): "joint training less LoRA at its scale",
     ("lora_eighth", "lora"): "LoRA at an eighth of the scale less LoRA",
     ("dora", "lora"): "DoRA less LoRA",
@@ -172,8 +176,8 @@ def answer(rows: Sequence[Row]) -> str:
         metric, loss = (paired(rows, *pair, name) for name in ("test_metric", "calibrated_loss"))
         if metric is not None and loss is not None:
             sentences.append(
-                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; test "
-                f"loss after temperature scaling {said(loss, '', 1, 3)}."
+                f"- **{text}** (pairs: {metric.num_pairs}): {said(metric, ' points', 100, 1)}; "
+                f"test loss after temperature scaling {said(loss, '', 1, 3)}."
             )
     return "\n".join(sentences)
 

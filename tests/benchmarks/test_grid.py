@@ -124,7 +124,7 @@ def test_a_run_with_a_row_is_not_run_again_and_one_with_other_settings_refused(
 ) -> None:
     part = read_slices(GRID)["tasks"]
     runs = part.runs(FLAGS, seeds=[0])
-    assert len(runs) == 4 * 8
+    assert len(runs) == 4 * 9
     made = row(runs[0].variant, 0, 1.0, task=runs[0].task, settings=settings(runs[0]))
     file = tmp_path / "results.jsonl"
     append(made, file)

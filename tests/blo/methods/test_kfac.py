@@ -326,6 +326,17 @@ def test_a_weight_that_is_used_twice_has_the_rows_of_both_uses():
     torch.testing.assert_close(matrix(block.curvature.inputs), a.T @ a / 14)
 
 
+def test_a_weight_that_two_kinds_of_layers_share_is_no_layer():
+    """An embedding whose rows are the weights of the last layer, too."""
+    numbers = torch.tensor([2, 0, 1, 1, 2, 0, 1])
+
+    def tied(x, y):
+        return linear(torch.tanh(linear(embedding(numbers, y[0]), y[1])), y[0])
+
+    found = curvature(SplitLoss(tied, weighted), at=(normal(3, 4, seed=7), normal(4, 4, seed=8)))
+    assert found.covered == {1}
+
+
 def test_every_factor_of_an_adapter_is_a_layer():
     from peft import get_peft_model
 
