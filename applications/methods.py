@@ -79,6 +79,8 @@ class Row:
         hook: makes what acts after each step of the optimizer, from it, the model, the number of
             its steps, and the optimizer of the upper level where there is one.
         learning_rate: where no flag gives one; docs/defaults.md says how it was chosen.
+        shrunk_learning_rate: likewise, where its update starts at 1 / r of LoRA's scale, because
+            softmax values sum to one; None where there are none.
         upper_learning_rate: likewise, of the upper level; None for the lower one's.
         unpublished: why ``--preset paper`` has nothing for it, where a paper has something.
     """
@@ -99,6 +101,7 @@ class Row:
     export: Callable[..., object] | None = None
     hook: Hook | None = None
     learning_rate: float = 2e-3
+    shrunk_learning_rate: float | None = None
     upper_learning_rate: float | None = None
     unpublished: str | None = None
 
@@ -234,7 +237,7 @@ ROWS = (
         bilora_config,
         {"values": "singular_values", "scale_by_rank": "scale_by_rank", "tied": "tied_values"},
         bi_level=True,
-        learning_rate=5e-3,
+        shrunk_learning_rate=5e-3,
         upper_learning_rate=1e-2,
         mask_rate=0.0,
         orthogonality=later("adapters", "Orthogonality"),
@@ -298,6 +301,7 @@ ROWS = (
         later("adapters", "RepLoraConfig"),
         {"generator": "generator", "width": "generator_width"},
         second_level={"generator_level": "upper"},
+        learning_rate=5e-3,
         export=later("adapters", "export_lora"),
         unpublished="the sizes of RepLoRA's network were never published",
     ),
@@ -352,11 +356,13 @@ class Price:
         products: Hessian and mixed products on graphs that are kept; with none of them, first
             derivatives are all that is taken.
         vectors: tensors of the lower level's size that are held at once.
+        graphs: of gradients that are held at once, where there are products.
     """
 
     gradients: int
     products: int
     vectors: int
+    graphs: int = 1
 
 
 @dataclass(frozen=True)
@@ -387,7 +393,7 @@ SCALE = {"scale": "scale"}
 DAMPED = {"max_products": "products", "damping": "damping"}
 HYPERGRADIENTS: Mapping[str, Hypergradient] = {
     "darts": Hypergradient(later("blo", "darts"), difference, SCALE),
-    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(1, 1, 1), SCALE),
+    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(0, 1, 1), SCALE),
     "neumann": Hypergradient(
         later("blo", "neumann"), lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
     ),
@@ -404,7 +410,7 @@ HYPERGRADIENTS: Mapping[str, Hypergradient] = {
     ),
     "sama": Hypergradient(later("blo", "sama"), difference),
     "unrolled": Hypergradient(
-        later("blo", "unrolled"), lambda products, steps: Price(steps, steps, 3)
+        later("blo", "unrolled"), lambda products, steps: Price(0, steps, 3, steps)
     ),
     "alternating": Hypergradient(
         later("blo", "alternating"), lambda products, steps: Price(0, 0, 0), responds=False

@@ -118,11 +118,10 @@ def noise(rows: int) -> tuple[list[Tensor], list[Tensor]]:
     return list(inputs), list(labels)
 
 
-def softmax_layer() -> Case:
+def softmax_layer(*, rows: int = 500, decay: float = 1e-4) -> Case:
     """One layer on the digits, with a weight for each example above: a convex lower problem."""
-    rows, decay = 500, 1e-4
     (inputs, more), (labels, others) = digits(rows)
-    net, above = Layers(64, 10).double(), Importance(rows).double()
+    net, above = Layers(inputs.shape[1], 10).double(), Importance(rows).double()
 
     def each(z: Tensor) -> Tensor:
         return F.cross_entropy(z, labels, reduction="none")

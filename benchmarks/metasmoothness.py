@@ -96,7 +96,7 @@ def lines(activation: str, rate: float, steps: int, num_directions: int) -> Line
         errors,
         statistics.mean(signs),
         num_directions,
-        float(value),
+        float(value.detach()),
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo.derivatives.kept import KeptGradient
 from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.nested import AttachedObjective, Spent
 from blo.derivatives.objective import Objective
@@ -79,7 +80,7 @@ def total_gradient(
             continue
         sight = Sight(graph, precision, Spent(), reduction)
         context = sight.context(q, sources, now)
-        if q.method.requirements.readers and entry in (None, q):
+        if graph.role(q).needs.readers and entry in (None, q):
             readers = sight.losses(problem, sources, q.parameters, draw, now, (q,))
             context = replace(context, readers=readers)
         key = f"{problem.name} <- {q.name}"
@@ -166,7 +167,13 @@ class Sight:
             gradient = None
             if all(a.name in moment.upper_gradient for a in sources):
                 gradient = tuple(t for a in sources for t in moment.upper_gradient[a.name])
-            before = Point(seen.flat(sources), moment.lower, gradient, moment.lower_gradient)
+            before = Point(
+                seen.flat(sources),
+                moment.lower,
+                gradient,
+                moment.lower_gradient,
+                kept(moment, q, sources),
+            )
             buffers = moment.draw.buffers
         draw = replace(moment.draw, buffers=buffers)
         return Context(
@@ -205,6 +212,7 @@ class Sight:
                     q.clip,
                     options_of,
                     self.reduction,
+                    kept(update, q, sources),
                 )
             )
         first = moment.history[0]
@@ -318,6 +326,15 @@ class Sight:
                 draw.batches, draw.random_states, draw.buffers, strict=True
             )
         )
+
+
+def kept(moment: Moment, q: Problem, sources: tuple[Problem, ...]) -> KeptGradient | None:
+    """Return the gradient of an update of `q`, a function of the parameters of `sources`, in its
+    graph; None where that was not kept.
+    """
+    if moment.graph is None or any(a.name not in moment.graph.leaves for a in sources):
+        return None
+    return moment.graph.of([a.name for a in sources], q.name)
 
 
 def _positions(known: list[Problem], inputs: tuple[Problem, ...]) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ class DivergenceWatch:
         first = self._first.setdefault(problem.name, [])
         if len(first) < FIRST:
             first.append(abs(loss))
-        size = statistics.median(first)
+        size = _median(first)
         value = loss * _direction(problem)
         run, largest = self._last.get(problem.name, (0, -math.inf))
         run = run + 1 if value > self._factor * max(1.0, size) else 0
@@ -68,6 +67,11 @@ class DivergenceWatch:
         """Go on from what was seen."""
         self._first = {name: list(seen["first"]) for name, seen in state.items()}
         self._last = {name: (seen["last"][0], seen["last"][1]) for name, seen in state.items()}
+
+
+def _median(values: list[float]) -> float:
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def remedy(problem: Problem, batches: Sequence[Any]) -> str:

@@ -21,7 +21,7 @@ from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
 from blo.divergence import DivergenceWatch, remedy
 from blo.graph import ProblemGraph, Update
-from blo.linear.tensors import Tensors, norm
+from blo.linear.tensors import Tensors, norms, numbers_of
 from blo.loggers import check_bar, with_bar
 from blo.methods.context import Info
 from blo.passes import Evaluation, evaluate
@@ -387,8 +387,8 @@ class Engine:
         """Return what compares the step of `problem` with the plain update of its optimizer, where
         a method takes the plain update for what the optimizer did.
         """
-        needs = problem.method.requirements
-        if self.graph.role(problem).answers and needs.responds and needs.history == 0:
+        role = self.graph.role(problem)
+        if role.answers and role.needs.responds and role.needs.history == 0:
             return self.watch.before(problem, gradient)
         return nothing
 
@@ -398,6 +398,8 @@ class Engine:
 
         The first half of an update. `keep` records the random states of the evaluation in any case.
         """
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            return self._gradient(problem, update, keep)
         with torch.inference_mode(False), torch.enable_grad():
             return self._gradient(problem, update, keep)
 
@@ -424,6 +426,7 @@ class Engine:
             self.precision,
             keep,
             self.reduction,
+            self.recorder.graph_for(problem, update),
         )
         self.num_gradients += int(role.differentiable)
         if taken.found:
@@ -456,7 +459,9 @@ class Engine:
             self._check_response(problem, gradient, infos)
         if self.recorder.wants(problem, update):
             reused = {a.name: filled(taken.grads[a.name], a.parameters) for a in above}
-            self.recorder.keep(problem, update, draw, gradient, reused, taken.buffers_after)
+            self.recorder.keep(
+                problem, update, draw, gradient, reused, taken.buffers_after, taken.graph
+            )
         return Total(gradient, taken.loss, taken.metrics, direct, draw, infos)
 
     def _note_reads(self, problem: Problem, found: tuple[Problem, ...]) -> None:
@@ -488,7 +493,7 @@ class Engine:
     def _check_response(
         self, problem: Problem, gradient: Tensors, infos: Mapping[str, Info]
     ) -> None:
-        if not math.isfinite(float(norm(gradient))):
+        if not all(map(math.isfinite, numbers_of(norms(gradient)))):
             how = "; ".join(f"{key} by {info.method}" for key, info in infos.items())
             raise FloatingPointError(
                 f"the hypergradient of problem {problem.name!r} is not finite in round "

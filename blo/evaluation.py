@@ -8,7 +8,7 @@ scope, and buffers are replaced by copies. No parameter is ever edited.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -107,8 +107,10 @@ class ParameterSpace:
             or (i < len(before) and (tensor is not before[i][0] or number != before[i][1]))
         )
 
-    def copies_of(self, numbers: Iterable[int]) -> dict[int, Tensor]:
+    def copies_of(self, numbers: Collection[int]) -> dict[int, Tensor]:
         """Return copies of the buffers with these numbers; those that hold nothing are left out."""
+        if not numbers:
+            return {}
         places, copies = self._buffer_places(), _Copies()
         found = ((i, places[i][0].get(places[i][1])) for i in numbers)
         with torch.no_grad():
@@ -145,7 +147,6 @@ class ParameterSpace:
         places = self._buffer_places()
         replaced = {(id(places[i][0]), places[i][1]): value for i, value in given.items()}
         kept = [(register, dict(register)) for register in self._registers if register]
-        undo: list[tuple[dict[str, Any], str, Tensor]] = []
 
         def place_copies() -> None:
             copies = _Copies()
@@ -155,20 +156,34 @@ class ParameterSpace:
                     value = replaced.get((id(register), name), buffer)
                     register[name] = None if value is None else copies.of(value)
 
+        with self.placed(parameters, values):
+            try:
+                place_copies()
+                with self.dense_embeddings():
+                    yield place_copies
+            finally:
+                self._clear_registers()
+                for register, content in kept:
+                    register.update(content)
+
+    @contextmanager
+    def placed(self, parameters: Sequence[Tensor], values: Tensors) -> Iterator[None]:
+        """Run a block with `values` in the places of `parameters`, buffers as they are."""
+        undo: list[tuple[dict[str, Any], str, Tensor]] = []
         try:
             for parameter, value in zip(parameters, values, strict=True):
                 for tensors, name in self._places[id(parameter)]:
                     undo.append((tensors, name, tensors[name]))
                     tensors[name] = value
-            place_copies()
-            with self.dense_embeddings():
-                yield place_copies
+            yield
         finally:
             for tensors, name, original in reversed(undo):
                 tensors[name] = original
-            self._clear_registers()
-            for register, content in kept:
-                register.update(content)
+
+    @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether an embedding has sparse gradients, which cannot be differentiated again."""
+        return any(part.sparse for part in self._embeddings)
 
     @property
     def is_sharded(self) -> bool:
@@ -201,9 +216,12 @@ class ParameterSpace:
 
     def _buffer_places(self) -> list[tuple[dict[str, Any], str]]:
         """Return the places of all buffers by number, with those that were registered meanwhile."""
-        new = [(r, n) for r in self._registers for n in r if (id(r), n) not in self._known]
-        self._buffers += new
-        self._known.update((id(r), n) for r, n in new)
+        if sum(map(len, self._registers)) != len(self._known) or not self._known.issuperset(
+            (id(r), n) for r in self._registers for n in r
+        ):
+            new = [(r, n) for r in self._registers for n in r if (id(r), n) not in self._known]
+            self._buffers += new
+            self._known.update((id(r), n) for r, n in new)
         return self._buffers
 
     def _clear_registers(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from blo import soundness
 from blo.evaluation import ParameterSpace
+from blo.methods.context import Requirements
 from blo.probe import probe
 from blo.problem import Problem
 from blo.streams import BatchStream
@@ -39,6 +40,7 @@ class Role:
             response is asked for; they are remembered where they stood.
         reused: the problems above whose gradients its method takes over from the lower step.
         unread: the problems that its loss may still turn out to read.
+        needs: what its method needs recorded.
         reads_again: whether a problem below evaluates its loss again.
         differentiable: whether its loss has a gradient.
     """
@@ -49,6 +51,7 @@ class Role:
     moving: tuple[Problem, ...]
     reused: tuple[Problem, ...]
     unread: tuple[Problem, ...]
+    needs: Requirements
     reads_again: bool
     differentiable: bool
 
@@ -196,6 +199,7 @@ class ProblemGraph:
             moving=self._moving(problem) if needs.before or needs.history != 0 else (),
             reused=reused,
             unread=tuple(p for p in self.problems if p.name not in known),
+            needs=needs,
             reads_again=any(q.method.requirements.readers for q in responding),
             differentiable=self.entry(problem) is None,
         )

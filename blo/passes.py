@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from blo.arguments import described
 from blo.batches import edited, fresh, own_copy, versions
+from blo.derivatives.composed import Composing, composing
+from blo.derivatives.graphs import differentiable_again
+from blo.derivatives.kept import KeptGraph
 from blo.derivatives.objective import scalar
 from blo.derivatives.precision import computed_in, fresh_autocast
 from blo.derivatives.pullback import Gradient, mean
 from blo.derivatives.random_state import RandomState, drawn_from, foreign_marks
 from blo.derivatives.reduction import LOCAL, Reduction
 from blo.graph import ProblemGraph
-from blo.linear.tensors import Tensors, norm
+from blo.linear.tensors import Tensors, norms, numbers_of
 from blo.problem import Problem
 
 logger = logging.getLogger("blo")
@@ -36,6 +40,8 @@ class Evaluation(NamedTuple):
         buffers: the buffers that change, before the evaluation on each batch, where they were kept.
         buffers_after: those after the last.
         found: problems that the loss depends on and was not known to read.
+        graph: the gradient of the problem's own parameters in its graph, where it was to be kept
+            and can be.
     """
 
     loss: float
@@ -46,6 +52,7 @@ class Evaluation(NamedTuple):
     buffers: tuple[Mapping[int, Tensor], ...]
     buffers_after: Mapping[int, Tensor]
     found: tuple[Problem, ...]
+    graph: KeptGraph | None = None
 
 
 def evaluate(
@@ -56,6 +63,7 @@ def evaluate(
     precision: torch.dtype | None,
     keep: bool,
     reduction: Reduction = LOCAL,
+    kept: KeptGraph | None = None,
 ) -> Evaluation:
     """Return the loss and its partial derivatives for the parameters of `wanted`.
 
@@ -70,19 +78,27 @@ def evaluate(
         precision: autocast type.
         keep: return what is needed to evaluate the loss again.
         reduction: over which processes loss and derivatives are means, beside the batches.
+        kept: where the graph of the gradient is put, of which alone the problem's own parameters
+            are wanted then; the loss is evaluated at its leaves.
 
     Raises:
         ValueError: if the loss changes a tensor of its batch, or a buffer, that it was not known to
             change.
     """
     parameters = tuple(t for p in wanted for t in p.parameters)
-    pieces = [_piece(graph, problem, parameters, batch, precision, keep) for batch in batches]
+    pieces = [
+        _kept_piece(graph, problem, parameters, batch, precision, kept)
+        if kept is not None
+        else _piece(graph, problem, parameters, batch, precision, keep)
+        for batch in batches
+    ]
     grads: Gradient = mean([piece.grads for piece in pieces])
     losses = tuple(piece.loss for piece in pieces)
     met = {name for piece in pieces for name in piece.found}
     if not reduction.is_local:
         grads, losses, met = _reduced(reduction, parameters, grads, losses, graph, problem, met)
-    *values, size = _numbers((*losses, _size(grads)))
+    values = numbers_of((*losses, *_norms(grads)))
+    values, size = values[: len(losses)], math.hypot(*values[len(losses) :])
     split: dict[str, Gradient] = {}
     for p in wanted:
         split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
@@ -95,6 +111,7 @@ def evaluate(
         tuple(piece.buffers for piece in pieces if keep),
         graph.space.copies_of(problem.changes) if keep else {},
         tuple(p for p in graph.problems if p.name in met),
+        None if met or problem.changes else kept,
     )
 
 
@@ -127,6 +144,26 @@ class _Piece(NamedTuple):
     found: tuple[str, ...]
 
 
+def _kept_piece(
+    graph: ProblemGraph,
+    problem: Problem,
+    parameters: Tensors,
+    batch: Any,
+    precision: torch.dtype | None,
+    kept: KeptGraph,
+) -> _Piece:
+    """Return the same as `_piece`, evaluated at the leaves of `kept`, with the graph put there."""
+    mode = composing(2)
+    places = tuple(t for name in kept.leaves for t in graph[name].parameters)
+    leaves, own = (t for tensors in kept.leaves.values() for t in tensors), problem.name
+    with graph.space.placed(places, tuple(leaves)), differentiable_again():
+
+        def gradient(loss: Tensor) -> Gradient:
+            return kept.pieces.add(loss, kept.leaves[own], mode)
+
+        return _piece(graph, problem, parameters, batch, precision, True, gradient, mode)
+
+
 def _piece(
     graph: ProblemGraph,
     problem: Problem,
@@ -134,7 +171,15 @@ def _piece(
     batch: Any,
     precision: torch.dtype | None,
     keep: bool,
+    gradient: Callable[[Tensor], Gradient] | None = None,
+    mode: Composing | None = None,
 ) -> _Piece:
+    """Return what a loss is on one batch.
+
+    Args:
+        gradient: takes the gradient of the loss, in place of `torch.autograd.grad`.
+        mode: in which the loss is evaluated then.
+    """
     role, space = graph.role(problem), graph.space
     state, buffers, marks = None, {}, None
     if keep:
@@ -144,7 +189,11 @@ def _piece(
         marks = None if problem.draws else foreign_marks()
     given = fresh(batch) if problem.edits_batch else own_copy(batch)
     before, seen = versions(given), space.versions()
-    with fresh_autocast(problem.device, precision), _gradients_on(role.differentiable):
+    with (
+        fresh_autocast(problem.device, precision),
+        _gradients_on(role.differentiable),
+        mode or nullcontext(),
+    ):
         output = problem.loss(given)
     loss = scalar(output, f"loss of problem {problem.name!r}")
     if not problem.edits_batch:
@@ -153,7 +202,7 @@ def _piece(
     if marks is not None and drawn_from(marks):
         # It begins to draw from Python's or numpy's generators: once more, from a known state.
         problem.draws = True
-        return _piece(graph, problem, parameters, batch, precision, keep)
+        return _piece(graph, problem, parameters, batch, precision, keep, gradient, mode)
     if problem.computed_in is None:
         problem.computed_in = computed_in(loss)
     found: tuple[str, ...] = ()
@@ -167,6 +216,8 @@ def _piece(
         grads, reached = taken[: len(parameters)], taken[len(parameters) :]
         met = {id(t) for t, g in zip(others, reached, strict=True) if g is not None}
         found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
+    elif gradient is not None:
+        grads = gradient(loss)
     elif role.differentiable:
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return _Piece(loss.detach(), grads, _scalars(output, problem), state, buffers, found)
@@ -217,17 +268,10 @@ def _leaves_of(loss: Tensor) -> set[int]:
     return found
 
 
-def _size(grads: Gradient) -> Tensor:
-    """Return the norm of what is there of a gradient."""
-    return norm(tuple(g.coalesce().values() if g.is_sparse else g for g in grads if g is not None))
-
-
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """Return tensors of one element as numbers, with one wait for the device."""
-    dtype = torch.promote_types(torch.float32, scalars[0].dtype)
-    place = scalars[0].device
-    values: list[float] = torch.stack([s.to(place, dtype) for s in scalars]).tolist()
-    return values
+def _norms(grads: Gradient) -> list[Tensor]:
+    """Return the norm of each tensor that is there of a gradient."""
+    there = tuple(g for g in grads if g is not None)
+    return norms(tuple(g.coalesce().values() if g.is_sparse else g for g in there))
 
 
 def _scalars(output: Any, problem: Problem) -> dict[str, float]:

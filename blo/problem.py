@@ -235,22 +235,24 @@ class Problem:
         """Return the learning rate of each parameter in `options`; None where the optimizer chooses
         it by itself.
         """
-        rates = (o.get("lr") for o in options)
-        return tuple(None if lr is None else float(lr) for lr in rates)
+        rates = {id(o): o.get("lr") for o in _once(options)}
+        known = {key: None if lr is None else float(lr) for key, lr in rates.items()}
+        return tuple(known[id(o)] for o in options)
 
     def options(self) -> tuple[dict[str, Any], ...]:
         """Return the options of each parameter's group, without the parameters.
 
-        Tensors among them are copied, since schedulers change them in place.
+        One dictionary a group; tensors in it are copied, since schedulers change them in place.
         """
-        return tuple(
-            {
+        held = {
+            id(group): {
                 k: v.detach().clone() if isinstance(v, Tensor) else v
-                for k, v in g.items()
+                for k, v in group.items()
                 if k != "params"
             }
-            for g in self._groups()
-        )
+            for group in self.optimizer.param_groups
+        }
+        return tuple(held[id(group)] for group in self._groups())
 
     def optimizer_states(self) -> tuple[dict[str, Any], ...]:
         """Return a copy of the optimizer's state of each parameter; empty before its first step."""
@@ -269,16 +271,18 @@ class Problem:
         None where it adds nothing: no decay, decoupled decay (AdamW), or an optimizer of which
         nothing is known.
         """
-        decays = tuple(float(coupled_decay(self.optimizer_class, o) or 0.0) for o in options)
-        return decays if any(decays) else None
+        known = {
+            id(o): float(coupled_decay(self.optimizer_class, o) or 0.0) for o in _once(options)
+        }
+        return tuple(known[id(o)] for o in options) if any(known.values()) else None
 
     @staticmethod
     def signs(options: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
         """Return -1 for each parameter that the optimizer maximises the loss over, else 1; None
         where it maximises nothing.
         """
-        signs = tuple(sign(o) for o in options)
-        return signs if -1.0 in signs else None
+        known = {id(o): sign(o) for o in _once(options)}
+        return tuple(known[id(o)] for o in options) if -1.0 in known.values() else None
 
     def _held(self) -> tuple[Tensor, ...]:
         """Return the parameters that the optimizer holds and that are trained."""
@@ -295,6 +299,11 @@ class Problem:
         size = sum(p.numel() for p in self.parameters)
         settings = f"{size:,} parameters, steps={self.steps}, method={self.method!r}"
         return f"Problem({self.name!r}, {settings})"
+
+
+def _once(options: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Return the options of each group once; the parameters of a group share theirs."""
+    return {id(o): o for o in options}.values()
 
 
 def _plain(value: Any) -> Any:

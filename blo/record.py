@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from blo.derivatives.kept import KeptGraph
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 from blo.methods.context import Info
@@ -60,6 +61,7 @@ class Moment:
             asked for it.
         history: the recorded updates up to and including this one, oldest first, where the method
             takes them again; the first holds `lower` and `states`.
+        graph: the gradient in its graph, where the method asked for it and it could be kept.
     """
 
     draw: Draw
@@ -73,6 +75,7 @@ class Moment:
     upper_gradient: Mapping[str, Tensors] = field(default_factory=dict)
     lower_gradient: Tensors | None = None
     history: tuple[Moment, ...] = ()
+    graph: KeptGraph | None = None
 
 
 @dataclass(frozen=True)

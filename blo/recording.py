@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from blo.derivatives.kept import KeptGraph
 from blo.derivatives.pullback import Gradient, filled
 from blo.graph import ProblemGraph, Update
-from blo.linear.tensors import Tensors
+from blo.linear.tensors import Tensors, leaves
 from blo.problem import Problem
 from blo.record import Draw, Moment
 
@@ -41,6 +42,21 @@ class Recorder:
             self.moments.pop(problem.name, None)
             self._past[problem.name] = []
 
+    def graph_for(self, problem: Problem, update: Update) -> KeptGraph | None:
+        """Return where the graph of this update's gradient is to be kept; None where the method
+        does not ask for it, or it cannot be: losses that read solutions below have theirs from
+        other graphs, buffers that change would be those after, and sparse or sharded gradients
+        cannot be differentiated again.
+        """
+        role, space = self._graph.role(problem), self._graph.space
+        if not (role.needs.graph and self.wants(problem, update) and role.differentiable):
+            return None
+        if role.responding or problem.changes or space.is_sharded or space.has_sparse_gradients:
+            return None
+        moving = {p.name: leaves(copies(p.parameters)) for p in (problem, *role.moving)}
+        still = {a.name: leaves(a.parameters) for a in role.inputs if a.name not in moving}
+        return KeptGraph.begin({**moving, **still})
+
     def keep(
         self,
         problem: Problem,
@@ -49,6 +65,7 @@ class Recorder:
         gradient: Gradient,
         upper_gradient: Mapping[str, Tensors],
         buffers_after: Mapping[int, Tensor],
+        graph: KeptGraph | None = None,
     ) -> None:
         """Remember an update, evaluated on `draw`, before the optimizer takes its step.
 
@@ -59,9 +76,10 @@ class Recorder:
             gradient: what the optimizer is handed.
             upper_gradient: of the loss with respect to problems above, by name, where it was taken.
             buffers_after: the buffers that the evaluation changed, after it.
+            graph: the gradient in its graph, where it is kept.
         """
-        needs, place = problem.method.requirements, self._place(problem, update)
-        role = self._graph.role(problem)
+        role, place = self._graph.role(problem), self._place(problem, update)
+        needs = role.needs
         again = place is not None and self._is_kept(problem, place)
         own = update.last and needs.before
         received = tuple(g is not None for g in gradient)
@@ -69,7 +87,7 @@ class Recorder:
             draw=draw,
             options=problem.options(),
             received=received,
-            lower=copies(problem.parameters) if again or own else None,
+            lower=None if not (again or own) else self._before(problem, graph),
             states=problem.optimizer_states() if again else None,
             values={a.name: copies(a.parameters) for a in role.moving},
             below=self._below(problem) if needs.before or place is not None else {},
@@ -79,12 +97,18 @@ class Recorder:
             lower_gradient=copies(filled(gradient, problem.parameters))
             if update.last and needs.lower_gradient
             else None,
+            graph=graph,
         )
         if place is not None:
             self._past[problem.name].append(moment)
         if update.last:
             history = tuple(self._past.pop(problem.name, ()))
             self.moments[problem.name] = replace(moment, history=history)
+
+    @staticmethod
+    def _before(problem: Problem, graph: KeptGraph | None) -> Tensors:
+        """Return a copy of the parameters of `problem`, that of the graph where one is kept."""
+        return copies(problem.parameters) if graph is None else graph.lower(problem.name)
 
     def _below(self, problem: Problem) -> dict[str, Moment]:
         """Return the last updates of the problems below, by name."""
@@ -93,15 +117,16 @@ class Recorder:
 
     def _place(self, problem: Problem, update: Update) -> int | None:
         """Return the position of an update among those that the method takes again."""
-        length = problem.method.requirements.history
-        if length == 0 or not self._graph.role(problem).answers:
+        role = self._graph.role(problem)
+        length = role.needs.history
+        if length == 0 or not role.answers:
             return None
         first = 1 if length is None else max(1, problem.steps - length + 1)
         return update.step - first if update.step >= first else None
 
     def _is_kept(self, problem: Problem, place: int) -> bool:
         """Return whether parameters and optimizer states are kept at this place of the record."""
-        needs = problem.method.requirements
+        needs = self._graph.role(problem).needs
         length = problem.steps if needs.history is None else min(needs.history, problem.steps)
         stride = math.isqrt(length - 1) + 1 if needs.stride is None else needs.stride
         return place == 0 or (stride != 0 and place % stride == 0)

@@ -145,7 +145,8 @@ def task_data(
             None if where is None else where(split),
         )
         if split == "train" and where is not None:
-            check_texts(columns["text"], columns.get("pair"), where(split))
+            texts_of = [columns[name] for name in ("text", "pair") if name in columns]
+            check_texts(list(zip(*texts_of, strict=True)), where(split))
             shown = columns["label"] if regression else [names[n] for n in columns["label"]]
             check_several(shown, "regression" if regression else "classification", where(split))
         splits[split] = Dataset.from_dict(columns)

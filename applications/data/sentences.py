@@ -7,7 +7,11 @@ from datasets import ClassLabel, Dataset
 
 from applications.data.examples import TaskData
 from applications.data.tags import OUTSIDE, entity_type, in_order, scheme
-from applications.data.validation import check_entities, check_words
+from applications.data.validation import (
+    check_entities,
+    check_spelling,
+    check_words,
+)
 from applications.errors import UsageError
 
 WORD_COLUMNS = ("tokens", "words")
@@ -67,6 +71,8 @@ def tagging_data(
             )
         if split == "train" and place is not None:
             check_entities(kept.tags, OUTSIDE, where)
+            kinds = {str(entity_type(tag)) for row in kept.tags for tag in row if tag != OUTSIDE}
+            check_spelling(sorted(kinds), "types", where)
     seen = {split: {tag for row in found.tags for tag in row} for split, found in named.items()}
     ordered = in_order(tag for values in seen.values() for tag in values)
     label_names = (*numbering, *(tag for tag in ordered if tag not in numbering))

@@ -138,12 +138,18 @@ def check_several(values: Sequence[Any], kind: str, where: str) -> None:
             f"{where}: all labels are of one {what}, {values[0]!r}, so that there is nothing to "
             f"learn; give examples of others, or name another column with --label_column"
         )
+    if kind == "classification":
+        check_spelling(dict.fromkeys(values), "labels", where)
+
+
+def check_spelling(values: Iterable[Any], what: str, where: str) -> None:
+    """Raise a UsageError for two labels, or types of entities, that a reader takes for one."""
     seen: dict[str, Any] = {}
-    for value in dict.fromkeys(values) if kind == "classification" else ():
+    for value in values:
         other = seen.setdefault(bare(str(value)), value)
         if other != value:
             raise UsageError(
-                f"{where}: the labels {other!r} and {value!r} differ in spelling alone (capitals, "
+                f"{where}: the {what} {other!r} and {value!r} differ in spelling alone (capitals, "
                 f"white space, invisible characters, accents in one character or two, zeros of a "
                 f"number); spell them alike, or rename one"
             )
@@ -157,12 +163,12 @@ def bare(label: str) -> str:
     return repr(float(seen)) if NUMBER.fullmatch(seen) else seen
 
 
-def check_texts(texts: Sequence[str], others: Sequence[str] | None, where: str) -> None:
+def check_texts(texts: Sequence[tuple[str, ...]], where: str) -> None:
     """Raise a UsageError where all examples have the same text, or pair of texts."""
-    whole = set(zip(texts, others, strict=True)) if others is not None else set(texts)
-    if len(texts) > 1 and len(whole) == 1:
+    if len(texts) > 1 and len(set(texts)) == 1:
+        shown = " ".join(texts[0])
         raise UsageError(
-            f"{where}: all texts are alike ({texts[0][:40]!r}), so that there is nothing to tell "
+            f"{where}: all texts are alike ({shown[:40]!r}), so that there is nothing to tell "
             f"labels apart by; give others, or name other columns with --text_columns"
         )
 

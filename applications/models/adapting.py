@@ -60,19 +60,30 @@ def adapted(
     Raises:
         UsageError: the modules to adapt are not there.
     """
-    if config is None:
-        return base
+    return base if config is None else put_on(base, config, options.lora_target_modules)
+
+
+def put_on(base: PreTrainedModel, config: PeftConfig, targets: Sequence[str] | None) -> PeftModel:
+    """The base model with an adapter.
+
+    Args:
+        base: the model.
+        config: of the adapter.
+        targets: the names of its modules, as they were asked for; None for PEFT's own.
+
+    Raises:
+        UsageError: some of them are not there, or are never used.
+    """
     if isinstance(config, LoraConfig) and any(isinstance(m, Conv1D) for m in base.modules()):
         config.fan_in_fan_out = True  # as PEFT would, with a warning
-    refuse_no_target(base, options.lora_target_modules)
+    refuse_no_target(base, targets)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError) as error:
-        modules = options.lora_target_modules
-        raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
+        raise UsageError(f"argument --lora_target_modules: {error} (got {targets})") from error
     assert isinstance(model, PeftModel)
     tuner: Any = model.base_model
-    asked = set(options.lora_target_modules or ())
+    asked = set(targets or ())
     names = unmatched(asked, tuner.targeted_module_names)
     if names and asked != {"all-linear"}:
         raise UsageError(

@@ -297,6 +297,12 @@ class AdapterOptions:
         return METHODS[self.method or DEFAULT_METHOD]
 
     @property
+    def shrunk(self) -> bool:
+        """Whether the update starts at 1 / r of LoRA's scale: softmax values that sum to one."""
+        softmax = self.singular_values == "softmax" and not self.scale_by_rank
+        return softmax and "values" in self.row.takes
+
+    @property
     def masks(self) -> bool:
         """Whether the factors are masked: LoRA Dropout."""
         return self.mask_rate is not None or bool(self.row.mask_rate)
@@ -421,7 +427,9 @@ class RunOptions:
     per_device_eval_batch_size: int = option(64, "examples in a batch of an evaluation")
     gradient_accumulation_steps: int = option(1, "batches averaged in one update")
     learning_rate: float | None = option(
-        None, f"learning rate of AdamW; default: {by_method('learning_rate')}"
+        None,
+        f"learning rate of AdamW; default: {by_method('learning_rate')}; "
+        f"{by_method('shrunk_learning_rate')} where softmax values sum to one",
     )
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW")
     adam_beta1: float = option(0.9, "first decay rate of AdamW, of either level")
@@ -562,8 +570,11 @@ class Options:
     @property
     def learning_rate(self) -> float:
         """The learning rate: that of the method where none is given."""
-        given = self.run.learning_rate
-        return self.adapter.row.learning_rate if given is None else given
+        given, adapter = self.run.learning_rate, self.adapter
+        if given is not None:
+            return given
+        shrunk = adapter.row.shrunk_learning_rate if adapter.shrunk else None
+        return adapter.row.learning_rate if shrunk is None else shrunk
 
     @property
     def upper_learning_rate(self) -> float:

@@ -90,8 +90,7 @@ def remedies(options: Options, split: str) -> list[str]:
             "whether the labels of the two splits mean the same",
         ]
     tried = []
-    shrunk = adapter.row.name == "bilora" and adapter.singular_values == "softmax"
-    if shrunk and not adapter.scale_by_rank:
+    if adapter.shrunk:
         tried.append(
             "--scale_by_rank (softmax values sum to 1, so that the update is scaled down by the "
             "rank)"

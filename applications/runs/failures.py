@@ -25,6 +25,9 @@ def sentence(error: Exception, goes_on: str) -> str | None:
         )
     if isinstance(error, SafetensorError):
         return not_written(None, str(error), goes_on)
+    if isinstance(error, OSError) and error.errno is None and error.filename is None:
+        said = " ".join(str(error).split())[:200]
+        return f"{type(error).__name__} ({said}): mend what it names, and {goes_on}"
     if isinstance(error, OSError):
         remedy = "free some room" if error.errno in FULL else "see that the folder can be written"
         return not_written(error.filename, error.strerror or str(error), goes_on, remedy)

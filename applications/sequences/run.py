@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
@@ -17,6 +17,7 @@ from adapters import next_task
 from applications.data.batches import Encoded, evaluation_batches
 from applications.errors import UsageError
 from applications.families.prediction import evaluating, predictor
+from applications.models.adapting import put_on
 from applications.models.loading import device
 from applications.options.versions import versions
 from applications.pages.writing import write_json, write_whole
@@ -90,14 +91,11 @@ def adapted(
 ) -> PeftModel:
     """The model with the adapter of the first task, or the one that an interruption has left."""
     model: Any
-    try:
-        if saved is None:
-            model = get_peft_model(base, variant.config(material.sequence))
-        else:
-            model = PeftModel.from_pretrained(base, str(saved), is_trainable=True)
-    except ValueError as error:
-        modules = material.sequence.lora_target_modules
-        raise UsageError(f"argument --lora_target_modules: {error} (got {modules})") from error
+    if saved is None:
+        targets = material.sequence.lora_target_modules
+        model = put_on(base, variant.config(material.sequence), targets)
+    else:
+        model = PeftModel.from_pretrained(base, str(saved), is_trainable=True)
     assert isinstance(model, PeftModel)
     model.to(device(material.options.model))
     return model

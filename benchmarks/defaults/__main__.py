@@ -41,7 +41,7 @@ def main() -> None:
     if asked.part == "table":
         from benchmarks.defaults.tables import write
 
-        write(RESULTS, PAGE)
+        write(RESULTS, EPSILONS, PAGE)
         return
     import torch
 

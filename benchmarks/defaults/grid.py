@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from applications.methods import METHODS
+from applications.options.command_line import parse_options
 
 STEPS, TRAIN_SIZE, HELD_OUT, PACE = 150, 300, 800, 5
 BESIDE = (0.4, 2.5)
@@ -27,6 +27,11 @@ class Variant:
     rates: Sequence[float] = USUAL
     upper_rates: Sequence[float | None] = (None,)
 
+    @property
+    def default(self) -> float:
+        """The learning rate that it has with no flag for it."""
+        return parse_options(self.flags).learning_rate
+
 
 def of(method: str, *flags: str) -> tuple[str, ...]:
     """The flags of a method."""
@@ -48,7 +53,7 @@ VARIANTS: Mapping[str, Variant] = {
     "beam_lora": Variant(of("beam_lora"), USUAL),
     "mole": Variant(of("mole", "--two_levels"), USUAL, (1e-2,)),
     "sd_lora": Variant(of("sd_lora"), USUAL),
-    "rep_lora": Variant(of("rep_lora"), (5e-3, 1e-2, 3e-2)),
+    "rep_lora": Variant(of("rep_lora"), (2e-3, 5e-3, 2e-2)),
 }
 
 
@@ -88,6 +93,6 @@ def checking(
 ) -> Iterator[Cell]:
     """The defaults on test splits, and beside them 0.4 and 2.5 times the default learning rate."""
     for factor, seed, name, task in product((1, *BESIDE), seeds, variants, tasks):
-        rate = METHODS[VARIANTS[name].flags[1]].learning_rate
+        rate = VARIANTS[name].default
         tried = None if factor == 1 else float(f"{factor * rate:.3g}")
         yield Cell(model, task, name, tried, None, seed, "test")

@@ -26,20 +26,20 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
     lines = []
     for name, variant in VARIANTS.items():
         own = [row for row in chosen if row["variant"] == name]
-        method = METHODS[variant.flags[1]]
         best = {task: max(means(own, task).values(), default=None) for task in tasks}
-        for rate in sorted({used(row) for row in own}):
+        rates_tried = sorted({used(row) for row in own})
+        for rate in rates_tried:
             found = {task: means(own, task).get(rate) for task in tasks}
             away = [
                 found[t] - best[t] for t in tasks if found[t] is not None and best[t] is not None
             ]
-            bold = "**" if rate == method.learning_rate else ""
+            bold = "**" if rate == variant.default else ""
             lines.append(
                 [
                     f"`{name}`",
                     f"{bold}{rate:g}{bold}",
                     *("" if value is None else f"{100 * value:.1f}" for value in found.values()),
-                    f"{100 * min(away):.1f}" if away else "",
+                    f"{100 * min(away):.1f}" if away and len(rates_tried) > 1 else "",
                 ]
             )
     return table(["method", "learning rate", *tasks, "furthest from its best"], lines)
@@ -57,6 +57,25 @@ def means(rows: Sequence[Row], task: str) -> dict[float, float]:
         if row["task"] == task:
             found.setdefault(used(row), []).append(row["metric"])
     return {rate: fmean(values) for rate, values in found.items()}
+
+
+def rates() -> str:
+    """The learning rates of the table of methods."""
+    lines = [
+        [
+            f"`{row.name}`",
+            "all weights" if row.config is None else "an adapter",
+            f"{row.learning_rate:g}"
+            + (
+                f" ({row.shrunk_learning_rate:g} where softmax values sum to one)"
+                if row.shrunk_learning_rate
+                else ""
+            ),
+            "the same" if row.upper_learning_rate is None else f"{row.upper_learning_rate:g}",
+        ]
+        for row in METHODS.values()
+    ]
+    return table(["method", "trains", "learning rate", "upper learning rate"], lines)
 
 
 def sizes(rows: Sequence[Row]) -> str:
@@ -77,14 +96,26 @@ def sizes(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def write(results: Path, page: Path) -> None:
+def epsilons(rows: Sequence[Row]) -> str:
+    """The same by epsilon, over which the percentiles are given."""
+    lines = []
+    for row in rows:
+        epsilon = row["upper_adam_epsilon"]
+        ratios = [f"{size / epsilon:.0e}" for size in row["hypergradient"]]
+        lines.append([f"`{row['variant']}`", f"{epsilon:.0e}", *ratios, f"{row['moved']:.3f}"])
+    return table(["method", "epsilon", "5th over epsilon", "median", "95th", "moved"], lines)
+
+
+def write(results: Path, epsilon_results: Path, page: Path) -> None:
     """Write the tables between the page's marks."""
     rows = read(results)
     text = page.read_text(encoding="utf-8")
     parts = {
+        "rates": rates(),
         "tuned": tried(rows, TUNED_ON, "validation"),
         "checked": tried(rows, CHECKED_ON, "test"),
         "hypergradients": sizes(rows),
+        "epsilons": epsilons(read(epsilon_results)),
     }
     for name, made in parts.items():
         first, last = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import by_hand, ours, with_betty, with_boat, with_higher, with_torchopt  # noqa: F401
+from benchmarks.peers import (  # noqa: F401
+    by_hand,
+    ours,
+    with_betty,
+    with_boat,
+    with_higher,
+    with_jaxopt,
+    with_torchopt,
+)
 from benchmarks.peers.library import LIBRARIES, Absent, Library
 from benchmarks.peers.measuring import error, peak_mb, received, timed
 from benchmarks.peers.reference import claimed
@@ -40,7 +48,8 @@ def lines(
         try:
             rounds[library.name] = library.round_of(row.method, task)
             line |= compared(row, library)
-            line["peak_memory_mb"] = peak_mb(rounds[library.name])
+            if library.is_torch:
+                line["peak_memory_mb"] = peak_mb(rounds[library.name])
         except Absent as reason:
             rounds.pop(library.name, None)
             line |= {"status": "absent", "reason": str(reason)}
@@ -100,7 +109,7 @@ def shown(line: dict[str, Any]) -> str:
     cells = [
         f"{1e3 * line['cpu_seconds']:>9.3f} ms",
         "         " if line["error"] is None else f"{line['error']:>9.1e}",
-        f"{line['peak_memory_mb']:>8.2f} MiB",
+        "" if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:>8.2f} MiB",
         f"{line['claim']:>12}",
         "" if ratio is None else f"{ratio:>6.2f} x blo",
     ]

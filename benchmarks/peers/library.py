@@ -54,12 +54,14 @@ class Library:
         package: as pip knows it, for its version.
         find: imports what it needs, or raises ImportError or `Absent`.
         methods: by the names in `rows.py`.
+        is_torch: whether torch allocates its memory, which is else not measured.
     """
 
     name: str
     package: str
     find: Callable[[], object]
     methods: Mapping[str, Entry]
+    is_torch: bool = True
 
     def round_of(self, method: str, task: Task) -> Round:
         """Return the rounds of a method on a task.

@@ -201,7 +201,7 @@ def cells(line: Line) -> list[Entry]:
             f"{1e3 * line['cpu_seconds']:.3g}",
             ratio(line, "to_blo"),
             ratio(line, "to_by_hand"),
-            f"{line['peak_memory_mb']:.3g}",
+            DASH if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:.3g}",
         ),
     ]
 
@@ -300,6 +300,7 @@ NOTES = (
     "Times are medians over blocks of rounds that were run in turns; ratios are medians of ratios "
     "of neighbouring blocks, of process time. Memory is what a training needs beyond its "
     "parameters and data: what its first round leaves, and the peak of the next beyond that.",
+    "jaxopt's rounds are compiled by XLA, and its memory is not torch's to count.",
     "'By hand' is a loop for one method and one problem that checks nothing. Betty's DARTS takes "
     "1 for the learning rate; its CG 0.2.1 takes wrong directions from the second product on.",
 )

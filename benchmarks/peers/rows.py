@@ -77,7 +77,7 @@ def unrolling() -> list[Row]:
 
 
 def adapters() -> list[Row]:
-    """Return the rows of BiLoRA and BiDoRA."""
+    """Return the rows of BiLoRA and BiDoRA on classifiers, and of BiLoRA on language models."""
     rows = []
     for kind in ("BiLoRA", "BiDoRA"):
         small = partial(tasks.adapter, kind=kind)
@@ -88,6 +88,12 @@ def adapters() -> list[Row]:
         ]
     wide = partial(tasks.adapter, kind="BiLoRA", shape="roberta-base")
     twin = partial(tasks.adapter, kind="BiLoRA")
+    writer = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2")
+    short = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
+    rows += [
+        Row("darts", short, ONE_STEP),
+        Row("darts", writer, ONE_STEP, short, large=True),
+    ]
     return [*rows, Row("t1t2", twin, ONE_STEP), Row("darts", wide, ONE_STEP, twin, large=True)]
 
 

@@ -34,6 +34,8 @@ class Task:
         upper_lr: of plain SGD above.
         from_upper: the lower steps start from the upper parameters in every round (MAML); `upper`
             then has the same shapes as `lower`, and holds `x`.
+        data: inputs and targets below, inputs and targets above, of a regression: for a library
+            that cannot call torch's modules.
     """
 
     problem: str
@@ -49,6 +51,7 @@ class Task:
     steps: int = 1
     upper_lr: float = 1e-3
     from_upper: bool = False
+    data: tuple[Tensor, ...] | None = None
 
     @property
     def is_shared(self) -> bool:

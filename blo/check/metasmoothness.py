@@ -110,7 +110,8 @@ def metasmoothness(
         end = detach(run(there))
         ends.append(tuple(t.clone() for t in end))
         if loss is not None:
-            losses.append(float(loss(there, end)))
+            with torch.no_grad():
+                losses.append(float(loss(there, end)))
     curvature = None
     if loss is not None:
         curvature = abs(losses[2] - 2 * losses[1] + losses[0]) / step**2

@@ -8,7 +8,6 @@ one before. `composing` puts the compositions in their place while a graph is bu
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -50,7 +49,7 @@ def _nodes(order: int) -> dict[str, str]:
     return {n: name for name, low in listed if low <= order for n in OPERATIONS[name].nodes}
 
 
-def composing(order: int) -> AbstractContextManager[Any]:
+def composing(order: int) -> Composing:
     """Return a context for building a graph that will be differentiated up to `order` times, in
     which no operation has a wrong derivative.
 
@@ -68,8 +67,11 @@ def composing(order: int) -> AbstractContextManager[Any]:
         ...     layer_norm(x, (3,)).grad_fn.name()
         'MulBackward0'
     """
-    table = _table(order)
-    return _Composing(table) if table else nullcontext()
+    return Composing(_table(order))
+
+
+# Returns the hooks for saved tensors that are set now.
+_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def refuse_wrong(node: str, order: int) -> None:
@@ -93,14 +95,24 @@ def refuse_wrong(node: str, order: int) -> None:
     )
 
 
-class _Composing(TorchFunctionMode):
+class Composing(TorchFunctionMode):
+    """The context of `composing`.
+
+    Attributes:
+        is_hooked: whether a call came while hooks for saved tensors were set: what was saved then
+            is computed by Python when the graph is differentiated (activation checkpointing).
+    """
+
     def __init__(self, table: dict[Any, Operation]) -> None:
         super().__init__()
+        self.is_hooked = False
         self._table = table
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the functions in the table and pass all others through."""
         kwargs = kwargs or {}
+        if not (self.is_hooked or torch.compiler.is_compiling()):
+            self.is_hooked = _hooks(True) is not None
         if func is torch.autograd.grad:
             return self._grad(*args, **kwargs)
         operation = self._table.get(func)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,13 @@ from blo.derivatives.lower import LowerObjective, Point
 from blo.derivatives.products import NO_LOWER, NO_PATH, Disagreement, Products
 from blo.linear.settings import check_flag, is_finite
 from blo.linear.tensors import (
+    Extent,
     Tensors,
     axpy,
     detach,
     dot,
-    extents,
+    extents_beside,
     length,
-    root_mean_squares,
     scale,
     subtract,
     zeros_like,
@@ -158,7 +159,8 @@ class FiniteDifferenceProducts:
 
     def _difference(self, level: str, v: Tensors, *, factor: float = 1.0) -> Tensors:
         v, y = detach(v), detach(self._point.lower)
-        size = length(v)
+        found, typical = extents_beside(v, y)
+        size = math.hypot(*(extent.length for extent in found))
         if size == 0.0:
             self.radius = 0.0
             return zeros_like(self._point.upper if level == "upper" else y)
@@ -170,7 +172,7 @@ class FiniteDifferenceProducts:
         radius, one_sided = self._rule.radius, self._rule.one_sided
         if radius is None:
             radius, one_sided = default_radius(self._objective.dtype(y), one_sided=one_sided)
-        e = factor * difference_step(self._objective, y, v, one_sided=one_sided, radius=radius)
+        e = factor * radius * _longest(v, found, typical)
         self.radius = e * size
         plus = self._gradient(level, axpy(e, v, y))
         if one_sided:
@@ -232,13 +234,23 @@ def difference_step(
     """
     if radius is None:
         radius, _ = default_radius(lower.dtype(y), one_sided=one_sided)
-    typical = root_mean_squares(y)
+    return radius * _longest(v, *extents_beside(v, y))
+
+
+def _longest(v: Tensors, extents: Sequence[Extent], typical: Sequence[float]) -> float:
+    """Return the step at which the first tensor moves by its spectral norm.
+
+    Args:
+        v: the direction.
+        extents: of its tensors.
+        typical: the root mean squares of what is moved.
+    """
     floor = min(SMALLEST_SIZE, max(1e-3, *typical))
     steps = [
         max(rms, floor) * (math.sqrt(rows) + math.sqrt(t.numel() / len(t) if t.dim() else 1)) / size
-        for t, rms, (size, rows) in zip(v, typical, extents(v), strict=True)
+        for t, rms, (size, rows) in zip(v, typical, extents, strict=True)
         if size > 0.0
     ]
     if not steps:
         raise ValueError("a difference of gradients needs a direction, and v is zero")
-    return radius * min(steps)
+    return min(steps)

@@ -39,7 +39,9 @@ class Exact:
 
 
 class ExactProducts:
-    """Products by differentiating ``<g_y, v>``: one gradient when built, then one product each."""
+    """Products by differentiating ``<g_y, v>``: one gradient when built, unless its graph was kept,
+    then one product each.
+    """
 
     radius = None
 
@@ -50,6 +52,9 @@ class ExactProducts:
         self._upper = leaves(point.upper)
         self._lower = leaves(point.lower)
         self._graph: GradientGraph | None = None
+        kept = None if point.graph is None else point.graph.taken(lower.losses, lower.reduction)
+        if kept is not None:
+            self._graph, self._upper, self._lower = kept
 
     def hvp(self, v: Tensors) -> Tensors:
         """Return ``g_yy v``."""

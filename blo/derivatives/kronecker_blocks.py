@@ -151,7 +151,7 @@ def blocks_of(
 
 def _fisher(objective: Objective, upper: Tensors, at: Tensors) -> tuple[list[Rows], int]:
     """Return the gradient of the loss at the outputs of each use."""
-    with objective.scope(upper, at) as evaluate:
+    with twice_differentiable(objective, upper, at) as evaluate:
         with LinearMaps(at) as maps:
             loss = evaluate()
         slopes = _slopes((loss,), maps.found, (torch.ones_like(loss),))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from blo.derivatives.gradients import Gradients, gradients
+from blo.derivatives.kept import KeptGradient
 from blo.derivatives.objective import Objective
 from blo.derivatives.precision import coarsest
 from blo.derivatives.reduction import LOCAL, Reduction
@@ -23,6 +24,7 @@ class Point:
         upper_gradient: ``dg/d(upper)`` here, where it has been taken already (the one-sided
             difference reuses it).
         lower_gradient: ``dg/d(lower)`` here, where it was kept.
+        graph: ``dg/d(lower)`` here in its graph, where that was kept.
 
     Example:
         >>> import torch
@@ -42,6 +44,7 @@ class Point:
     lower: Tensors
     upper_gradient: Tensors | None = None
     lower_gradient: Tensors | None = None
+    graph: KeptGradient | None = None
 
 
 @dataclass(frozen=True)

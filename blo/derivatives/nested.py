@@ -193,6 +193,8 @@ def is_same(upper: Tensors, anchor: Tensors) -> bool:
 class _Solution(torch.autograd.Function):
     """``y*(x)``: the given value forward, ``-g_xy H^{-1} c`` backward."""
 
+    is_self_contained = True
+
     @staticmethod
     def forward(ctx: Any, solved: Stationary, num_upper: int, *tensors: Tensor) -> Tensors:
         upper, lower = tensors[:num_upper], tensors[num_upper:]
@@ -213,6 +215,8 @@ class _Solve(torch.autograd.Function):
     """``H(x, y)^{-1} b`` for symmetric ``H = g_yy``: a solve forward, a solve and a derivative of
     ``<w, H v>`` backward.
     """
+
+    is_self_contained = True
 
     @staticmethod
     def forward(

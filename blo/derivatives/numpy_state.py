@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import random
 import sys
 from typing import Any, TypeAlias
 
@@ -51,6 +52,19 @@ def set_numpy_state(state: State, numpy: Any) -> None:
         _without_leftover(words, numpy)
         words[:-1] = state["state"]["key"]
         words[-1] = state["state"]["pos"]
+
+
+def drawn_numpy_state(numpy: Any, source: random.Random) -> State:
+    """Return a state of numpy's global generator that is drawn from `source`; for a Mersenne
+    Twister in a tenth of the time that numpy takes to seed one.
+    """
+    kind = type(numpy.random.rand.__self__._bit_generator)
+    if kind is not numpy.random.MT19937:
+        state = kind(source.getrandbits(62)).state
+        return {**state, "has_gauss": 0, "gauss": 0.0}
+    key = numpy.frombuffer(source.randbytes(4 * (WORDS - 1)), dtype=numpy.uint32)
+    state = {"key": key, "pos": WORDS - 1}
+    return {"bit_generator": "MT19937", "state": state, "has_gauss": 0, "gauss": 0.0}
 
 
 def _without_leftover(words: Any, numpy: Any) -> float | None:

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from blo.derivatives.numpy_state import numpy_state, set_numpy_state
+from blo.derivatives.numpy_state import drawn_numpy_state, numpy_state, set_numpy_state
+from blo.derivatives.python_state import python_mark
 
 # A torch.Generator, random.Random, numpy.random.Generator or numpy.random.RandomState.
 Generator: TypeAlias = Any
@@ -83,10 +84,11 @@ class RandomState:
         places = [torch.device("cpu")]
         places += [device for device in devices if device.type not in ("cpu", "meta")]
         numpy = _numpy() if foreign else None
+        python = random.Random(seed) if foreign else None
         return RandomState(
             tuple((d, torch.Generator(d).manual_seed(seed).get_state()) for d in places),
-            random.Random(seed).getstate() if foreign else None,
-            None if numpy is None else _seeded(numpy.random.rand.__self__, seed),
+            None if python is None else python.getstate(),
+            None if numpy is None or python is None else drawn_numpy_state(numpy, python),
             tuple((g, _seeded(g, seed)) for g in generators),
         )
 
@@ -123,7 +125,7 @@ class RandomState:
 
 def foreign_marks() -> tuple[object, object]:
     """Return where the global generators of Python and numpy stand, for `drawn_from`."""
-    return random.getstate(), _numpy_mark()
+    return python_mark(), _numpy_mark()
 
 
 def drawn_from(marks: tuple[object, object]) -> bool:

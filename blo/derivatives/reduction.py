@@ -186,6 +186,8 @@ def _sent_as(tensor: Tensor) -> torch.dtype:
 class _Spread(torch.autograd.Function):
     """The values forward, the mean over processes backward."""
 
+    is_self_contained = True
+
     @staticmethod
     def forward(ctx: Any, reduction: Reduction, *tensors: Tensor) -> Tensors:
         ctx.reduction = reduction
@@ -198,6 +200,8 @@ class _Spread(torch.autograd.Function):
 
 class _Gathered(torch.autograd.Function):
     """The mean over processes forward, the values backward."""
+
+    is_self_contained = True
 
     @staticmethod
     def forward(ctx: Any, reduction: Reduction, *tensors: Tensor) -> Tensors:

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from blo.linear.tensors import Tensors
+from blo.linear.tensors import PLAIN, Tensors
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether `tensor` is a DTensor."""
-    return hasattr(tensor, "full_tensor")
+    return type(tensor) not in PLAIN and hasattr(tensor, "full_tensor")
 
 
 def any_sharded(tensors: Sequence[Tensor]) -> bool:

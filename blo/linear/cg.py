@@ -14,6 +14,7 @@ from blo.linear.system import (
     Status,
     add_into,
     numbers,
+    scale_into,
 )
 from blo.linear.tensors import Tensors, axpy, dot, norm, scale
 
@@ -70,7 +71,7 @@ class CG:
             return system.solution(x, Status.CONVERGED, length)
         moved = length < system.size
         apply = system.preconditioner(self.preconditioner)
-        r = tuple(t.clone() for t in r)  # x and r are this solve's own, and edited in place
+        r = tuple(t.clone() for t in r)  # x, r and p are this solve's own, and edited in place
         p = tuple(t.clone() for t in apply(r))
         rz = pp = float(dot(r, p))  # |r|^2 and |p|^2, in the geometry of the preconditioner
         norm_h, first = 0.0, rz
@@ -101,5 +102,7 @@ class CG:
             if length <= target:
                 return system.solution(x, Status.CONVERGED, length)
             beta = rz_following / rz
-            p, pp, rz = axpy(beta, p, z), rz_following + beta**2 * pp, rz_following
+            scale_into(p, beta)
+            add_into(p, 1.0, z)
+            pp, rz = rz_following + beta**2 * pp, rz_following
         return system.solution(x, Status.TRUNCATED, length)

@@ -106,26 +106,41 @@ class Preconditioner(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tuple of tensors is packed: one flat tensor a device, half precision as float32."""
+    """How a tuple of tensors is packed: one flat tensor a device, half precision as float32.
+
+    Attributes:
+        like: the tensors.
+        groups: the positions in each flat tensor.
+        dtype: of the flat tensors.
+        sizes: of the tensors in each.
+        is_alike: whether all are of that type, on one device.
+    """
 
     like: Tensors
     groups: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
+    sizes: tuple[list[int], ...]
+    is_alike: bool
 
     @staticmethod
     def of(like: Tensors) -> Layout:
         """Return the layout for vectors in the shapes, types and devices of `like`."""
         devices = dict.fromkeys(t.device for t in like)
         groups = [tuple(i for i, t in enumerate(like) if t.device == d) for d in devices]
-        dtype = torch.float32
-        for t in like:
-            dtype = torch.promote_types(dtype, t.dtype)
-        return Layout(like, tuple(groups), dtype)
+        types, dtype = {t.dtype for t in like}, torch.float32
+        for t in types:
+            dtype = torch.promote_types(dtype, t)
+        sizes = tuple([like[i].numel() for i in group] for group in groups)
+        return Layout(like, tuple(groups), dtype, sizes, types == {dtype} and len(groups) == 1)
 
     def pack(self, v: Tensors) -> Tensors:
         """Return `v` as flat tensors, without graph."""
         if len(v) != len(self.like):
             raise ValueError(f"expected a vector of {len(self.like)} tensors, got {len(v)}")
+        if self.is_alike:
+            flat = [t.reshape(-1) for t in v]
+            if flat[0].dtype == self.dtype:
+                return ((torch.cat(flat) if len(flat) > 1 else flat[0].clone()).detach(),)
         return tuple(
             torch.cat([_cast(v[i].reshape(-1), self.dtype) for i in group]).detach()
             for group in self.groups
@@ -133,10 +148,12 @@ class Layout:
 
     def unpack(self, packed: Tensors) -> Tensors:
         """Return flat tensors in the shapes and types they were packed from."""
+        if self.is_alike:
+            pieces = packed[0].split(self.sizes[0])
+            return tuple([p.view(t.shape) for p, t in zip(pieces, self.like, strict=True)])
         found: dict[int, Tensor] = {}
-        for flat, group in zip(packed, self.groups, strict=True):
-            pieces = flat.split([self.like[i].numel() for i in group])
-            for i, piece in zip(group, pieces, strict=True):
+        for flat, group, sizes in zip(packed, self.groups, self.sizes, strict=True):
+            for i, piece in zip(group, flat.split(sizes), strict=True):
                 found[i] = _cast(piece.view(self.like[i].shape), self.like[i].dtype)
         return tuple(found[i] for i in range(len(self.like)))
 
@@ -300,6 +317,11 @@ def add_into(x: Tensors, alpha: float, y: Tensors) -> None:
     iterate of a solver. New memory for each costs more than the addition.
     """
     torch._foreach_add_(x, y, alpha=alpha)
+
+
+def scale_into(x: Tensors, alpha: float) -> None:
+    """Multiply `x` by `alpha` in place; see `add_into`."""
+    torch._foreach_mul_(x, alpha)
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors: TypeAlias = tuple[Tensor, ...]
+
+PLAIN = (Tensor, nn.Parameter)  # types of tensors that are whole
 
 
 def add(x: Tensors, y: Tensors) -> Tensors:
@@ -67,6 +69,8 @@ def dot(x: Tensors, y: Tensors) -> Tensor:
     if not x:
         return torch.zeros(())
     wide = _accumulator((*x, *y))
+    if len(x) == 1 and x[0].dim() == 1 and x[0].dtype == y[0].dtype == wide:
+        return _entire(torch.dot(x[0], y[0]))
     return sum_all(
         (a * b).sum(dtype=wide)
         if a.dtype == b.dtype == wide
@@ -83,15 +87,25 @@ def norm(x: Tensors) -> Tensor:
     """
     if not x:
         return torch.zeros(())
+    found = norms(x)
+    if len(x) == 1:
+        return found[0]
+    gathered: Tensor = torch.linalg.vector_norm(torch.stack([n.to(found[0].device) for n in found]))
+    return gathered
+
+
+def norms(x: Tensors) -> list[Tensor]:
+    """Return the Euclidean norm of each tensor, a tensor without dimensions on its device, all in
+    the widest type among the tensors, at least float32.
+    """
+    if not x:
+        return []
     wide = _accumulator(x)
     if len(x) == 1:
-        return _entire(torch.linalg.vector_norm(x[0], dtype=wide))
+        return [_entire(torch.linalg.vector_norm(x[0], dtype=wide))]
     if any(map(_is_distributed, x)):  # beside others, torch's kernel does not take them
-        norms = [_entire(torch.linalg.vector_norm(t, dtype=wide)) for t in x]
-    else:
-        norms = list(torch._foreach_norm(x, dtype=wide))
-    gathered: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-    return gathered
+        return [_entire(torch.linalg.vector_norm(t, dtype=wide)) for t in x]
+    return list(torch._foreach_norm(x, dtype=wide))
 
 
 def length(x: Tensors) -> float:
@@ -133,29 +147,38 @@ def extents(x: Tensors) -> list[Extent]:
     One pass over each tensor and one transfer; more for those whose squares overflow or vanish.
     Elsewhere a row counts whose squares do not vanish.
     """
-    found = []
+    return extents_beside(x, ())[0]
+
+
+def extents_beside(x: Tensors, y: Tensors) -> tuple[list[Extent], list[float]]:
+    """Return the extent of each tensor of `x`, and the root of the mean square of the entries of
+    each tensor of `y`, 0 for one without, in one transfer.
+    """
+    counted, rows = [], []
     for t in x:
         # Of each row at once: its norm says whether it is in use.
-        by_row = t.detach().flatten(1) if t.dim() > 1 else t.detach().reshape(1, t.numel())
-        norms = torch.linalg.vector_norm(by_row, dim=1, dtype=_accumulator((t,)))
-        counted = norms if t.dim() > 1 else t.detach().reshape(-1)
-        found += [torch.linalg.vector_norm(norms), (counted != 0).sum()]
-    numbers = _numbers(found)
-    return [
-        Extent(n, int(rows)) if _squares_fit(n, _accumulator((t,))) else _extent(t)
-        for t, n, rows in zip(x, numbers[::2], numbers[1::2], strict=True)
+        flat = t.detach().flatten(1) if t.dim() > 1 else t.detach().reshape(-1)
+        wide = _accumulator((t,))
+        rows.append(torch.linalg.vector_norm(flat, dim=1, dtype=wide) if t.dim() > 1 else flat)
+        counted.append((rows[-1] != 0).sum())
+    found = numbers_of((*norms(tuple(rows)), *counted, *norms(detach(y))))
+    n = len(x)
+    known = [
+        Extent(size, int(number)) if _squares_fit(size, _accumulator((t,))) else _extent(t)
+        for t, size, number in zip(x, found[:n], found[n : 2 * n], strict=True)
     ]
+    lengths = zip(y, found[2 * n :], strict=True)
+    return known, [size / math.sqrt(max(t.numel(), 1)) for t, size in lengths]
+
+
+def root_mean_squares(x: Tensors) -> list[float]:
+    """Return the root of the mean square of the entries of each tensor, 0 for one without."""
+    return extents_beside((), x)[1]
 
 
 def _extent(t: Tensor) -> Extent:
     rows = t.detach().flatten(1).any(1) if t.dim() > 1 else t.detach() != 0
     return Extent(length((t,)), int(rows.sum()))
-
-
-def root_mean_squares(x: Tensors) -> list[float]:
-    """Return the root of the mean square of the entries of each tensor, 0 for one without."""
-    norms = (torch.linalg.vector_norm(t.detach(), dtype=_accumulator((t,))) for t in x)
-    return [n / math.sqrt(max(t.numel(), 1)) for n, t in zip(_numbers(norms), x, strict=True)]
 
 
 def numel(x: Tensors) -> int:
@@ -205,7 +228,7 @@ def sum_all(terms: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _numbers(scalars: Iterable[Tensor]) -> list[float]:
+def numbers_of(scalars: Iterable[Tensor]) -> list[float]:
     """Return tensors without dimensions as numbers, in one transfer from the device of the first.
 
     Their absolute values, as those of complex tensors have real types.
@@ -213,17 +236,21 @@ def _numbers(scalars: Iterable[Tensor]) -> list[float]:
     gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
-    wide, device = _accumulator(gathered), gathered[0].device
-    numbers: list[float] = torch.stack([s.to(device, wide) for s in gathered]).tolist()
+    if len({(s.dtype, s.device) for s in gathered}) > 1:
+        wide, device = _accumulator(gathered), gathered[0].device
+        gathered = tuple(s.to(device, wide) for s in gathered)
+    numbers: list[float] = torch.stack(gathered).tolist()
     return numbers
 
 
 def _is_distributed(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")
+    return type(tensor) not in PLAIN and hasattr(tensor, "full_tensor")
 
 
 def _entire(scalar: Tensor) -> Tensor:
     """Return a scalar of a distributed tensor as a plain one, on all processes."""
+    if type(scalar) is Tensor:
+        return scalar
     gather = getattr(scalar, "full_tensor", None)
     entire: Tensor = scalar if gather is None else gather()
     return entire
@@ -238,10 +265,8 @@ def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
 
 def _accumulator(x: Tensors) -> torch.dtype:
     """Return the widest type among some tensors, at least float32."""
-    first = x[0].dtype
-    wide = torch.promote_types(first, torch.float32)
-    if len(x) == 1:
-        return wide
-    for dtype in {t.dtype for t in x} - {first}:
-        wide = torch.promote_types(wide, dtype)
+    wide = torch.float32
+    for dtype in {t.dtype for t in x}:
+        if dtype != wide:
+            wide = torch.promote_types(wide, dtype)
     return wide

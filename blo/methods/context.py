@@ -199,6 +199,8 @@ class Requirements:
             optimizer (`Problem.options`).
         first_order: the method takes gradients of losses and nothing else, so that parameters may
             be sharded (``fully_shard``).
+        graph: the graphs of the lower gradients of the recorded steps are kept, where they can be
+            (`Point.graph`, `LowerStep.graph`): the method differentiates them again.
 
     Example:
         >>> from blo import cg, darts, unrolled
@@ -218,6 +220,7 @@ class Requirements:
     responds: bool = True
     differentiates: frozenset[str] = frozenset()
     first_order: bool = False
+    graph: bool = False
 
 
 class Method(Protocol):

@@ -156,6 +156,7 @@ class OneStep:
             before=True,
             upper_gradient=self.products.needs_upper_gradient,
             first_order=isinstance(self.products, FiniteDifference),
+            graph=isinstance(self.products, Exact),
         )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:

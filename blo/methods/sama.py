@@ -83,7 +83,7 @@ class Sama:
         drift.check()
         fresh = update.without_history(end, step.options)
         direction = tuple(
-            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill(f, 0.0)
+            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill_(f, 0.0)
             for w, c, f in zip(weights, cotangent, fresh, strict=True)
         )
         products = self.products.at(context.lower, context.before)
@@ -97,7 +97,8 @@ class Sama:
             num_products=products.num_products,
             disagreement=apart,
         )
-        value = add(context.lower.signed(mixed), back.upper)
+        value = context.lower.signed(mixed)
+        value = add(value, back.upper) if back.upper else value
         return Response(value, None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:

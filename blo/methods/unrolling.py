@@ -7,8 +7,9 @@ the last step to the first. With adjoints `a` of ``y_t`` and `b` of ``s_t``, sta
     (a', b', w) = the pull-back of U at step t to y_{t-1}, s_{t-1} and the gradient,
     value <- value + g_xy w,    a <- a' + g_yy w,    b <- b'.
 
-The graph of one gradient is built, differentiated and freed before the next: of all steps but that
-one only the iterates ``(y_t, s_t)`` are in memory, not what the loss computed from them.
+The graphs of the gradients are those that the steps were taken along, each freed once it has been
+differentiated. With checkpoints, and where a graph could not be kept, it is built anew, one at a
+time: of all other steps only iterates ``(y_t, s_t)`` are in memory then.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Unrolled:
         steps: how many of the last steps are differentiated; None for all since the problems above
             moved. The parameters and the optimizer's state before them are taken as constants.
         checkpoint: keep about the square root of the number of iterates and take the steps between
-            them again, instead of keeping all.
+            them again, instead of keeping all with the graphs of their gradients.
 
     Example:
         >>> import torch
@@ -73,6 +74,7 @@ class Unrolled:
             history=self.steps,
             stride=stride,
             differentiates=TAKEN,
+            graph=not self.checkpoint,
         )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
@@ -91,23 +93,30 @@ class Unrolled:
         value, adjoint, met, num_gradients = zeros_like(x), Adjoint(cotangent), False, 0
         for segment in segments(history, update):
             iterates = replayed(segment, x, update)
-            num_gradients += len(iterates) - 1 + len(segment.steps)
+            num_gradients += len(iterates) - 1
             for t in reversed(range(len(segment.steps))):
                 step, iterate = segment.steps[t], iterates.pop()
-                y = leaves(iterate.lower)
-                graph = GradientGraph(step.objectives, y, x, y, step.reduction)
+                kept = None
+                if step.graph is not None:
+                    kept = step.graph.taken(step.objectives, step.reduction)
+                if kept is None:
+                    num_gradients += 1
+                    z, y = x, leaves(iterate.lower)
+                    graph = GradientGraph(step.objectives, y, x, y, step.reduction)
+                else:
+                    graph, z, y = kept
                 gradient = received(step, graph.gradient(), y)
                 adjoint, weights, of_options, end = step_pulled_back(
                     update, step, iterate, gradient, adjoint, x
                 )
-                value = add(value, of_options)
+                value = add(value, of_options) if of_options else value
                 if t == len(segment.steps) - 1:
                     if segment.last_gradient is not None:
                         handed = step.handed(segment.last_gradient)
                         end = update.step(iterate, handed, step.options)
                     drift.add(segment, end.lower)
                 constant = segment.first + t == 0 and history.start_of is None
-                grads = graph.product(weights, x if constant else x + y)
+                grads = graph.product(weights, z if constant else z + y)
                 met = met or step.options_of is not None or reached(grads[: len(x)])
                 value = add(value, filled(grads[: len(x)], x))
                 if not constant:
@@ -140,9 +149,11 @@ def unrolled(steps: int | None = None, *, checkpoint: bool = False) -> Unrolled:
     of `register_update`.
 
     Momentum, weight decay, parameter groups, schedulers and the state that the optimizer already
-    had are all accounted for. With T steps: T gradients and T products, and T copies of the lower
-    parameters and of the optimizer's state. With `checkpoint`: fewer than 2 T gradients, T
-    products, and fewer than 2 sqrt(T) + 2 copies.
+    had are all accounted for. With T steps: T products, on the graphs of the gradients that the
+    steps were taken along, which are kept, with T copies of the lower parameters and of the
+    optimizer's state. Where the loss changes buffers, reads a solution below that responds, or has
+    sparse gradients, a graph is built anew, at a gradient more. With `checkpoint`: fewer than 2 T
+    gradients, T products, one graph and fewer than 2 sqrt(T) + 2 copies.
 
     It refuses other optimizers, and steps that something besides the optimizer had a hand in
     (clipping by a hook). Truncation to `steps` leaves out what earlier steps owe to the upper

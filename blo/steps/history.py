@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from blo.derivatives.kept import KeptGradient
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.reduction import LOCAL, Reduction
@@ -29,6 +30,7 @@ class LowerStep:
         clip: what the gradient was clipped to before the optimizer got it.
         options_of: the options as functions of the upper tensors, in their graph, where some are.
         reduction: over which processes the gradient was the mean, beside the batches.
+        graph: the gradient in its graph, where that was kept.
     """
 
     objectives: tuple[Objective, ...]
@@ -39,6 +41,7 @@ class LowerStep:
     clip: Clip | None = None
     options_of: Callable[[Tensors], tuple[Mapping[str, Any], ...]] | None = None
     reduction: Reduction = LOCAL
+    graph: KeptGradient | None = None
 
     def options_at(self, upper: Tensors) -> tuple[Mapping[str, Any], ...]:
         """Return the options, in the graph of `upper` where they are functions of it."""

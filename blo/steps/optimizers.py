@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors, add, detach, leaves, zeros_like
+from blo.steps.pullbacks import Pulled
 from blo.steps.registry import Rule, rule_of
 from blo.steps.rules import Initial, Options, State
 from blo.steps.tangents import pushed_forward
@@ -179,6 +180,10 @@ class UpdateMap:
             variables: tensors that some of the options are, or are functions of; the graph between
                 is freed. See `options_in_graph`.
         """
+        if self._rule.pulled_back is not None and not variables:
+            found = self._pulled_back_plainly(iterate, gradient, options, adjoint)
+            if found is not None:
+                return found
         start, g = _as_leaves(iterate, gradient)
         with torch.enable_grad():
             end = self.step(start, g, options)
@@ -191,6 +196,30 @@ class UpdateMap:
         slots = tuple(tuple(next(grads) for _ in state.slots) for state in start.states)
         of_gradient = tuple(None if t is None else next(grads) for t in g)
         return Pullback(Adjoint(lower, slots), of_gradient, _detached(end), tuple(grads))
+
+    def _pulled_back_plainly(
+        self, iterate: Iterate, gradient: Gradient, options: Sequence[Options], adjoint: Adjoint
+    ) -> Pullback | None:
+        """Return what `pulled_back` does by the closed form of the rule; None where it has none for
+        these options.
+        """
+        pull = self._rule.pulled_back
+        assert pull is not None
+        slots: Sequence[Tensors | None] = adjoint.slots or (None,) * len(iterate.lower)
+        pieces = []
+        with torch.no_grad():
+            columns = zip(*iterate, gradient, options, adjoint.lower, slots, strict=True)
+            for y, state, g, group, of_y, of_slots in columns:
+                if g is None:
+                    kept = zeros_like(state.slots) if of_slots is None else of_slots
+                    pieces.append(Pulled(of_y, kept, None, y, state))
+                    continue
+                piece = pull(y, state, g, group, of_y, of_slots)
+                if piece is None:
+                    return None
+                pieces.append(piece)
+        lower, slots, of_gradient, ends, states = zip(*pieces, strict=True)
+        return Pullback(Adjoint(lower, slots), of_gradient, Iterate(ends, states))
 
     def gradient_pulled_back(
         self,
@@ -220,12 +249,11 @@ class UpdateMap:
                 continue
             if rule.by_gradient is not None and not variables:
                 with torch.no_grad():
-                    ends.append(rule.step(y, state, g, group))
-                    diagonal = rule.by_gradient(y, state, ends[-1][1], g, group)
-                if diagonal is not None:
-                    of_gradient.append(diagonal.mul_(weight))
+                    known = rule.by_gradient(y, state, g, group, weight)
+                if known is not None:
+                    of_gradient.append(known.g)
+                    ends.append((known.end, known.state))
                     continue
-                ends.pop()
             leaf = g.detach().requires_grad_()
             with torch.enable_grad():
                 end, after = rule.step(y.detach(), state, leaf, group)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors
-from blo.steps import rules
-from blo.steps.rules import Initial, Options, Scalar, Slots, State, Step, number
+from blo.steps import pullbacks, rules
+from blo.steps.pullbacks import ByGradient, PullBack
+from blo.steps.rules import Initial, Options, Scalar, Slots, Step, number
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,17 @@ class Rule:
             group says that the decay is decoupled.
         untouched: from the slots and the options to the elements that have seen no gradient but
             zero; None for a step that is not divided by the size of the gradients seen.
-        by_gradient: from the parameter before a step, the states before and after it, its gradient
-            and its options, all plain numbers, to the diagonal of the step's derivative by the
-            gradient, in new memory; None, or a result of None, for automatic differentiation.
+        by_gradient: the step pulled back to its gradient alone (`blo.steps.pullbacks`), its options
+            plain numbers; None, or a result of None, for automatic differentiation.
+        pulled_back: the step pulled back to all that it is a function of, in the same way.
     """
 
     step: Step
     slots: Callable[[Options], Slots]
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
-    by_gradient: Callable[[Tensor, State, State, Tensor, Options], Tensor | None] | None = None
+    by_gradient: ByGradient | None = None
+    pulled_back: PullBack | None = None
 
 
 def register_update(
@@ -235,12 +237,28 @@ def _norm_least(slots: Tensors, options: Options) -> Tensor:
 
 
 SHIPPED: Mapping[type, Rule] = {
-    torch.optim.SGD: Rule(rules.sgd, rules.sgd_slots, True),
+    torch.optim.SGD: Rule(
+        rules.sgd,
+        rules.sgd_slots,
+        True,
+        by_gradient=pullbacks.sgd_by_gradient,
+        pulled_back=pullbacks.sgd_pulled_back,
+    ),
     torch.optim.AdamW: Rule(
-        rules.adamw, rules.adam_slots, False, _second_moment_zero, rules.adamw_by_gradient
+        rules.adamw,
+        rules.adam_slots,
+        False,
+        _second_moment_zero,
+        pullbacks.adamw_by_gradient,
+        pullbacks.adamw_pulled_back,
     ),
     torch.optim.Adam: Rule(
-        rules.adam, rules.adam_slots, True, _second_moment_zero, rules.adam_by_gradient
+        rules.adam,
+        rules.adam_slots,
+        True,
+        _second_moment_zero,
+        pullbacks.adam_by_gradient,
+        pullbacks.adam_pulled_back,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
     torch.optim.Adamax: Rule(rules.adamax, rules.adamax_slots, True, _norm_least),

@@ -4,6 +4,7 @@ graphs of gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 from blo.derivatives.lower import LowerObjective
 from blo.derivatives.precision import coarsest
 from blo.derivatives.pullback import mean
-from blo.linear.tensors import Tensors, detach, leaves, norm, subtract, zeros_like
+from blo.linear.tensors import Tensors, detach, leaves, norms, numbers_of, subtract
 from blo.steps.clipping import clipping_pulled_back, clipping_pushed_forward
 from blo.steps.history import History, LowerStep
 from blo.steps.optimizers import Adjoint, Gradient, Iterate, Tangent, UpdateMap
@@ -130,19 +131,14 @@ class Drift:
     def __init__(self, lower: LowerObjective, end: Tensors) -> None:
         self._eps = torch.finfo(lower.dtype(end)).eps
         self._own_eps = torch.finfo(coarsest(t.dtype for t in end)).eps
-        self._found: list[tuple[str, Tensor]] = []
+        self._found: list[tuple[str, list[Tensor]]] = []
 
     def add(self, segment: Segment, end: Tensors) -> None:
         """Note the distance of `end`, where the steps of `segment` lead, from where they led."""
-        lengths = torch.stack(
-            [
-                norm(subtract(end, segment.end)),
-                norm(subtract(segment.end, segment.start.lower)),
-                norm(segment.end),
-            ]
-        )
+        ways = subtract((*end, *segment.end), (*segment.end, *segment.start.lower))
         first, last = segment.first + 1, segment.first + len(segment.steps)
-        self._found.append((f"{first}" if first == last else f"{first} to {last}", lengths))
+        name = f"{first}" if first == last else f"{first} to {last}"
+        self._found.append((name, norms((*ways, *segment.end))))
 
     def check(self) -> None:
         """Compare all that were noted.
@@ -150,8 +146,11 @@ class Drift:
         Raises:
             RuntimeError: naming the steps that lead elsewhere.
         """
-        lengths = torch.stack([found for _, found in self._found]).tolist()
-        for (steps, _), (off, length, size) in zip(self._found, lengths, strict=True):
+        every = numbers_of(n for _, found in self._found for n in found)
+        width = len(every) // (3 * len(self._found))
+        lengths = (math.hypot(*every[i : i + width]) for i in range(0, len(every), width))
+        for steps, _ in self._found:
+            off, length, size = next(lengths), next(lengths), next(lengths)
             allowed = max(DRIFT, NOISE * self._eps) * length + ROUNDING * self._own_eps * size
             if not off <= allowed:
                 raise RuntimeError(
@@ -170,7 +169,8 @@ class StepPullback(NamedTuple):
     Attributes:
         adjoint: cotangent of the iterate before the step; empty where it was not asked for.
         gradient: cotangent of the gradient before clipping; None where that is None.
-        upper: cotangent of the upper tensors, as far as the options are functions of them.
+        upper: cotangent of the upper tensors, as far as the options are functions of them; empty
+            where they are not.
         end: the iterate after the step, without graph.
     """
 
@@ -212,7 +212,7 @@ def step_pulled_back(
     weights: Gradient = found.gradient
     if step.clip is not None:
         weights = clipping_pulled_back(gradient, step.clip, weights)
-    return StepPullback(found.adjoint, weights, found.options or zeros_like(upper), found.end)
+    return StepPullback(found.adjoint, weights, found.options, found.end)
 
 
 def step_pushed_forward(

@@ -110,48 +110,6 @@ def adam(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, 
     return y, State(state.num_steps + 1, slots)
 
 
-def adam_by_gradient(
-    y: Tensor, before: State, after: State, g: Tensor, options: Options
-) -> Tensor | None:
-    """Return the derivative of the step of `adam` by its gradient, the diagonal of ``dU/dg``; None
-    with amsgrad, whose largest `v` may be an earlier one.
-
-    ``-lr / (1 - beta1^t) [((1 - beta1) beta2 v - beta1 (1 - beta2) m g) / ((1 - beta2^t) r) +
-    (1 - beta1) eps] / (r + eps)^2`` with the moments `m` and `v` before the step and ``r =
-    sqrt(v')`` after it. The terms that cancel in the first step are cancelled in it. Where `v` is
-    zero after the step, so is the fraction.
-
-    Args:
-        y: the parameter before the step.
-        before: the state before it.
-        after: the state after it.
-        g: what it was taken with.
-        options: all of them plain numbers.
-    """
-    if options["amsgrad"]:
-        return None
-    lr, eps = float(options["lr"]), float(options["eps"])
-    beta1, beta2 = (float(beta) for beta in options["betas"])
-    t = float(after.num_steps)
-    _, g = _decayed(y, _signed(g, options), lr, options)
-    (m, v), correction = before.slots, 1 - beta2**t
-    root = after.slots[1].sqrt().div_(correction**0.5)
-    found: Tensor = (v * ((1 - beta1) * beta2 / correction)).addcmul_(
-        m, g, value=-beta1 * (1 - beta2) / correction
-    )
-    found.div_(root.clamp(min=torch.finfo(root.dtype).tiny)).add_((1 - beta1) * eps)
-    bottom = root.add_(eps)
-    found.div_(bottom).div_(bottom)
-    return found.mul_((lr if options["maximize"] else -lr) / (1 - beta1**t))
-
-
-def adamw_by_gradient(
-    y: Tensor, before: State, after: State, g: Tensor, options: Options
-) -> Tensor | None:
-    """Return the derivative of the step of `adamw` by its gradient; see `adam_by_gradient`."""
-    return adam_by_gradient(y, before, after, g, {"decoupled_weight_decay": True, **options})
-
-
 def adamw(y: Tensor, state: State, g: Tensor, options: Options) -> tuple[Tensor, State]:
     """Return the step of `torch.optim.AdamW`: that of `adam` with decoupled decay."""
     # Torch before 2.7 does not write into AdamW's groups that its decay is decoupled.

@@ -49,7 +49,7 @@ def test_diagonal_adapters_are_lora_with_folded_factors(base: str, form: str) ->
     torch.testing.assert_close(output(ours, batch), output(theirs, batch), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", DIAGONAL)
+@pytest.mark.parametrize("form", [*DIAGONAL, "beam"])
 def test_diagonal_adapters_are_adaloras_layer(form: str) -> None:
     ours = adapted("mlp", form, dtype=torch.float64, moved=0.3)
     settings = AdaLoraConfig(init_r=3, target_r=3, lora_alpha=6, total_step=10, **TARGETS)

@@ -418,6 +418,11 @@ FILES |= {
         conll("é\tO\n".encode() + CONLL.encode()),
     ),
     "conll, binary": (conll(b"a\0O\n"), "is binary", conll(CONLL)),
+    "conll, one type spelt twice": (
+        conll(CONLL + "cat\tB-Animal\n"),
+        "the types 'Animal' and 'animal' differ in spelling alone",
+        conll(CONLL + "cat\tB-animals\n"),
+    ),
     "conll, an unknown scheme": (
         conll(CONLL + "cat\tU-animal\n"),
         "row 7, column 'tags': tag 'U-animal' is not understood",

@@ -25,7 +25,7 @@ def test_an_accuracy_has_wilsons_interval_and_chance_beside_it() -> None:
     assert text.endswith("on training examples 0.950.")
 
 
-@pytest.mark.parametrize("test, words", [(0.75, "not clearly above"), (0.2, "below the most")])
+@pytest.mark.parametrize("test, words", [(0.8, "not clearly above"), (0.2, "below the most")])
 def test_what_is_not_above_chance_is_said(test: float, words: str) -> None:
     assert words in said(test_metric=test)
 

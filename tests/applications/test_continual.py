@@ -279,6 +279,7 @@ def test_misuse_is_refused(
         (("--max_eval_samples", "2"), "of 2; give more, or fewer tasks"),
         (("--test_on", "validation"), "cut one from the training examples"),
         (("--num_tasks", "1"), "must be at least 2, got 1"),
+        (("--lora_target_modules", "query,valeu"), "no module of the model is called valeu"),
         (("--variants", "lora,sd_lora,lora"), "must name each once, got"),
     ):
         assert continual.main(asked("run", *words)) == 2

@@ -42,6 +42,15 @@ def test_a_full_disk_is_a_sentence_that_fits_the_command(
     assert said.endswith(f"free some room, and {goes_on.value}\n")
 
 
+def test_a_lost_connection_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def lost() -> None:
+        raise ConnectionError("the Hub\nis away")
+
+    assert ended(lost, GoesOn.REPEATED) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ConnectionError (the Hub is away): mend what it names, and the")
+
+
 def test_what_is_nobody_s_fault_is_raised() -> None:
     def wrong() -> None:
         raise KeyError("x")

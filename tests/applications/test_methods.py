@@ -29,8 +29,12 @@ def test_a_method_has_learning_rates_of_its_own_and_a_flag_wins(tiny: Run) -> No
         return whole.run.learning_rate, whole.levels.upper_learning_rate
 
     for row in METHODS.values():
-        above = row.upper_learning_rate or row.learning_rate
-        assert rates("--method", row.name) == (row.learning_rate, above if row.bi_level else None)
+        below = row.shrunk_learning_rate or row.learning_rate
+        above = row.upper_learning_rate or below
+        assert rates("--method", row.name) == (below, above if row.bi_level else None)
+    assert rates("--method", "bilora") == (5e-3, 1e-2)
+    for flags in (("--scale_by_rank",), ("--singular_values", "real")):
+        assert rates("--method", "bilora", *flags)[0] == METHODS["lora"].learning_rate
     assert rates("--method", "bilora", "--learning_rate", "3") == (3, 1e-2)
     assert rates("--method", "bilora", "--upper_learning_rate", "3")[1] == 3
     assert rates("--method", "bidora", "--learning_rate", "3") == (3, 3)

@@ -233,7 +233,7 @@ def test_the_command_says_the_score_and_leaves_the_folder(
     words: list[str] = writer.words("lora")  # type: ignore[attr-defined]
     assert nlg.main(words) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^On 4 test examples bleu is \d", said, re.MULTILINE)
+    assert re.search(r"^On \d+ test examples bleu is \d", said, re.MULTILINE)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {"config.json", "summary.json", "metrics.jsonl", "adapter", "generated.jsonl"}
 

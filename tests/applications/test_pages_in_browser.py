@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from applications.comparison.page import write_report
+from applications.families.temperature import CALIBRATED
 from applications.weighting.mixture import Weighed
 from applications.weighting.report import write_page
 from tests.applications import browser
@@ -53,7 +54,7 @@ def comparison(out: Path) -> Path:
                 test_loss=1 - score,
                 ece=score / 9,
                 brier=score / 7,
-                calibrated_ece=score / 8,
+                **{name: score / 8 for name in CALIBRATED if name != "temperature"},
                 per_class={"yes": {"f1": score}},
                 reliability=[{"confidence": 0.9, "accuracy": 0.8, "count": 10}],
             )

@@ -15,7 +15,7 @@ from applications.runs.plan import plan_lines
 from applications.runs.screen import Screen, in_words
 from tests.applications.tiny_runs import FAMILY, Run
 
-TWIG, BY_DARTS = "  \u2514\u2500 ", ", responds by darts"
+TWIG, BY_T1T2 = "  \u2514\u2500 ", ", responds by t1t2"
 
 
 def screen(*, live: bool, total: int = 100) -> tuple[Screen, list[str], io.StringIO]:
@@ -39,12 +39,13 @@ def screen(*, live: bool, total: int = 100) -> tuple[Screen, list[str], io.Strin
             ],
         ),
         (
-            ["--cross_fitting", "2"],
+            ["--cross_fitting", "2", "--hypergradient", "t1t2"],
             [
-                "search: 6 rounds of 7 gradient units; in all 42 gradient units",
+                "search: 6 rounds of 3 gradient units and up to 2 Hessian products; in all 18 "
+                "gradient units, 12 products",
                 "  upper: 8 parameters, learning rate 0.01, 1 update a round",
-                TWIG + "lower_1: 307 parameters, learning rate 0.01, 1 update a round" + BY_DARTS,
-                TWIG + "lower_2: 307 parameters, learning rate 0.01, 1 update a round" + BY_DARTS,
+                TWIG + "lower_1: 307 parameters, learning rate 0.01, 1 update a round" + BY_T1T2,
+                TWIG + "lower_2: 307 parameters, learning rate 0.01, 1 update a round" + BY_T1T2,
             ],
         ),
         (

@@ -167,7 +167,7 @@ def test_the_command_runs_and_repeats_from_its_configuration(
     words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert token_classification.main(words("lora", "--max_steps", "2")) == 0
-    assert "\nf1: train " in capsys.readouterr().out
+    assert " test examples f1 is " in capsys.readouterr().out
     again = [str(tmp_path / "run" / "config.json"), "--output_dir", str(tmp_path / "again")]
     assert token_classification.main(again) == 0
     first, second = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.peers import by_hand, ours, page, tasks
+from benchmarks.peers import by_hand, ours, page, tasks, with_jaxopt
 from benchmarks.peers.__main__ import lines
 from benchmarks.peers.library import LIBRARIES, Claim, Entry, Library, register
 from benchmarks.peers.measuring import error, received
@@ -51,6 +51,18 @@ def test_rounds_compute_what_their_method_claims(library, method, build, claim, 
     task = build(DOUBLE)
     value = received(task, library.round_of(method, task))
     assert error(value, claimed(build(DOUBLE), claim)) < limit
+
+
+@pytest.mark.parametrize("problem", [tasks.ridge, tasks.logistic])
+@pytest.mark.parametrize(
+    "method,claim", [("cg(10)", Claim("implicit")), ("unrolled", STEPS)], ids=str
+)
+def test_rounds_of_jaxopt_compute_what_they_claim(problem, method, claim):
+    pytest.importorskip("jaxopt")
+    build = partial(problem, size=6, steps=3)
+    task = build(DOUBLE)
+    value = received(task, with_jaxopt.JAXOPT.round_of(method, task))
+    assert error(value, claimed(build(DOUBLE), claim)) < 1e-8
 
 
 def without_response(task):

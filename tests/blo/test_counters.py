@@ -113,6 +113,32 @@ def test_solves_inside_other_solves_are_counted(monkeypatch, reads, method):
     assert calls.gradients == calls.losses
 
 
+class Solves:
+    """A solver that counts its solves."""
+
+    def __init__(self, num_products):
+        self.count, self._solver = 0, blo.CG(num_products, rtol=1e-30)
+
+    def __call__(self, matvec, rhs, init=None):
+        self.count += 1
+        return self._solver(matvec, rhs, init)
+
+
+@pytest.mark.parametrize("num_products", [1, 2, 3])
+def test_a_response_over_another_takes_one_solve_and_two_a_product(num_products):
+    nested = NestedQuadratics(MIDDLE, size=3)
+    values, _ = nested.solve()
+    problems = {p.name: p for p in nested.problems(values, blo.cg(1), lr=0.01)}
+    solves = {name: Solves(num_products) for name in ("y", "z")}
+    for name, solver in solves.items():
+        problems[name].method = blo.Implicit(solver)
+    blo.Engine(blo.ProblemGraph(list(problems.values()))).run(1)
+    assert solves["y"].count == 1
+    # One in each of the two hypergradients; one in the gradient of the middle problem, and two in
+    # each of its products, the mixed one among them.
+    assert solves["z"].count == 2 + 1 + 2 * (num_products + 1)
+
+
 @pytest.mark.parametrize("method", [blo.sama(), blo.unrolled(), blo.forward_mode()], ids=repr)
 def test_gradients_of_steps_inside_solves_are_counted(monkeypatch, method):
     calls, record = counted(monkeypatch, MIDDLE, method, num_rounds=1, steps=2)

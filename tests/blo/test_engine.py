@@ -528,7 +528,7 @@ def test_a_state_of_other_problems_is_refused_and_nothing_changes():
 
 
 def test_gradients_are_counted_as_the_cost_model_says():
-    costs = [(darts(), 4, 2), (darts(one_sided=True), 3, 1), (t1t2(), 3, 0), (cg(2), 3, 0)]
+    costs = [(darts(), 4, 2), (darts(one_sided=True), 3, 1), (t1t2(), 2, 0), (cg(2), 3, 0)]
     costs += [(darts(radius=1e-3), 4, 0)]
     for method, units, compared in reversed(costs):
         engine, _, _ = reweighting(method)

@@ -66,7 +66,7 @@ def test_one_step_of_sgd_is_t1t2():
     torch.testing.assert_close(
         one.grads[0], Run(t1t2(), sgd(), steps=3).rounds(1).grads[0], rtol=1e-12, atol=0
     )
-    assert (one.infos[0].num_gradients, one.infos[0].num_products) == (1, 1)
+    assert (one.infos[0].num_gradients, one.infos[0].num_products) == (0, 1)
 
 
 @optimizers
@@ -244,9 +244,9 @@ def test_replayed_iterates_have_the_bits_of_training(name):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 10, 16, 25, 30])
-def test_costs_are_a_gradient_and_a_product_a_step_and_less_than_twice_with_checkpoints(steps):
+def test_costs_are_a_product_a_step_and_less_than_two_gradients_with_checkpoints(steps):
     plain = Run(unrolled(), sgd(), steps=steps).rounds(1).infos[0]
-    assert (plain.num_gradients, plain.num_products) == (steps, steps)
+    assert (plain.num_gradients, plain.num_products) == (0, steps)
     spare = Run(unrolled(checkpoint=True), sgd(), steps=steps).rounds(1).infos[0]
     segments = math.ceil(steps / math.ceil(math.sqrt(steps)))
     assert (spare.num_gradients, spare.num_products) == (2 * steps - segments, steps)
@@ -285,7 +285,8 @@ def test_live_copies_grow_as_the_steps_and_with_checkpoints_as_their_square_root
     constant = 14
     for steps in (9, 36):
         root = math.isqrt(steps)
-        assert steps <= most_copies(unrolled(), steps) <= steps + constant
+        # An iterate and the gradient taken there, in the graph that is kept.
+        assert steps <= most_copies(unrolled(), steps) <= 2 * steps + constant
         assert most_copies(unrolled(checkpoint=True), steps) <= 2 * root + constant
 
 
