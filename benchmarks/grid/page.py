@@ -169,6 +169,7 @@ def answer(rows: Sequence[Row]) -> str:
     sentences = []
     names = {
         ("bilora_softmax", "lora_eighth"): "softmax BiLoRA and LoRA at the same scale",
+        ("bilora_softmax", "bilora_unmoved"): "softmax BiLoRA and the same with unmoved values",
         ("bilora_real", "lora"): "real BiLoRA and LoRA",
         ("bidora", "dora"): "BiDoRA and DoRA",
     }
@@ -199,6 +200,25 @@ def progress(rows: Sequence[Row]) -> str:
     return table(["slice", "task", "methods", "subsets with all of them", "runs"], lines)
 
 
+def starts(rows: Sequence[Row]) -> str:
+    """LoRA with other starts on the subset of seed 0, beside what a retraining drew there."""
+    lines = []
+    again = [row for row in rows if row["slice"] == "noise"]
+    for task in tasks_of(again):
+        first = [r for r in rows if (r["slice"], r["task"], r["seed"]) == ("tasks", task, 0)]
+        by_method = {row["method"]: row for row in first}
+        mine = [row for row in [*first, *again] if row["task"] == task]
+        mine = [row for row in mine if row["method"] == "lora_eighth"]
+        for name in ("test_metric", "test_loss"):
+            values = [row[name] for row in mine]
+            found = [by_method[m][name] for m in ("bilora_unmoved", "bilora_softmax")]
+            span = f"{min(values):.3f} to {max(values):.3f}"
+            numbers = [str(len(mine)), mean(mine, name), span, *(f"{v:.3f}" for v in found)]
+            lines.append([task, name.replace("_", " "), *numbers])
+    head = ["task", "what", "starts", "`lora_eighth`", "from, to"]
+    return table([*head, "`bilora_unmoved`", "`bilora_softmax`"], lines)
+
+
 def tries(rows: Sequence[Row]) -> str:
     """What the choice of learning rates saw: held-out data, and how far training came."""
     lines = []
@@ -224,6 +244,8 @@ def blocks(rows: Sequence[Row], tuning: Sequence[Row] = ()) -> dict[str, str]:
         made["regimes"] = cells(regimes)
         made["regimes differences"] = comparisons(regimes, IN_REGIMES, "test_metric")
         made["regimes retraining"] = retraining(regimes)
+    if any(row["slice"] == "noise" for row in rows):
+        made["starts"] = starts(rows)
     if decay:
         made["decay"] = cells(decay)
     return made

@@ -16,7 +16,7 @@ from applications.families.classification import TextClassification
 from applications.options.arguments import DataOptions, LevelOptions, Options
 from applications.runs.phases import Workload
 from benchmarks.grid.__main__ import GRID
-from benchmarks.grid.page import blocks
+from benchmarks.grid.page import blocks, starts
 from benchmarks.grid.pairs import differences, paired
 from benchmarks.grid.regimes import another_domain, in_regime, mislabelled
 from benchmarks.grid.rows import append, left, read, settings
@@ -164,3 +164,14 @@ def test_the_page_has_a_row_a_cell_and_a_row_a_comparison() -> None:
     ]
     assert "| 3 of 1 | -9.00 | [" in line  # -10, -9 and -8 points
     assert "| tasks | a | 3 | 3 | 9 |" in made["progress"]
+
+
+def test_other_starts_of_lora_stand_beside_what_the_retrainings_drew() -> None:
+    values = {"lora_eighth": 0.5, "bilora_unmoved": 0.25, "bilora_softmax": 0.125}
+    rows = [row(m, 0, 0.0, test_metric=v, test_loss=v) for m, v in values.items()]
+    rows += [
+        row("lora_eighth", seed, 0.0, slice="noise", test_metric=v, test_loss=v)
+        for seed, v in ((1, 0.6), (2, 0.7))
+    ]
+    line = starts(rows).splitlines()[2]
+    assert line == "| a | test metric | 3 | 0.600 ± 0.100 | 0.500 to 0.700 | 0.250 | 0.125 |"
