@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import io
 import re
 import tempfile
@@ -210,6 +211,33 @@ def short(rounds: int | None) -> Iterator[None]:
         Engine.run, Engine.rounds = whole, one  # type: ignore[method-assign]
 
 
+@contextmanager
+def as_before(*places: str) -> Iterator[None]:
+    """Take back what is added to tables in between, each ``module:name``."""
+    found = [place.split(":") for place in places]
+    before = {
+        (module, name): dict(getattr(importlib.import_module(module), name))
+        for module, name in found
+    }
+    try:
+        yield
+    finally:
+        for (module, name), table in before.items():
+            there = getattr(importlib.import_module(module), name)
+            there.clear()
+            there.update(table)
+
+
+# What pages about something of one's own add it to.
+TABLES = (
+    "applications.data.tasks:TASKS",
+    "applications.methods:METHODS",
+    "benchmarks.cases:CASES",
+    "benchmarks.families:FAMILIES",
+    "benchmarks.peers.library:LIBRARIES",
+)
+
+
 def run_page(page: Path) -> None:
     """Execute the Python of a page, block after block, in one set of names.
 
@@ -217,7 +245,7 @@ def run_page(page: Path) -> None:
         AssertionError: a block prints something else than the block ``text`` behind it says.
     """
     names, said = PREPARED.get(called(page), dict)(), ""
-    with short(ROUNDS.get(called(page))):
+    with short(ROUNDS.get(called(page))), as_before(*TABLES):
         for block in blocks(page, "python", "text"):
             if block.language == "python":
                 out = io.StringIO()
