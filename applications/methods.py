@@ -301,6 +301,7 @@ ROWS = (
         later("adapters", "RepLoraConfig"),
         {"generator": "generator", "width": "generator_width"},
         second_level={"generator_level": "upper"},
+        learning_rate=5e-3,
         export=later("adapters", "export_lora"),
         unpublished="the sizes of RepLoRA's network were never published",
     ),
@@ -355,11 +356,13 @@ class Price:
         products: Hessian and mixed products on graphs that are kept; with none of them, first
             derivatives are all that is taken.
         vectors: tensors of the lower level's size that are held at once.
+        graphs: of gradients that are held at once, where there are products.
     """
 
     gradients: int
     products: int
     vectors: int
+    graphs: int = 1
 
 
 @dataclass(frozen=True)
@@ -390,7 +393,7 @@ SCALE = {"scale": "scale"}
 DAMPED = {"max_products": "products", "damping": "damping"}
 HYPERGRADIENTS: Mapping[str, Hypergradient] = {
     "darts": Hypergradient(later("blo", "darts"), difference, SCALE),
-    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(1, 1, 1), SCALE),
+    "t1t2": Hypergradient(later("blo", "t1t2"), lambda products, steps: Price(0, 1, 1), SCALE),
     "neumann": Hypergradient(
         later("blo", "neumann"), lambda products, steps: Price(1, products + 1, 3), SCALE | DAMPED
     ),
@@ -407,7 +410,7 @@ HYPERGRADIENTS: Mapping[str, Hypergradient] = {
     ),
     "sama": Hypergradient(later("blo", "sama"), difference),
     "unrolled": Hypergradient(
-        later("blo", "unrolled"), lambda products, steps: Price(steps, steps, 3)
+        later("blo", "unrolled"), lambda products, steps: Price(0, steps, 3, steps)
     ),
     "alternating": Hypergradient(
         later("blo", "alternating"), lambda products, steps: Price(0, 0, 0), responds=False

@@ -74,7 +74,9 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Add the network to the layer: B's last map is zero, the others start as nn.Linear."""
+        """Add the network to the layer: biases and B's last map are zero, other weights start as
+        those of nn.Linear.
+        """
         variant: Any = module.lora_variant[adapter_name]
         pair, h = factors(module, adapter_name), variant.width
         r = pair.A.shape[0]
@@ -89,6 +91,8 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
                 start = matrix.new_empty(rows, columns + bias).uniform_(-1, 1) / columns**0.5
                 if (stage, side) == ("head", "B"):
                     start.zero_()
+                if bias:  # else A's columns start as the biases alone make them: all but equal
+                    start[:, -1] = 0
                 add_parameter(module, f"lora_{stage}_{side}", adapter_name, start)
         if variant.generator == "rows" and kwargs["config"].init_lora_weights is not False:
             with torch.no_grad():  # the head is zero, so this need not be

@@ -98,13 +98,13 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
     every = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
     row = longest_row(work)
     batch = run.per_device_train_batch_size
-    second = products > 0
     first_order = activations(phase, work, row, batch, second=False)
     kept = first_order
-    if second:
+    if response is not None and products > 0:
         # Products are taken on one graph of all the batches of an update.
         together = batch * run.gradient_accumulation_steps
-        kept = max(kept, activations(phase, work, row, together, second=True))
+        graph = activations(phase, work, row, together, second=True)
+        kept = max(kept, response.graphs * graph)
     return Estimate(
         phase=phase.name,
         rounds=phase.updates.rounds,

@@ -53,7 +53,7 @@ VARIANTS: Mapping[str, Variant] = {
     "beam_lora": Variant(of("beam_lora"), USUAL),
     "mole": Variant(of("mole", "--two_levels"), USUAL, (1e-2,)),
     "sd_lora": Variant(of("sd_lora"), USUAL),
-    "rep_lora": Variant(of("rep_lora"), (5e-3, 1e-2, 3e-2)),
+    "rep_lora": Variant(of("rep_lora"), (2e-3, 5e-3, 2e-2)),
 }
 
 

@@ -121,8 +121,8 @@ def test_the_costs_of_a_grid_are_those_of_its_runs(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "topics/24/lora/seed0  to run"
     rows = {line.split()[0]: line.split()[1:4] for line in lines[5:]}
-    # Six rounds: a lower gradient, an upper one, and a response of a gradient and a product.
-    assert rows == {"topics/24/lora": ["2", "6", "0"], "topics/24/bilora": ["2", "18", "6"]}
+    # Six rounds: a lower gradient, an upper one, and a response of a product.
+    assert rows == {"topics/24/lora": ["2", "6", "0"], "topics/24/bilora": ["2", "12", "6"]}
     assert not (tmp_path / "out").exists()
     assert compare.main([*words, "--costs"]) == 2
     assert "goes with --dry_run" in capsys.readouterr().err

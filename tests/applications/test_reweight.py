@@ -197,7 +197,7 @@ def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
     assert main(words(*flags, "--hypergradient", "t1t2", "--dry_run")) == 0
     said = capsys.readouterr().out
     (units,) = re.findall(r"gradient units a round\W+(\d+)", said)
-    assert units == "4"  # two below, one above, one of the response
+    assert units == "3"  # two below, one above; the response is a product
     assert "trained by weights" in said
 
 

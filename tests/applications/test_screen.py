@@ -41,7 +41,7 @@ def screen(*, live: bool, total: int = 100) -> tuple[Screen, list[str], io.Strin
         (
             ["--cross_fitting", "2", "--hypergradient", "t1t2"],
             [
-                "search: 6 rounds of 5 gradient units and up to 2 Hessian products; in all 30 "
+                "search: 6 rounds of 3 gradient units and up to 2 Hessian products; in all 18 "
                 "gradient units, 12 products",
                 "  upper: 8 parameters, learning rate 0.01, 1 update a round",
                 TWIG + "lower_1: 307 parameters, learning rate 0.01, 1 update a round" + BY_T1T2,

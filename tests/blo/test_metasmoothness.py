@@ -67,8 +67,10 @@ def test_chaos_has_no_agreement():
 
 
 def test_the_statistic_is_that_of_the_definition():
-    ends = [(torch.tensor(y).double(),) for y in ([0.0, 0.0], [1.0, -1.0], [3.0, 1.0])]
-    assert agreement(*ends) == pytest.approx((3 - 1) / 4)
+    ends = [
+        (torch.tensor(y).double(),) for y in ([0.0, 0.0, 0.0], [1.0, -1.0, 3.0], [3.0, 1.0, 1.0])
+    ]
+    assert agreement(*ends) == pytest.approx((3 - 1 - 1) / 5)
 
 
 def test_a_third_run_that_ends_where_the_first_did_is_not_a_number():
