@@ -131,7 +131,14 @@ def a_graph() -> Names:
         ]
 
     graph = blo.ProblemGraph(problems())
-    names = {"problems": problems, "graph": graph, "engine": blo.Engine(graph)}
+    names = {
+        "problems": problems,
+        "graph": graph,
+        "engine": blo.Engine(graph),
+        "upper": (torch.ones(2).double(),),
+        "train": lambda upper: (upper[0].sin(),),
+        "upper_loss": lambda upper, lower: (lower[0] - 1).square().sum(),
+    }
     return offered_by(blo) | names | {"torch": torch, "Path": Path}
 
 

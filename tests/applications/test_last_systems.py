@@ -13,6 +13,8 @@ from applications.options.completion import completed
 from applications.runs import phases
 from tests.applications.tiny_runs import FAMILY, Run, cut_and_resumed, reloaded, run, same_tensors
 
+# BeamLoRA says so where a run is too short for a move.
+pytestmark = pytest.mark.filterwarnings("ignore:.*nothing is ever moved:UserWarning")
 LAST = ("beam_lora", "mole", "sd_lora", "rep_lora")
 
 
