@@ -158,9 +158,10 @@ def test_a_model_trained_on_few_texts_writes_them_word_by_word(
 ) -> None:
     rows = (data / "train.csv").read_text().splitlines()
     texts = {row.split("]")[0]: row for row in reversed(rows[1:])}  # one for each name
-    few = tmp_path / "few.csv"
-    few.write_text("\n".join([rows[0], *list(texts.values())[:5]]) + "\n")
-    flags = ("--train_file", str(few), "--test_file", str(few), "--max_steps", "200")
+    few, again = tmp_path / "few.csv", tmp_path / "again.csv"  # one file for both is refused
+    for file in (few, again):
+        file.write_text("\n".join([rows[0], *list(texts.values())[:5]]) + "\n")
+    flags = ("--train_file", str(few), "--test_file", str(again), "--max_steps", "200")
     summary, folder = run(writer("full", *flags), FAMILY)
     assert summary["train_loss"] < 0.1
     for line in (folder / "generated.jsonl").read_text().splitlines():
