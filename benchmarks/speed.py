@@ -36,7 +36,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 def product_ratio(workload: Workload, device: str, repeats: int) -> float:
     """Return the cost of one Hessian product on a kept graph in gradients, median over repeats."""
     context = workload.context()
-    products = Exact().at(context, context.after)
+    products = Exact().at(context.lower, context.after)
     v = tuple(torch.randn_like(t) for t in context.after.lower)
     products.hvp(v)
     pairs = [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blo import Context, Engine, Method, Point, Problem, ProblemGraph
 from blo.batches import to_device
+from blo.derivatives.lower import LowerObjective
 from blo.derivatives.random_state import RandomState
 from blo.evaluation import ModuleObjective
 from blo.linear.tensors import detach
@@ -34,11 +35,11 @@ class Workload:
             loss=lower.loss,
             batch=to_device(next(iter(lower.batches)), lower.device),
             random_state=RandomState.capture([lower.device]),
-            precision=None,
+            autocast=None,
             name="lower",
         )
         point = Point(detach(upper.parameters), detach(lower.parameters))
-        return Context((objective,), after=point, before=point)
+        return Context(LowerObjective((objective,)), after=point, before=point)
 
 
 def meta_weight_net(method: Method, steps: int = 1, device: str = "cpu") -> Workload:

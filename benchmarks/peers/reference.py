@@ -4,6 +4,8 @@ should have received in the first round of a task.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -101,8 +103,8 @@ def _end(task: Task, x: Tensors, y: Tensors, first: int) -> Tensors:
     return y
 
 
-def _flat(tensors: object) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])  # type: ignore[attr-defined]
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def _split(v: Tensor, like: Tensors) -> Tensors:
