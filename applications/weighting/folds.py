@@ -10,6 +10,10 @@ from applications.weighting.heads import Examples, fit, mean_loss
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 """What a head may be pulled to its centre with; the largest leaves the centre as it is."""
 
+SCALES = (1.0, 2.0, 4.0, 8.0)
+"""By what the centre may be multiplied: a head of doubtful labels is less sure than it is right,
+and without this the target would be fitted to make it surer."""
+
 Parts = list[tuple[Tensor, Tensor]]
 
 
@@ -48,11 +52,14 @@ def finished(
     ridges: Sequence[float] = RIDGES,
 ) -> Tensor:
     """The head fitted to the target and pulled to ``centre`` (0 unless given), by the ridge with
-    the best cross-validated loss.
+    the best cross-validated loss; of classes, ``centre`` times the best of `SCALES`.
     """
+    scaled = centre is not None and target.answers.shape[1] > 1
+    centres = [s * centre for s in SCALES] if centre is not None and scaled else [centre]
 
-    def at(ridge: float) -> Callable[[Examples], Tensor]:
-        return lambda kept: fit(kept, kept.ones, ridge=ridge, centre=centre, start=centre)
+    def at(ridge: float, pull: Tensor | None) -> Callable[[Examples], Tensor]:
+        return lambda kept: fit(kept, kept.ones, ridge=ridge, centre=pull, start=pull)
 
-    scores = [cross_validated(target, parts, at(ridge)) for ridge in ridges]
-    return at(ridges[scores.index(min(scores))])(target)
+    tries = [at(ridge, pull) for pull in centres for ridge in ridges]
+    scores = [cross_validated(target, parts, each) for each in tries]
+    return tries[scores.index(min(scores))](target)
