@@ -28,7 +28,7 @@ from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
-from applications.runs.plan import plan_lines, watching_line
+from applications.runs.plan import plan_lines, unused_line, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
 from applications.runs.summary import Ended, at_step, num_parameters, summarise
@@ -100,8 +100,9 @@ def trained_in(
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
     number = None if held_out is None else len(evaluated_of(held_out, work))
-    if (watching := watching_line(work, number)) is not None:
-        say(watching)
+    for line in (unused_line(options), watching_line(work, number)):
+        if line is not None:
+            say(line)
     save_task(folder.path, work)
     loop = Loop(folder, options, asked, say, trackers=trackers(options, folder.path))
     passed: list[Ended] = []

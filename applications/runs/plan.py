@@ -1,13 +1,17 @@
 """What a phase will train and what its rounds cost, in words: before it is trained."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from torch import Tensor
 
 from applications.methods import HYPERGRADIENTS, Price
-from applications.options.arguments import LevelOptions
+from applications.options.arguments import LevelOptions, Options
 from applications.runs.phases import Phase, Workload
 from blo import Problem
+
+# What a method of one level takes of the options of levels: its controls divide the data.
+OF_ONE_LEVEL = ("control", "upper_fraction", "retraining")
 
 
 def price(phase: Phase, level: LevelOptions) -> Price | None:
@@ -67,6 +71,21 @@ def plan_lines(phase: Phase, work: Workload) -> list[str]:
 def described(problem: Problem, rates: Mapping[str, float]) -> str:
     """The size and the learning rate of a problem."""
     return f"{count(problem.parameters):,} parameters, learning rate {rates[problem.name]:g}"
+
+
+def unused_line(options: Options) -> str | None:
+    """What was asked of an upper level that the method does not have; None where nothing was."""
+    if options.adapter.bi_level:
+        return None
+    asked = [
+        f"--{one.name}"
+        for one in fields(options.levels)
+        if one.name not in OF_ONE_LEVEL and getattr(options.levels, one.name) != one.default
+    ]
+    if not asked:
+        return None
+    has = "has one level" if options.adapter.row.second_level is None else "trains one level here"
+    return f"not used: {', '.join(asked)}; {options.adapter.method} {has}"
 
 
 def watching_line(work: Workload, number: int | None) -> str | None:

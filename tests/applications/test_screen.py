@@ -11,7 +11,7 @@ from applications.options.completion import completed
 from applications.pages.table import as_lines, table
 from applications.runs.experiment import finetune
 from applications.runs.phases import phases, prepare
-from applications.runs.plan import plan_lines
+from applications.runs.plan import plan_lines, unused_line
 from applications.runs.screen import Screen, in_words
 from tests.applications.tiny_runs import FAMILY, Run
 
@@ -120,3 +120,22 @@ def test_durations_are_in_words() -> None:
 def test_a_table_for_the_screen_has_its_columns_under_their_heads() -> None:
     made = table("T", ["name", "n"], [["a", "10"], ["longer", "5"]])
     assert as_lines(made) == ["name     n", "a       10", "longer   5"]
+
+
+@pytest.mark.parametrize(
+    "method, flags, expected",
+    [
+        ("lora", (), None),
+        ("lora", ("--control", "two_stage", "--upper_fraction", "0.3"), None),
+        (
+            "lora",
+            ("--upper_learning_rate", "1e-2", "--lower_steps", "5"),
+            "not used: --lower_steps, --upper_learning_rate; lora has one level",
+        ),
+        ("beam_lora", ("--hypergradient", "cg"), "not used: --hypergradient; beam_lora trains one"),
+        ("bilora", ("--upper_learning_rate", "1e-2", "--lower_steps", "5"), None),
+    ],
+)
+def test_options_of_a_level_that_is_not_there_are_named(tiny, method, flags, expected):
+    found = unused_line(completed(tiny(method, *flags), FAMILY))
+    assert found == expected if expected is None else str(found).startswith(expected)
