@@ -25,11 +25,13 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     if test is None:
         return f"On {where} {name} is not defined."
     parts = [f"On {where} {name} is {test:.3f}"]
+    most = test
     if name == "accuracy" and number:
         parts.append(beside_chance(test, number, summary["per_class"]))
+        most = interval(test, number)[1]
     train = summary["train_metric"]
     if train is not None:
-        much = name in ("accuracy", "f1") and train - test > FAR
+        much = name in ("accuracy", "f1") and train - test > FAR and train > most
         parts.append(f"on training examples {train:.3f}" + much * ", which it fits far better")
     chosen = summary["selected"]
     if chosen and chosen["test_metric"] is not None:
@@ -66,10 +68,15 @@ def evaluated(summary: Mapping[str, Any], split: str) -> int | None:
     return found
 
 
+def interval(accuracy: float, number: int) -> tuple[float, float]:
+    """Wilson's interval of the accuracy on so many examples."""
+    low, high = binomtest(round(accuracy * number), number).proportion_ci(LEVEL, method="wilson")
+    return low, high
+
+
 def beside_chance(accuracy: float, number: int, classes: Mapping[str, Any] | None) -> str:
     """An accuracy's interval, and the most frequent class beside it."""
-    found = binomtest(round(accuracy * number), number)
-    low, high = found.proportion_ci(LEVEL, method="wilson")
+    low, high = interval(accuracy, number)
     text = f"95 % interval {low:.3f} to {high:.3f}"
     if not classes:
         return text

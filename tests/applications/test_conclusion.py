@@ -37,6 +37,10 @@ def test_a_gap_and_a_selected_step_are_told() -> None:
     assert text.endswith("at the selected step, after 20 updates, 0.800 on test.")
 
 
+def test_a_gap_within_the_interval_is_no_gap() -> None:
+    assert said(test_metric=0.8, train_metric=0.91).endswith("on training examples 0.910.")
+
+
 def test_other_metrics_have_no_interval() -> None:
     text = said(metric_name="bleu", test_metric=31.0, train_metric=42.0)
     assert text == "On 40 test examples bleu is 31.000; on training examples 42.000."
