@@ -71,7 +71,7 @@ def evaluated(summary: Mapping[str, Any], split: str) -> int | None:
 def interval(accuracy: float, number: int) -> tuple[float, float]:
     """Wilson's interval of the accuracy on so many examples."""
     low, high = binomtest(round(accuracy * number), number).proportion_ci(LEVEL, method="wilson")
-    return low, high
+    return float(low), float(high)
 
 
 def beside_chance(accuracy: float, number: int, classes: Mapping[str, Any] | None) -> str:
