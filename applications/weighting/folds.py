@@ -54,8 +54,9 @@ def finished(
     """The head fitted to the target and pulled to ``centre`` (0 unless given), by the ridge with
     the best cross-validated loss; of classes, ``centre`` times the best of `SCALES`.
     """
-    scaled = centre is not None and target.answers.shape[1] > 1
-    centres = [s * centre for s in SCALES] if centre is not None and scaled else [centre]
+    centres = [centre]
+    if centre is not None and target.answers.shape[1] > 1:
+        centres = [scale * centre for scale in SCALES]
 
     def at(ridge: float, pull: Tensor | None) -> Callable[[Examples], Tensor]:
         return lambda kept: fit(kept, kept.ones, ridge=ridge, centre=pull, start=pull)
