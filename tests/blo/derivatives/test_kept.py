@@ -12,7 +12,7 @@ import blo
 from blo import Engine, Problem, ProblemGraph, t1t2, unrolled
 from blo.derivatives.composed import composing
 from blo.derivatives.graphs import GradientGraph
-from blo.derivatives.kept import KeptGraph
+from blo.derivatives.kept import KeptGraph, Pieces
 from blo.derivatives.reduction import LOCAL
 
 METHODS = {"t1t2": t1t2(), "unrolled": unrolled()}
@@ -152,3 +152,17 @@ def test_a_graph_is_not_given_out_when_a_leaf_was_edited():
     kept = kept_of(x, y)
     x.mul_(2.0)
     assert kept.taken((None,), LOCAL) is None
+
+
+def test_a_gradient_that_is_edited_leaves_its_graph_as_it_was():
+    """An optimizer's hook may clip what it is handed in place."""
+    leaf = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    pieces, mode = Pieces(), composing(2)
+    with mode:
+        loss = leaf.pow(3).sum()
+    (handed,) = pieces.add(loss, (leaf,), mode)
+    assert handed is not None
+    handed.zero_()
+    ((graph,),) = pieces.graphs
+    assert graph is not None
+    torch.testing.assert_close(graph.detach(), 3 * leaf.detach() ** 2)
