@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors
-from blo.steps import pullbacks, rules
-from blo.steps.pullbacks import ByGradient, PullBack
+from blo.steps import pullbacks, rules, together
+from blo.steps.pullbacks import ByGradient
 from blo.steps.rules import Initial, Options, Scalar, Slots, Step, number
+from blo.steps.together import ClosedForm
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Rule:
             zero; None for a step that is not divided by the size of the gradients seen.
         by_gradient: the step pulled back to its gradient alone (`blo.steps.pullbacks`), its options
             plain numbers; None, or a result of None, for automatic differentiation.
-        pulled_back: the step pulled back to all that it is a function of, in the same way.
+        closed: the step of many tensors at once and its pull-back to all that it is a function of
+            (`blo.steps.together`), its options plain numbers; None for automatic differentiation.
     """
 
     step: Step
@@ -38,7 +40,7 @@ class Rule:
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
     by_gradient: ByGradient | None = None
-    pulled_back: PullBack | None = None
+    closed: ClosedForm | None = None
 
 
 def register_update(
@@ -242,7 +244,7 @@ SHIPPED: Mapping[type, Rule] = {
         rules.sgd_slots,
         True,
         by_gradient=pullbacks.sgd_by_gradient,
-        pulled_back=pullbacks.sgd_pulled_back,
+        closed=together.SGD,
     ),
     torch.optim.AdamW: Rule(
         rules.adamw,
@@ -250,7 +252,7 @@ SHIPPED: Mapping[type, Rule] = {
         False,
         _second_moment_zero,
         pullbacks.adamw_by_gradient,
-        pullbacks.adamw_pulled_back,
+        together.ADAMW,
     ),
     torch.optim.Adam: Rule(
         rules.adam,
@@ -258,7 +260,7 @@ SHIPPED: Mapping[type, Rule] = {
         True,
         _second_moment_zero,
         pullbacks.adam_by_gradient,
-        pullbacks.adam_pulled_back,
+        together.ADAM,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
     torch.optim.Adamax: Rule(rules.adamax, rules.adamax_slots, True, _norm_least),
