@@ -150,7 +150,8 @@ class Engine:
         self.round = 0
         self.num_gradients = 0
         self.num_products = 0
-        self.recorder = Recorder(graph)
+        self.reduction = reduction_among(distributed)
+        self.recorder = Recorder(graph, joins=self.reduction.is_local)
         self.method_states: dict[str, Tensors | None] = {}
         self.watch = StepWatch()
         self._logged: set[str] = set()
@@ -162,7 +163,6 @@ class Engine:
             False  # by step() and backward(), which go on within a round; run() does not
         )
         self._compared: set[str] = set()
-        self.reduction = reduction_among(distributed)
         refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
@@ -576,7 +576,7 @@ class Engine:
         self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
         self.method_states = checkpoint.method_states(self.graph, state["method_states"])
         self._divergence.load_state_dict(state.get("divergence", {}))
-        self.recorder = Recorder(self.graph)
+        self.recorder = Recorder(self.graph, joins=self.reduction.is_local)
         self._turns.go_to(state.get("within_round", 0))
         refuse_unequal(self.graph, self.reduction)
 

@@ -155,13 +155,13 @@ def _kept_piece(
     """Return the same as `_piece`, evaluated at the leaves of `kept`, with the graph put there."""
     mode = composing(2)
     places = tuple(t for name in kept.leaves for t in graph[name].parameters)
-    leaves, own = (t for tensors in kept.leaves.values() for t in tensors), problem.name
-    with graph.space.placed(places, tuple(leaves)), differentiable_again():
+    leaves, own = tuple(t for tensors in kept.leaves.values() for t in tensors), problem.name
+    with graph.space.placed(places, leaves), differentiable_again():
 
         def gradient(loss: Tensor) -> Gradient:
             return kept.pieces.add(loss, kept.leaves[own], mode)
 
-        return _piece(graph, problem, parameters, batch, precision, True, gradient, mode)
+        return _piece(graph, problem, parameters, batch, precision, True, gradient, mode, leaves)
 
 
 def _piece(
@@ -173,12 +173,14 @@ def _piece(
     keep: bool,
     gradient: Callable[[Tensor], Gradient] | None = None,
     mode: Composing | None = None,
+    leaves: Tensors = (),
 ) -> _Piece:
     """Return what a loss is on one batch.
 
     Args:
         gradient: takes the gradient of the loss, in place of `torch.autograd.grad`.
         mode: in which the loss is evaluated then.
+        leaves: what it is a function of then, which may be in a graph of their own.
     """
     role, space = graph.role(problem), graph.space
     state, buffers, marks = None, {}, None
@@ -202,12 +204,12 @@ def _piece(
     if marks is not None and drawn_from(marks):
         # It begins to draw from Python's or numpy's generators: once more, from a known state.
         problem.draws = True
-        return _piece(graph, problem, parameters, batch, precision, keep, gradient, mode)
+        return _piece(graph, problem, parameters, batch, precision, keep, gradient, mode, leaves)
     if problem.computed_in is None:
         problem.computed_in = computed_in(loss)
     found: tuple[str, ...] = ()
     if role.differentiable and role.unread:
-        met = _leaves_of(loss)
+        met = _leaves_of(loss, leaves)
         found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
     grads: Gradient = (None,) * len(parameters)
     if role.differentiable and space.is_sharded:
@@ -251,11 +253,11 @@ def _note_buffers(problem: Problem, changed: Sequence[int], keep: bool) -> None:
             )
 
 
-def _leaves_of(loss: Tensor) -> set[int]:
-    """Return the identities of the leaves in the graph of `loss`."""
+def _leaves_of(loss: Tensor, ends: Tensors) -> set[int]:
+    """Return the identities of the leaves in the graph of `loss`, as far as `ends`."""
     found = {id(loss)} if loss.grad_fn is None else set()
     waiting = [loss.grad_fn] if loss.grad_fn is not None else []
-    seen = set(waiting)
+    seen = {*waiting, *(t.grad_fn for t in ends)}
     while waiting:
         node = waiting.pop()
         variable = getattr(node, "variable", None)

@@ -329,7 +329,7 @@ def _pulled_back_together(
             after = None
             if adjoint.slots is not None:
                 after = tuple(zip(*(adjoint.slots[i] for i in at), strict=True))
-            ends = [of_y[i] for i in at]
+            ends = tuple(of_y[i] for i in at)
             found = closed.pulled_back(taken, bool(slots), group, count, ends, after)
             for k, i in enumerate(at):
                 y[i], of_y[i], of_g[i] = taken.lower[k], found.lower[k], found.gradient[k]

@@ -105,6 +105,15 @@ def register_update(
     )
 
 
+def known_rule(optimizer: type) -> Rule | None:
+    """Return what `rule_of` does; None if nothing is known."""
+    for base in optimizer.__mro__:
+        known = _registered.get(base) or SHIPPED.get(base)
+        if known is not None:
+            return known if _own_step(optimizer) is _own_step(base) else None
+    return None
+
+
 def rule_of(optimizer: type) -> Rule:
     """Return what is known of an optimizer class: its own entry, or that of the nearest class it
     derives from, if it takes that one's step.
@@ -112,12 +121,9 @@ def rule_of(optimizer: type) -> Rule:
     Raises:
         TypeError: if nothing is known, naming the classes that are.
     """
-    for base in optimizer.__mro__:
-        known = _registered.get(base) or SHIPPED.get(base)
-        if known is not None:
-            if _own_step(optimizer) is _own_step(base):
-                return known
-            break
+    known = known_rule(optimizer)
+    if known is not None:
+        return known
     names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SHIPPED)
     name = optimizer.__qualname__
     raise TypeError(

@@ -1,9 +1,9 @@
 """Steps of SGD and Adam on many tensors at once, and their pull-backs in closed form.
 
-The updates of `blo.steps.rules`, with the same bits, by one call of a foreach kernel for all tensors
-that share their options and the number of steps that they have taken. Written for options that are
-plain numbers; automatic differentiation of the rule serves where they are not, and for other
-optimizers.
+The updates of `blo.steps.rules`, with the same bits, by one call of a foreach kernel for all
+tensors that share their options and the number of steps that they have taken. Written for options
+that are plain numbers; automatic differentiation of the rule serves where they are not, and for
+other optimizers.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Taken(NamedTuple):
 class Cotangents(NamedTuple):
     """The cotangents of what a step is a function of: parameters, slots and gradient."""
 
-    lower: Sequence[Tensor]
-    slots: tuple[Sequence[Tensor], ...]
-    gradient: Sequence[Tensor]
+    lower: Tensors
+    slots: Columns
+    gradient: Tensors
 
 
 class ClosedForm(NamedTuple):
@@ -53,9 +53,7 @@ class ClosedForm(NamedTuple):
     """
 
     step: Callable[[Tensors, Columns, Tensors, Options, int], Taken]
-    pulled_back: Callable[
-        [Taken, bool, Options, int, Sequence[Tensor], Sequence[Sequence[Tensor]] | None], Cotangents
-    ]
+    pulled_back: Callable[[Taken, bool, Options, int, Tensors, Columns | None], Cotangents]
     serves: Callable[[Options], bool]
 
 
@@ -79,8 +77,8 @@ def sgd_pulled_back(
     had_slots: bool,
     options: Options,
     num_steps: int,
-    of_y: Sequence[Tensor],
-    of_slots: Sequence[Sequence[Tensor]] | None,
+    of_y: Tensors,
+    of_slots: Columns | None,
 ) -> Cotangents:
     """Return `sgd_step` pulled back: with ``d`` what is stepped along, ``d_bar = -lr y_bar'``,
     ``b_bar' += momentum d_bar`` (nesterov) or ``d_bar``, ``g_bar = (1 - dampening) b_bar'`` (plus
@@ -88,8 +86,8 @@ def sgd_pulled_back(
     """
     momentum, decay = float(options["momentum"]), float(options["weight_decay"])
     along = torch._foreach_mul(of_y, -float(options["lr"]))
-    of_g: Sequence[Tensor] = along
-    slots: tuple[Sequence[Tensor], ...] = ()
+    of_g = along
+    slots: Columns = ()
     if momentum != 0.0:
         of_b = torch._foreach_mul(along, momentum) if options["nesterov"] else along
         if of_slots:
@@ -128,8 +126,8 @@ def adam_pulled_back(
     had_slots: bool,
     options: Options,
     num_steps: int,
-    of_y: Sequence[Tensor],
-    of_slots: Sequence[Sequence[Tensor]] | None,
+    of_y: Tensors,
+    of_slots: Columns | None,
 ) -> Cotangents:
     """Return `adam_step` pulled back.
 
