@@ -118,7 +118,7 @@ def length(x: Tensors) -> float:
         return 0.0
     fast = float(norm(x).detach())
     wide = _accumulator(x)
-    if _squares_fit(fast, wide):
+    if squares_fit(fast, wide):
         return fast
     # Torch's infinity norm takes ten times as long.
     largest = [float(_entire(t.detach().abs().amax())) for t in x if t.numel()]
@@ -164,7 +164,7 @@ def extents_beside(x: Tensors, y: Tensors) -> tuple[list[Extent], list[float]]:
     found = numbers_of((*norms(tuple(rows)), *counted, *norms(detach(y))))
     n = len(x)
     known = [
-        Extent(size, int(number)) if _squares_fit(size, _accumulator((t,))) else _extent(t)
+        Extent(size, int(number)) if squares_fit(size, _accumulator((t,))) else _extent(t)
         for t, size, number in zip(x, found[:n], found[n : 2 * n], strict=True)
     ]
     lengths = zip(y, found[2 * n :], strict=True)
@@ -256,7 +256,7 @@ def _entire(scalar: Tensor) -> Tensor:
     return entire
 
 
-def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
+def squares_fit(norm: float, dtype: torch.dtype) -> bool:
     """Return whether squares that add up to `norm` squared neither overflow nor vanish."""
     limits = torch.finfo(dtype)
     # Above it, the squares that vanish are below rounding even for 1e10 entries.
