@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from blo.derivatives.kept import KeptGraph
 from blo.derivatives.pullback import Gradient, filled
 from blo.graph import ProblemGraph, Update
-from blo.linear.tensors import Tensors, leaves
+from blo.linear.tensors import Tensors, clones, leaves
 from blo.problem import Problem
 from blo.record import Draw, Moment
 from blo.steps.joined import JoinedSteps
@@ -69,7 +69,7 @@ class Recorder:
         joined = self._joined.get(problem.name)
         if joined is not None:
             return joined.graph(problem.parameters)
-        moving = {p.name: leaves(copies(p.parameters)) for p in (problem, *role.moving)}
+        moving = {p.name: leaves(clones(p.parameters)) for p in (problem, *role.moving)}
         still = {a.name: leaves(a.parameters) for a in role.inputs if a.name not in moving}
         return KeptGraph.begin({**moving, **still})
 
@@ -85,7 +85,7 @@ class Recorder:
             return
         update = UpdateMap(problem.optimizer_class)
         states, options = problem.optimizer_states(), problem.options()
-        start = update.start(copies(problem.parameters), states, options)
+        start = update.start(clones(problem.parameters), states, options)
         upper = {a.name: leaves(a.parameters) for a in role.inputs}
         self._joined[problem.name] = JoinedSteps(update, problem.name, start, upper)
 
@@ -129,12 +129,12 @@ class Recorder:
             received=received,
             lower=lower,
             states=problem.optimizer_states() if again else None,
-            values={a.name: copies(a.parameters) for a in role.moving},
+            values={a.name: clones(a.parameters) for a in role.moving},
             below=self._below(problem) if needs.before or place is not None else {},
             buffers_after=buffers_after,
             upper_gradient=upper_gradient,
             # A copy: hooks of the optimizer may change the gradient in place.
-            lower_gradient=copies(filled(gradient, problem.parameters))
+            lower_gradient=clones(filled(gradient, problem.parameters))
             if update.last and needs.lower_gradient
             else None,
             graph=graph,
@@ -149,7 +149,7 @@ class Recorder:
     @staticmethod
     def _before(problem: Problem, graph: KeptGraph | None) -> Tensors:
         """Return a copy of the parameters of `problem`, that of the graph where one is kept."""
-        return copies(problem.parameters) if graph is None else graph.lower(problem.name)
+        return clones(problem.parameters) if graph is None else graph.lower(problem.name)
 
     def _below(self, problem: Problem) -> dict[str, Moment]:
         """Return the last updates of the problems below, by name."""
@@ -171,8 +171,3 @@ class Recorder:
         length = problem.steps if needs.history is None else min(needs.history, problem.steps)
         stride = math.isqrt(length - 1) + 1 if needs.stride is None else needs.stride
         return place == 0 or (stride != 0 and place % stride == 0)
-
-
-def copies(parameters: Iterable[Tensor]) -> Tensors:
-    """Return copies of some tensors, without graph."""
-    return tuple(p.detach().clone() for p in parameters)

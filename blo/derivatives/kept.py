@@ -16,7 +16,7 @@ from blo.derivatives.graphs import GradientGraph, gradient_in_graph
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.reduction import Reduction
-from blo.linear.tensors import Tensors, detach
+from blo.linear.tensors import Tensors, clones, detach
 
 
 @dataclass
@@ -45,7 +45,11 @@ class Pieces:
         gradient, runs_python = gradient_in_graph(loss, wanted, mode)
         self.runs_python |= runs_python
         self.graphs.append(gradient)
-        return tuple(None if g is None else g.detach().clone() for g in gradient)
+        known = clones(g for g in gradient if g is not None)
+        if len(known) == len(gradient):
+            return known
+        found = iter(known)
+        return tuple(None if g is None else next(found) for g in gradient)
 
 
 @dataclass(frozen=True)

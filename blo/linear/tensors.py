@@ -196,6 +196,15 @@ def detach(x: Iterable[Tensor]) -> Tensors:
     return tuple(t.detach() for t in x)
 
 
+def clones(x: Iterable[Tensor]) -> Tensors:
+    """Return copies of the tensors, without graph."""
+    tensors = tuple(x)
+    if not tensors or any(map(_is_distributed, tensors)):
+        return tuple(t.detach().clone() for t in tensors)
+    with torch.no_grad():
+        return tuple(torch._foreach_clone(tensors))
+
+
 def leaves(x: Iterable[Tensor]) -> Tensors:
     """Return fresh leaves that require gradients; memory is shared with `x`."""
     return tuple(t.detach().requires_grad_() for t in x)

@@ -20,9 +20,9 @@ from blo.derivatives.graphs import differentiable_again
 from blo.derivatives.kept import KeptGraph, versions
 from blo.derivatives.precision import coarsest
 from blo.derivatives.pullback import Gradient, mean, pulled_back
-from blo.linear.tensors import Tensors, detach, leaves, norms, numbers_of, subtract
+from blo.linear.tensors import Tensors, clones, detach, leaves, norms, numbers_of, subtract
 from blo.steps.optimizers import Iterate, UpdateMap
-from blo.steps.replay import allowed
+from blo.steps.replay import ROUNDING
 from blo.steps.rules import Options, State
 from blo.steps.together import ClosedForm, Taken, together
 
@@ -47,7 +47,7 @@ class JoinedSteps:
         self._update, self._name = update, name
         self._iterate = Iterate(leaves(start.lower), start.states)
         self._start = self._iterate.lower
-        self._ways: list[list[Tensor]] = []
+        self._distances: list[Tensor] = []
         self._waiting: tuple[Gradient, Sequence[Options]] | None = None
         self._versions = versions((*upper.values(), self._start))
 
@@ -58,7 +58,7 @@ class JoinedSteps:
             lower: the parameters, as the step before has left them.
         """
         if self._waiting is not None:
-            self._join(tuple(torch._foreach_clone(detach(lower))))
+            self._join(clones(lower))
         return KeptGraph.begin({self._name: self._iterate.lower, **self.upper})
 
     def take(self, graph: KeptGraph, options: Sequence[Options]) -> bool:
@@ -73,17 +73,16 @@ class JoinedSteps:
         return True
 
     def pulled_back(
-        self, upper: Sequence[str], end: Tensors, cotangent: Tensors, eps: float, *, start: bool
+        self, upper: Sequence[str], end: Tensors, cotangent: Tensors, *, start: bool
     ) -> tuple[Gradient, Gradient] | None:
-        """Return the cotangents of the problems `upper` and of the start; None where the steps lead
-        elsewhere than the optimizer went, a tensor was edited meanwhile, or the graph was handed
-        out before.
+        """Return the cotangents of the problems `upper` and of the start; None where a step leads
+        elsewhere than the optimizer went by more than rounding, a tensor was edited meanwhile, or
+        the graph was handed out before.
 
         Args:
             upper: names.
             end: where the optimizer went.
             cotangent: of the end.
-            eps: of the type that the loss is computed in.
             start: whether that of the start is wanted; it is empty otherwise.
         """
         if self._waiting is None:
@@ -91,7 +90,7 @@ class JoinedSteps:
         self._join(detach(end))
         last, self._iterate = self._iterate.lower, Iterate((), ())
         edited = versions((*self.upper.values(), self._start)) != self._versions
-        if edited or not self._is_near(detach(end), eps):
+        if edited or not self._is_near(detach(end)):
             return None
         inputs = tuple(t for name in upper for t in self.upper[name])
         with differentiable_again():
@@ -104,8 +103,7 @@ class JoinedSteps:
         (gradient, options), self._waiting = self._waiting, None
         closed = self._update.closed_form(options)
         assert closed is not None
-        before = self._iterate.lower
-        y, states, plain = list(before), list(self._iterate.states), list(detach(before))
+        y, states, plain = list(self._iterate.lower), list(self._iterate.states), list(end)
         for at in together(y, states, gradient, options):
             columns = tuple(zip(*(states[i].slots for i in at), strict=True))
             step = _Step(closed, options[at[0]], states[at[0]].num_steps, bool(columns))
@@ -122,15 +120,16 @@ class JoinedSteps:
                 y[i] = _At.apply(end[i], y[i])  # type: ignore[no-untyped-call]
         self._iterate = Iterate(tuple(y), tuple(states))
         with torch.no_grad():
-            self._ways.append(norms(subtract((*plain, *end), (*end, *before))))
+            self._distances += norms(subtract(tuple(plain), end))
 
-    def _is_near(self, end: Tensors, eps: float) -> bool:
-        """Return whether each step leads where the optimizer went, as `Drift` has it."""
+    def _is_near(self, end: Tensors) -> bool:
+        """Return whether each step leads where the optimizer went, up to rounding. Whether more is
+        right is for the steps taken one by one to say.
+        """
         width, own = len(end), torch.finfo(coarsest(t.dtype for t in end)).eps
-        every = numbers_of((*norms(end), *(n for ways in self._ways for n in ways)))
-        size, *lengths = (math.hypot(*every[i : i + width]) for i in range(0, len(every), width))
-        pairs = zip(lengths[::2], lengths[1::2], strict=True)
-        return all(off <= allowed(way, size, eps, own) for off, way in pairs)
+        every = numbers_of((*norms(end), *self._distances))
+        size, *off = (math.hypot(*every[i : i + width]) for i in range(0, len(every), width))
+        return all(distance <= ROUNDING * own * size for distance in off)
 
 
 @dataclass

@@ -121,18 +121,6 @@ def received(step: LowerStep, gradient: Gradient, lower: Tensors) -> Gradient:
     )
 
 
-def allowed(way: float, size: float, eps: float, own_eps: float) -> float:
-    """Return how far a step taken again may end from where the optimizer went.
-
-    Args:
-        way: length of the step.
-        size: norm of the parameters.
-        eps: of the type that the loss is computed in.
-        own_eps: of the parameters' type.
-    """
-    return max(DRIFT, NOISE * eps) * way + ROUNDING * own_eps * size
-
-
 class Drift:
     """How far steps taken again end from where the optimizer went, compared once for all segments.
 
@@ -163,7 +151,8 @@ class Drift:
         lengths = (math.hypot(*every[i : i + width]) for i in range(0, len(every), width))
         for steps, _ in self._found:
             off, length, size = next(lengths), next(lengths), next(lengths)
-            if not off <= allowed(length, size, self._eps, self._own_eps):
+            allowed = max(DRIFT, NOISE * self._eps) * length + ROUNDING * self._own_eps * size
+            if not off <= allowed:
                 raise RuntimeError(
                     f"recorded lower step {steps}, taken again, ends {off:.2g} away from where the "
                     f"optimizer went, a way of {length:.2g}: something else changes gradients or "
