@@ -2,9 +2,10 @@
 
 ``features`` is the grid on frozen features, ``tune`` tries learning rates of MiniLM with LoRA on
 seeds of their own, ``finetune`` is the grid with MiniLM and LoRA at the best of them, ``trec_weak``
-weighs labelling functions, ``generation`` sources of texts that SmolLM2 is to write, ``table``
-prints what there is and writes the tables of docs/reweight.md. Every cell without a row in
-benchmarks/results/reweight/ is run, so the same command goes on after an interruption.
+weighs labelling functions, ``generation`` sources of texts that SmolLM2 is to write, ``costs``
+counts what weighing takes, ``table`` prints what there is and writes docs/reweight.md's tables.
+Every cell without a row in benchmarks/results/reweight/ is run, so the same command goes on after
+an interruption.
 """
 
 import argparse
@@ -32,6 +33,9 @@ from benchmarks.reweight.rows import RESULTS, append, done, read
 Row = Mapping[str, Any]
 TUNED = RESULTS.with_name("tuning.jsonl")
 WRITTEN = RESULTS.with_name("generation.jsonl")
+COSTS = RESULTS.with_name("costs.jsonl")
+COUNTED = 10
+"""Updates that are counted to know what a training takes."""
 PAGE = Path("docs/reweight.md")
 
 
@@ -121,18 +125,39 @@ def trec_weak(asked: argparse.Namespace) -> None:
                 print(row, flush=True)
 
 
-PARTS = {each.__name__: each for each in (features, tune, finetune, trec_weak, generation)}
+def costs(asked: argparse.Namespace) -> None:
+    """What weighing costs beside one plain training; the rows of before are replaced."""
+    from benchmarks.reweight.costs import measured
+
+    (seed,) = asked.seeds or (0,)
+    rows = measured(asked.data_dir, steps=COUNTED, seed=seed)
+    COSTS.unlink(missing_ok=True)
+    for row in rows:
+        append(row, COSTS)
+        print(row, flush=True)
+
+
+def write_tables() -> None:
+    """Print the rows as tables, and write those of the page."""
+    from benchmarks.reweight import page, tables
+
+    print(tables.markdown(read()))
+    parts = {
+        "minilm_lora": page.finetuned(read(), read(TUNED)),
+        "generation": page.generated(read(WRITTEN)),
+        "costs": page.costs(read(COSTS)),
+    }
+    page.write(PAGE, parts)
+
+
+PARTS = {each.__name__: each for each in (features, tune, finetune, trec_weak, generation, costs)}
 
 
 def main() -> None:
     """Run what is asked for."""
     asked = parser().parse_args()
     if asked.part == "table":
-        from benchmarks.reweight.page import write
-        from benchmarks.reweight.tables import markdown
-
-        print(markdown(read()))
-        write(PAGE, read(), read(TUNED), read(WRITTEN))
+        write_tables()
         return
     if asked.data_dir is None:
         raise SystemExit(

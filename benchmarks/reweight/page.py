@@ -22,10 +22,10 @@ NAMES = {
 }
 
 
-def write(page: Path, rows: Sequence[Row], tuned: Sequence[Row], written: Sequence[Row]) -> None:
-    """Write the tables between the page's marks."""
-    write_between(page, ROUTE, finetuned(rows, tuned))
-    write_between(page, "generation", generated(written))
+def write(page: Path, parts: Mapping[str, str]) -> None:
+    """Write each part between its marks on the page."""
+    for mark, text in parts.items():
+        write_between(page, mark, text)
 
 
 def finetuned(rows: Sequence[Row], tuned: Sequence[Row]) -> str:
@@ -109,6 +109,23 @@ def generated(rows: Sequence[Row]) -> str:
         )
     head = ["method", "seed", "test loss", "clean", "shuffled", "questions", "gradients", "CPU s"]
     return table(head, lines)
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """A row a way of training: its parts in CPU seconds, and the whole over that of plain training;
+    the same of gradients.
+    """
+    if not rows:
+        return "No run yet."
+    parts = ("embedding", "search", "fine_tuning", "finish", "whole")
+    plain = next(row for row in rows if row["way"] == "plain")
+    lines = []
+    for row in rows:
+        seconds = [f"{row[part]:.0f}" if part in row else "" for part in parts]
+        ratio, gradients = row["whole"] / plain["whole"], row["gradients"] / plain["gradients"]
+        lines.append([row["way"], *seconds, f"{ratio:.2f}", f"{gradients:.2f}"])
+    named = [part.replace("_", "-") for part in parts]
+    return table(["training", *named, "over plain", "gradients over plain"], lines)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

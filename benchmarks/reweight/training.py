@@ -1,5 +1,6 @@
 """Fine-tuning with weighted sources in this process: the phases of applications.reweight."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ from blo import Engine
 
 
 @dataclass(frozen=True)
+class Took:
+    """What a phase took: updates of the model, gradients, Hessian products, CPU seconds."""
+
+    num_updates: int
+    num_gradients: int
+    num_products: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a training leaves.
 
@@ -25,15 +36,23 @@ class Trained:
         work: what it was made of.
         model: trained.
         weights: of the sources, where they were moved along it.
-        num_gradients: gradients that were taken, of a batch each.
-        num_products: Hessian products that were taken.
+        phases: what each took, in their order.
     """
 
     work: Workload
     model: Model
     weights: SourceWeights | None
-    num_gradients: int
-    num_products: int
+    phases: tuple[Took, ...]
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of a batch that were taken."""
+        return sum(phase.num_gradients for phase in self.phases)
+
+    @property
+    def num_products(self) -> int:
+        """Hessian products of a batch that were taken."""
+        return sum(phase.num_products for phase in self.phases)
 
 
 def trained(
@@ -53,12 +72,14 @@ def trained(
     else:
         work = workload(options, family, gathered, target, weights)
         phases = weighted_phases(work, target.train, weighting)
-    num_gradients = num_products = 0
+    took = []
     for phase in phases:
         set_seed(options.run.seed)
         engine = Engine(phase.graph, precision=precision(options.model))
+        started = time.process_time()
         engine.run(phase.updates.rounds)
-        num_gradients += engine.num_gradients
-        num_products += engine.num_products
+        seconds = time.process_time() - started
+        updates = phase.updates.num_lower_steps
+        took.append(Took(updates, engine.num_gradients, engine.num_products, seconds))
         model = phase.model
-    return Trained(work, model, moved, num_gradients, num_products)
+    return Trained(work, model, moved, tuple(took))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.reweight.generation import POISONED, SIZES, displaced, once, weights
-from benchmarks.reweight.page import scores
+from benchmarks.reweight.page import costs, scores
 from benchmarks.reweight.plan import (
     METHODS,
     RATES,
@@ -101,6 +101,16 @@ def test_one_seed_has_a_difference_and_no_interval() -> None:
     assert scores(rows).splitlines()[2:] == [
         "| **learned weights** | 0.001 | 1 | 80.0 |  |  | 1 |",
         "| two-stage | 0.001 | 1 | 70.0 | +10.0 |  | 1 |",
+    ]
+
+
+def test_costs_are_told_over_plain_training() -> None:
+    plain = {"way": "plain", "fine_tuning": 100.0, "finish": 0.0, "whole": 100.0, "gradients": 300}
+    ours = {"way": "features", "fine_tuning": 100.0, "finish": 4.0, "search": 6.0, "gradients": 312}
+    rows = [plain, {**ours, "embedding": 20.0, "whole": 130.0}]
+    assert costs(rows).splitlines()[2:] == [
+        "| plain |  |  | 100 | 0 | 100 | 1.00 | 1.00 |",
+        "| features | 20 | 6 | 100 | 4 | 130 | 1.30 | 1.04 |",
     ]
 
 
