@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks.memory import allocated_bytes
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Round
 from benchmarks.peers.task import Task
 
@@ -28,7 +29,7 @@ class Times(NamedTuple):
     ratios: dict[str, float]
 
 
-def received(task: Task, once: Round) -> Tensor:
+def received(task: Task | Chain, once: Round) -> Tensor:
     """Return what the optimizer above receives in the next round, as one flat vector."""
     own = {id(p) for p in task.x}
     seen: list[Tensor] = []

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 
 from benchmarks.peers import tasks
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Claim
 from benchmarks.peers.task import Task
 
-Build = Callable[[torch.dtype], Task]
+Build = Callable[[torch.dtype], Task | Chain]
 ONE_STEP, STEPS = Claim("one step"), Claim("steps")
 
 
@@ -26,6 +27,7 @@ class Row:
         claim: what its hypergradient is compared with.
         twin: a smaller problem for that comparison; None where it is made on the problem itself.
         large: left out of the short list.
+        kind: the question that it belongs to, where there are several.
     """
 
     method: str
@@ -33,6 +35,7 @@ class Row:
     claim: Claim
     twin: Build | None = None
     large: bool = False
+    kind: str = ""
 
 
 def solving(problem: Callable[..., Task], size: int, *, large: bool = False) -> list[Row]:
