@@ -148,8 +148,8 @@ def measured_with(parser: argparse.ArgumentParser, results: Path) -> None:
     parser.add_argument("--methods", nargs="*", help="by their names in benchmarks/peers/rows.py")
     parser.add_argument("--libraries", nargs="*", help=f"among {list(LIBRARIES)}; default: all")
     parser.add_argument("--settings", nargs="*", help="rows whose setting contains one of these")
-    parser.add_argument("--repeats", type=int, default=7, help="blocks of rounds, in turns")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a block, about")
+    parser.add_argument("--repeats", type=int, default=5, help="blocks of rounds, in turns")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of a block, about")
     parser.add_argument("--out", type=Path, default=results, help="JSON lines, some replaced")
     parser.add_argument("--anew", action="store_true", help="begin with an empty file")
     parser.add_argument(

@@ -67,16 +67,15 @@ def timed(
     Args:
         rounds: by library.
         repeats: blocks of each.
-        seconds: that a block takes about.
+        seconds: of process time that a block takes about.
         warm: rounds before, which are not counted.
     """
     counts = {}
     for name, once in rounds.items():
         for _ in range(warm):
             once()
-        start = time.perf_counter()
-        once()
-        counts[name] = max(1, min(200, round(seconds / (time.perf_counter() - start))))
+        _, cpu = _block(once, 1)
+        counts[name] = max(1, min(200, round(seconds / max(cpu, 1e-6))))
     walls: dict[str, list[float]] = {name: [] for name in rounds}
     cpus: dict[str, list[float]] = {name: [] for name in rounds}
     gc.collect()
