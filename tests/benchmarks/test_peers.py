@@ -1,6 +1,7 @@
 """The comparison with other libraries: what its references, its errors and its page say."""
 
 import json
+import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -203,8 +204,13 @@ def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["page", "--folder", str(tmp_path), "--out", str(out)])
     assert page.main() == 0
     written = out.read_text(encoding="utf-8")
-    for words in ("ridge", "failed: ZeroDivisionError", "Time against levels", "<svg"):
+    for words in ("ridge", "failed: ZeroDivisionError", "Time against levels", 'class="beside"'):
         assert words in written
+    figures = re.findall(r"<svg.*?>", written, re.DOTALL)
+    assert len(figures) == 6
+    for figure in figures:  # on a telephone, 390 pixels less the margins
+        assert "viewBox" in figure
+        assert int(re.search(r"min-width: (\d+)px", figure)[1]) <= 358
     errors = {(line["method"], line["problem"]): line["error"] for line in levels}
     assert errors["cg(3)", "chain, middle reads below"] < 1e-12
     assert errors["t1t2", "chain, middle reads below"] > 1e-3
