@@ -19,12 +19,9 @@ def version_of(package: str) -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the last commit that changed the library or the benchmarks, without their results;
-    None where there is no repository.
-    """
-    what = ["blo", "adapters", "benchmarks", ":!benchmarks/results"]
+    """Return the last commit that changed the library; None where there is no repository."""
     try:
-        words = ["git", "log", "-1", "--format=%h", "--", *what]
+        words = ["git", "log", "-1", "--format=%h", "--", "blo", "adapters"]
         found = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
