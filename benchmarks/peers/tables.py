@@ -40,10 +40,10 @@ def beside(group: dict[str, Line], names: Sequence[str] = OTHERS) -> list[str]:
     cells = []
     for name in names:
         other, ratio = group.get(name), group["blo"].get(ratio_to(name))
-        if other is None:
-            cells.append("")
-        elif other["status"] != "ok" or ratio is None:
+        if other is not None and other["status"] != "ok":
             cells.append("fails")
+        elif other is None or ratio is None:  # absent, or measured in other turns
+            cells.append("")
         else:
             wrong = other["error"] is not None and other["error"] > WRONG
             cells.append(f"{ratio:.2f}" + f" (error {other['error']:.1g})" * wrong)

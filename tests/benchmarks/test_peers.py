@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.peers import by_hand, ours, page, tasks, with_betty, with_higher, with_jaxopt
+from benchmarks.peers import (
+    by_hand,
+    ours,
+    page,
+    tables,
+    tasks,
+    with_betty,
+    with_higher,
+    with_jaxopt,
+)
 from benchmarks.peers.__main__ import lines
 from benchmarks.peers.chains import chain
 from benchmarks.peers.library import LIBRARIES, Claim, Entry, Library, register
@@ -150,6 +159,33 @@ def test_lines_that_are_measured_again_take_the_place_of_the_old_ones(tmp_path):
     assert not again.has([line_of("blo", 9.0) | {"commit": "2"}])
     assert not again.has([line_of("Betty", 9.0)])
     assert Results(path, anew=True).lines == []
+
+
+def test_the_tables_of_the_page_are_those_of_the_rows():
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled(text, tables.made(tables.FOLDER)) == text
+
+
+def measured(library, method="cg(10)", status="ok", **more):
+    known = {"problem": "ridge", "setting": "small", "method": method, "status": status}
+    found = {"error": 1e-7, "cpu_seconds": 2e-3, "peak_memory_mb": 0.5, "library": library}
+    return known | found | more
+
+
+def test_a_row_of_the_page_tells_ratios_and_who_is_wrong():
+    rows = [
+        measured("blo", to_by_hand=1.5, to_betty=2.0),
+        measured("by hand"),
+        measured("Betty", error=1.4),
+        measured("higher", status="absent"),
+        measured("BOAT", status="failed"),
+        measured("TorchOpt"),
+        measured("by hand", "darts"),
+    ]
+    *_, only = tables.rounds(rows).splitlines()
+    cells = [cell.strip() for cell in only.strip("|").split("|")]
+    assert cells[:6] == ["ridge", "small", "`cg(10)`", "2", "1e-07", "0.5"]
+    assert cells[6:] == ["1.50", "2.00 (error 1)", "fails", "", "", ""]
 
 
 def without_response(task):
