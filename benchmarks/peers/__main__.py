@@ -9,6 +9,7 @@ draws what was found.
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import sys
 import warnings
@@ -183,6 +184,8 @@ def measure(
     for row in rows:
         if options.methods and row.method not in options.methods:
             continue
+        gc.collect()
+        gc.freeze()  # what lives by now is not looked at in each collection below
         task = row.build(torch.float32)
         if options.settings and not any(part in task.setting for part in options.settings):
             continue

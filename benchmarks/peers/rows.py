@@ -97,7 +97,13 @@ def adapters() -> list[Row]:
         Row("darts", short, ONE_STEP),
         Row("darts", writer, ONE_STEP, short, large=True),
     ]
-    return [*rows, Row("t1t2", twin, ONE_STEP), Row("darts", wide, ONE_STEP, twin, large=True)]
+    wider = partial(wide, rows=16, length=64)
+    return [
+        *rows,
+        Row("t1t2", twin, ONE_STEP),
+        Row("darts", wide, ONE_STEP, twin, large=True),
+        Row("darts", wider, ONE_STEP, twin, large=True),
+    ]
 
 
 ROWS: Mapping[str, Callable[[], list[Row]]] = {
