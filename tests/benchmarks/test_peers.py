@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import scaling
+from benchmarks.peers import __main__ as comparison
 from benchmarks.peers import (
     by_hand,
     ours,
@@ -159,6 +160,27 @@ def test_lines_that_are_measured_again_take_the_place_of_the_old_ones(tmp_path):
     assert not again.has([line_of("blo", 9.0) | {"commit": "2"}])
     assert not again.has([line_of("Betty", 9.0)])
     assert Results(path, anew=True).lines == []
+
+
+def test_a_part_is_measured_again_into_the_same_file(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "peers.jsonl"
+
+    def run(*more):
+        flags = ["--problems", "ridge", "--libraries", "by hand", "--settings", "50 unknowns"]
+        words = ["peers", *flags, "--seconds", "0.001", "--repeats", "1", "--out", str(out), *more]
+        monkeypatch.setattr("sys.argv", words)
+        assert comparison.main() == 0
+        return capsys.readouterr().out.splitlines(), read(out)
+
+    _, first = run("--methods", "darts", "t1t2")
+    assert [line["method"] for line in first] == ["darts", "t1t2"]
+    _, again = run("--methods", "darts")
+    assert again[1] == first[1]
+    assert again[0]["seconds"] != first[0]["seconds"]
+    said, _ = run("--methods", "darts", "cg(10)", "--resume")
+    assert said[0] == "ridge, 50 unknowns, 100 rows, 1 x SGD: cg(10)"
+    assert len(said) == 2
+    assert run("--methods", "cg(20)", "--settings", "1000 unknowns")[0] == []
 
 
 def test_the_tables_of_the_page_are_those_of_the_rows():
