@@ -152,7 +152,8 @@ def trained(
         if library in reasons:
             found.append(line | {"status": "absent", "reason": reasons[library]})
             continue
-        losses, errors = [run.loss for run in own], [run.error for run in own]
+        losses = [run.loss for run in own]
+        errors = [run.error for run in own if run.error is not None]
         blocks = [cpu for run in own for cpu in run.cpus]
         ratios = {
             ratio_to(name): ratio_of(blocks, [cpu for run in other for cpu in run.cpus])
@@ -165,7 +166,7 @@ def trained(
                 "status": "ok",
                 "seconds": statistics.mean(sum(run.walls) for run in own),
                 "cpu_seconds": statistics.mean(sum(run.cpus) for run in own),
-                "error": statistics.mean(errors) if None not in errors else None,
+                "error": statistics.mean(errors) if errors else None,
                 "peak_memory_mb": own[-1].memory,
                 "loss": statistics.mean(losses),
                 "spread": statistics.stdev(losses) if seeds > 1 else None,
