@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from benchmarks.peers.tasks import Layers, Linear
+from benchmarks.betty_engine import Level, betty_rounds
+from benchmarks.peers.library import Round
+from benchmarks.peers.modules import Layers, Linear
+from blo import Engine, Method, Problem, ProblemGraph
 
 Batch = tuple[Tensor, Tensor]
 
@@ -136,3 +140,73 @@ def weighting(seed: int) -> Example:
         steps=1,
         measured=lambda: float(cross_entropy(net(x[test]), y[test])),
     )
+
+
+def with_blo(example: Example, method: Method) -> Round:
+    """Return the rounds of this library."""
+    modules = [example.upper, example.lower]
+    names = ("upper", "lower")
+    zeros = [torch.zeros_like(p) for p in example.lower.parameters()]
+    upper, lower = (
+        Problem(
+            name,
+            loss,
+            modules,
+            optimizer,
+            batches,
+            **({} if name == "upper" else {"steps": example.steps, "method": method}),
+            **({"start": lambda: zeros} if name == "lower" and example.from_zero else {}),
+        )
+        for name, loss, optimizer, batches in zip(
+            names, example.losses, example.optimizers, example.batches, strict=True
+        )
+    )
+    if example.least is not None:
+
+        def clamp(*_: object) -> None:
+            with torch.no_grad():
+                for p in example.upper.parameters():
+                    p.clamp_(min=example.least)
+
+        example.optimizers[0].register_step_post_hook(clamp)
+    rounds = Engine(ProblemGraph([upper, lower])).rounds(10**9)
+    return lambda: next(rounds)
+
+
+def with_betty(example: Example, **settings: Any) -> Round:
+    """Return the rounds of Betty."""
+
+    def begin() -> None:
+        if example.from_zero:
+            for p in example.lower.parameters():
+                p.data.zero_()
+
+    def end() -> None:
+        if example.least is not None:
+            for p in example.upper.parameters():
+                p.data.clamp_(min=example.least)
+
+    modules = example.upper, example.lower
+    above, below = zip(modules, example.optimizers, example.losses, example.batches, strict=True)
+    return betty_rounds(
+        Level(*above, end=end), Level(*below, begin=begin), steps=example.steps, **settings
+    )
+
+
+def last_error(example: Example, once: Round) -> float:
+    """Return the relative error of one more hypergradient."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    found: list[float] = []
+    (own,) = example.upper.parameters()
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if optimizer.param_groups[0]["params"][0] is own and own.grad is not None:
+            assert example.exact is not None
+            exact = example.exact()
+            found.append(float((own.grad.double() - exact).norm() / exact.norm()))
+
+    handle = register_optimizer_step_pre_hook(look)
+    once()
+    handle.remove()
+    return found[-1]

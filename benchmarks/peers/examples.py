@@ -14,76 +14,29 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import blo
-from benchmarks.betty_engine import Level, betty_rounds
-from benchmarks.peers.bettys import Example, regression, weighting
+from benchmarks.peers.bettys import (
+    Example,
+    last_error,
+    regression,
+    weighting,
+    with_betty,
+    with_blo,
+)
 from benchmarks.peers.library import Round
 from benchmarks.peers.measuring import peak_mb, ratio_of
 from benchmarks.peers.results import Line, Results, ratio_to
 from benchmarks.versions import commit, version_of
-from blo import Engine, Method, Problem, ProblemGraph
 
 RESULTS = Path("benchmarks/results/examples.jsonl")
 BLOCKS = 10
 Start = Callable[[Example], Round]
-
-
-def with_blo(example: Example, method: Method) -> Callable[[], object]:
-    """Return the rounds of this library."""
-    modules = [example.upper, example.lower]
-    names = ("upper", "lower")
-    zeros = [torch.zeros_like(p) for p in example.lower.parameters()]
-    upper, lower = (
-        Problem(
-            name,
-            loss,
-            modules,
-            optimizer,
-            batches,
-            **({} if name == "upper" else {"steps": example.steps, "method": method}),
-            **({"start": lambda: zeros} if name == "lower" and example.from_zero else {}),
-        )
-        for name, loss, optimizer, batches in zip(
-            names, example.losses, example.optimizers, example.batches, strict=True
-        )
-    )
-    if example.least is not None:
-
-        def clamp(*_: object) -> None:
-            with torch.no_grad():
-                for p in example.upper.parameters():
-                    p.clamp_(min=example.least)
-
-        example.optimizers[0].register_step_post_hook(clamp)
-    rounds = Engine(ProblemGraph([upper, lower])).rounds(10**9)
-    return lambda: next(rounds)
-
-
-def with_betty(example: Example, **settings: Any) -> Callable[[], object]:
-    """Return the rounds of Betty."""
-
-    def begin() -> None:
-        if example.from_zero:
-            for p in example.lower.parameters():
-                p.data.zero_()
-
-    def end() -> None:
-        if example.least is not None:
-            for p in example.upper.parameters():
-                p.data.clamp_(min=example.least)
-
-    modules = example.upper, example.lower
-    above, below = zip(modules, example.optimizers, example.losses, example.batches, strict=True)
-    return betty_rounds(
-        Level(*above, end=end), Level(*below, begin=begin), steps=example.steps, **settings
-    )
 
 
 # (method, of this library, of Betty); CG as in Betty's tests and as it should be.
@@ -140,43 +93,50 @@ def trained(
                 run.take(rounds * (block + 1) // BLOCKS - rounds * block // BLOCKS)
         for run in turns:
             run.end()
-    found = []
-    for library, own in runs.items():
-        line: Line = {
+    shared = {
+        "method": method,
+        "problem": make(0).problem,
+        "setting": f"{rounds} rounds, {seeds} seeds",
+    }
+    return [
+        {
             "library": library,
             "version": version_of("betty-ml" if library == "Betty" else "blo-torch"),
-            "method": method,
-            "problem": make(0).problem,
-            "setting": f"{rounds} rounds, {seeds} seeds",
+            **shared,
+            **(
+                {"status": "absent", "reason": reasons[library]}
+                if library in reasons
+                else reached(library, runs)
+            ),
         }
-        if library in reasons:
-            found.append(line | {"status": "absent", "reason": reasons[library]})
-            continue
-        losses = [run.loss for run in own]
-        errors = [run.error for run in own if run.error is not None]
-        blocks = [cpu for run in own for cpu in run.cpus]
-        ratios = {
-            ratio_to(name): ratio_of(blocks, [cpu for run in other for cpu in run.cpus])
-            for name, other in runs.items()
-            if name != library and other
-        }
-        found.append(
-            line
-            | {
-                "status": "ok",
-                "seconds": statistics.mean(sum(run.walls) for run in own),
-                "cpu_seconds": statistics.mean(sum(run.cpus) for run in own),
-                "error": statistics.mean(errors) if errors else None,
-                "peak_memory_mb": own[-1].memory,
-                "loss": statistics.mean(losses),
-                "spread": statistics.stdev(losses) if seeds > 1 else None,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "commit": commit(),
-                **ratios,
-            }
-        )
-    return found
+        for library in runs
+    ]
+
+
+def reached(library: str, runs: Mapping[str, Sequence[Run]]) -> Line:
+    """Return what a library reached and took, beside the others in the same turns."""
+    own = runs[library]
+    losses = [run.loss for run in own]
+    errors = [run.error for run in own if run.error is not None]
+    blocks = [cpu for run in own for cpu in run.cpus]
+    ratios = {
+        ratio_to(name): ratio_of(blocks, [cpu for run in other for cpu in run.cpus])
+        for name, other in runs.items()
+        if name != library and other
+    }
+    return {
+        "status": "ok",
+        "seconds": statistics.mean(sum(run.walls) for run in own),
+        "cpu_seconds": statistics.mean(sum(run.cpus) for run in own),
+        "error": statistics.mean(errors) if errors else None,
+        "peak_memory_mb": own[-1].memory,
+        "loss": statistics.mean(losses),
+        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        **ratios,
+    }
 
 
 class Run:
@@ -206,25 +166,6 @@ class Run:
         self.error = last_error(self.example, self.once) if self.example.exact else None
         self.memory = peak_mb(self.once)
         self.example, self.once = None, None  # its tensors are not needed any more
-
-
-def last_error(example: Example, once: Callable[[], object]) -> float:
-    """Return the relative error of one more hypergradient."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    found: list[float] = []
-    (own,) = example.upper.parameters()
-
-    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        if optimizer.param_groups[0]["params"][0] is own and own.grad is not None:
-            assert example.exact is not None
-            exact = example.exact()
-            found.append(float((own.grad.double() - exact).norm() / exact.norm()))
-
-    handle = register_optimizer_step_pre_hook(look)
-    once()
-    handle.remove()
-    return found[-1]
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.peers import tasks
+from benchmarks.peers import adapter_tasks, tasks
 from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Claim
 from benchmarks.peers.task import Task
@@ -83,16 +83,16 @@ def adapters() -> list[Row]:
     """Return the rows of BiLoRA and BiDoRA on classifiers, and of BiLoRA on language models."""
     rows = []
     for kind in ("BiLoRA", "BiDoRA"):
-        small = partial(tasks.adapter, kind=kind)
+        small = partial(adapter_tasks.adapter, kind=kind)
         rows += [
             Row("darts", small, ONE_STEP),
             Row("darts, one-sided", small, ONE_STEP),
             Row("darts", partial(small, rows=16, length=64), ONE_STEP, small, large=True),
         ]
-    wide = partial(tasks.adapter, kind="BiLoRA", shape="roberta-base")
-    twin = partial(tasks.adapter, kind="BiLoRA")
-    writer = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2")
-    short = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
+    wide = partial(adapter_tasks.adapter, kind="BiLoRA", shape="roberta-base")
+    twin = partial(adapter_tasks.adapter, kind="BiLoRA")
+    writer = partial(adapter_tasks.adapter, kind="BiLoRA", shape="GPT-2")
+    short = partial(adapter_tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
     rows += [
         Row("darts", short, ONE_STEP),
         Row("darts", writer, ONE_STEP, short, large=True),
