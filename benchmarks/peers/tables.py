@@ -45,8 +45,8 @@ def beside(group: dict[str, Line], names: Sequence[str] = OTHERS) -> list[str]:
         elif other is None or ratio is None:  # absent, or measured in other turns
             cells.append("")
         else:
-            wrong = other["error"] is not None and other["error"] > WRONG
-            cells.append(f"{ratio:.2f}" + f" (error {other['error']:.1g})" * wrong)
+            wrong = other["error"] if (other["error"] or 0.0) > WRONG else None
+            cells.append(f"{ratio:.2f}" + ("" if wrong is None else f" (error {wrong:.1g})"))
     return cells
 
 

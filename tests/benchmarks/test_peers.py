@@ -196,18 +196,19 @@ def measured(library, method="cg(10)", status="ok", **more):
 
 def test_a_row_of_the_page_tells_ratios_and_who_is_wrong():
     rows = [
-        measured("blo", to_by_hand=1.5, to_betty=2.0),
+        measured("blo", to_by_hand=1.5, to_betty=2.0, to_jaxopt=9.0),
         measured("by hand"),
         measured("Betty", error=1.4),
         measured("higher", status="absent"),
         measured("BOAT", status="failed"),
         measured("TorchOpt"),
+        measured("jaxopt", error=None),
         measured("by hand", "darts"),
     ]
     *_, only = tables.rounds(rows).splitlines()
     cells = [cell.strip() for cell in only.strip("|").split("|")]
     assert cells[:6] == ["ridge", "small", "`cg(10)`", "2", "1e-07", "0.5"]
-    assert cells[6:] == ["1.50", "2.00 (error 1)", "fails", "", "", ""]
+    assert cells[6:] == ["1.50", "2.00 (error 1)", "fails", "", "", "9.00"]
 
 
 def without_response(task):
