@@ -95,7 +95,7 @@ METHODS = {
     "darts, one-sided": blo.darts(one_sided=True),
     "sama": blo.sama(),
     "cg(10)": blo.cg(10, rtol=0.0),
-    "cg(20)": blo.cg(20),
+    "cg(20)": blo.cg(20, rtol=0.0),
     "unrolled": blo.unrolled(),
     "unrolled, checkpoints": blo.unrolled(checkpoint=True),
 }
