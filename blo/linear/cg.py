@@ -73,7 +73,8 @@ class CG:
         apply = system.preconditioner(self.preconditioner)
         r = tuple(t.clone() for t in r)  # x, r and p are this solve's own, and edited in place
         p = tuple(t.clone() for t in apply(r))
-        rz = pp = float(dot(r, p))  # |r|^2 and |p|^2, in the geometry of the preconditioner
+        # |r|^2 and |p|^2, in the geometry of the preconditioner
+        rz = pp = length * length if self.preconditioner is None else float(dot(r, p))
         norm_h, first = 0.0, rz
         while system.num_products < self.max_products:
             if not rz > 0.0:

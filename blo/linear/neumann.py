@@ -73,7 +73,7 @@ class Neumann:
         num_powers = min(self.num_power_iterations, self.max_products - system.num_products)
         if self.scale is None and num_powers == 0:
             return system.solution(x, Status.TRUNCATED, length)
-        powers = Powers(system, term, 0 if self.scale is not None else num_powers)
+        powers = Powers(system, term, length, 0 if self.scale is not None else num_powers)
         step = powers.step if self.scale is None else self.scale
         total, known, slack = _own(term), powers.num_products, 1.0 + 10 * system.eps
         for k in itertools.count(1):
@@ -106,9 +106,9 @@ class Powers:
     ``(I - step H)^k r`` of the Neumann series as their combinations.
     """
 
-    def __init__(self, system: LinearSystem, r: Tensors, num_products: int) -> None:
+    def __init__(self, system: LinearSystem, r: Tensors, length: float, num_products: int) -> None:
         self.num_products = 0
-        self._lengths = [float(norm(r))]
+        self._lengths = [length]
         self._directions = Basis(num_products + 1, r)
         self._directions.append(scale(1.0 / self._lengths[0], r))
         for _ in range(num_products):
