@@ -34,7 +34,11 @@ from blo.turns import Turns
 logger = logging.getLogger("blo")
 
 # By what a difference errs: where it was compared, and what mends it.
-ROUNDING = "twice", "rounding is the reason: give a larger radius, or compute in float32"
+ROUNDING = (
+    "twice",
+    "rounding or many kinks, as of ReLU, are the reason: give a larger radius, or compute in a "
+    "wider type",
+)
 CURVATURE = "half", "curvature or a kink is the reason: give a smaller radius or a smoother loss"
 
 

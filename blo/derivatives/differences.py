@@ -17,7 +17,6 @@ from blo.linear.tensors import (
     Tensors,
     axpy,
     detach,
-    dot,
     extents_beside,
     length,
     scale,
@@ -138,11 +137,12 @@ class FiniteDifferenceProducts:
         """Return how far ``mixed = g_xy v`` is from the product at half the radius; None where the
         user gave the radius. Costs what the product did, less what is known.
 
-        Where they are far apart, the product at twice the radius, at the same cost, tells why. With
-        curvature or a kink, products drift with the radius; rounding scatters them, twice as far at
-        half the radius and half as far at twice. Where twice is the nearer, and the way there goes
-        back on the way from half, it is rounding, and the distance from twice is that of `mixed`:
-        the one from half is mostly the error of the shorter step.
+        Where they are far apart, the product at a quarter of the radius, at the same cost, tells
+        why. Curvature and a kink that a shorter step does not reach let products settle as the step
+        shrinks. Rounding scatters them, and so do the kinks of a wide ReLU network, some of which
+        any step crosses: a quarter is then twice as far from half as half is from `mixed`. The
+        distance of `mixed` is that from twice the radius then: the one from half is mostly the
+        error of the shorter step.
         """
         if self._rule.radius is not None:
             return None
@@ -150,10 +150,10 @@ class FiniteDifferenceProducts:
         half = self._difference("upper", v, factor=0.5)
         found = Disagreement(_distance(mixed, half))
         if not found.distance <= MOST_DISAGREEMENT:
-            twice = self._difference("upper", v, factor=2.0)
-            back = float(dot(subtract(mixed, half), subtract(twice, mixed))) < 0.0
-            rounding = back and _distance(mixed, twice) < found.distance
-            found = Disagreement(_distance(mixed, twice if rounding else half), rounding)
+            quarter = self._difference("upper", v, factor=0.25)
+            settles = length(subtract(quarter, half)) < length(subtract(half, mixed))
+            other = half if settles else self._difference("upper", v, factor=2.0)
+            found = Disagreement(_distance(mixed, other), not settles)
         self.radius = radius
         return found
 

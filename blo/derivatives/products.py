@@ -24,8 +24,9 @@ class Disagreement(NamedTuple):
 
     Attributes:
         distance: relative to the other.
-        rounding: whether rounding separates them, and a longer step brings them together; False
-            where it is curvature or a kink, and a shorter step does; None where they are near.
+        rounding: whether rounding, or kinks that any step crosses, separate them, and a longer step
+            brings them together; False where it is curvature or a kink that a shorter step does not
+            reach; None where they are near.
     """
 
     distance: float

@@ -379,6 +379,27 @@ def test_rule_3_rounding_is_told_from_curvature():
         assert products.radius == length
 
 
+def test_rule_3_a_jump_that_a_shorter_step_does_not_reach_is_no_rounding(caplog):
+    """Its share of the difference falls with the radius, as that of rounding does."""
+    edge, jump = 3.5e-6, 3e-6  # between the radius, 5e-6, and its half; 30 % of the difference
+    x, y = Vector(torch.tensor([-edge])), Vector(torch.zeros(1))
+    lower = lambda _: (jump * (y.value + x.value).relu() + x.value * y.value).sum()
+    graph = ProblemGraph(
+        [
+            Problem(
+                "upper", lambda _: y.value.sum(), x, torch.optim.SGD(x.parameters(), 0.0), [None]
+            ),
+            Problem(
+                "lower", lower, y, torch.optim.SGD(y.parameters(), 0.0), [None], method=darts(1.0)
+            ),
+        ]
+    )
+    apart = Engine(graph).run(1).responses["upper <- lower"].disagreement
+    assert apart.distance == pytest.approx(0.3, rel=1e-2)
+    assert apart.rounding is False
+    assert "give a smaller radius" in caplog.text
+
+
 def test_rule_3_every_type_has_a_default_radius():
     assert set(DEFAULT_RADIUS) == {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
