@@ -70,7 +70,7 @@ class Evaluation(NamedTuple):
             sum(losses) / len(losses),
             math.hypot(*own_norms),
             math.hypot(*norms_beside),
-            {k: known.get(k, m) for k, m in self.metrics.items()},
+            {k: known[k] if k in known else float(m) for k, m in self.metrics.items()},
         )
 
 

@@ -240,13 +240,14 @@ def sum_all(terms: Iterable[Tensor]) -> Tensor:
 def numbers_of(scalars: Iterable[Tensor]) -> list[float]:
     """Return tensors without dimensions as numbers, in one transfer from the device of the first.
 
-    Their absolute values, as those of complex tensors have real types.
+    Types are mixed in float64, which holds counts too, where the device has it.
     """
     gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
     if len({(s.dtype, s.device) for s in gathered}) > 1:
-        wide, device = _accumulator(gathered), gathered[0].device
+        device = gathered[0].device
+        wide = torch.float32 if device.type == "mps" else torch.float64
         gathered = tuple(s.to(device, wide) for s in gathered)
     numbers: list[float] = torch.stack(gathered).tolist()
     return numbers
