@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as optimizers
 
 from blo.linear.tensors import Tensors
 from blo.steps import pullbacks, rules
@@ -31,6 +32,8 @@ class Rule:
         by_gradient: the step pulled back to its gradient alone (`blo.steps.pullbacks`), its options
             plain numbers; None, or a result of None, for automatic differentiation.
         pulled_back: the step pulled back to all that it is a function of, in the same way.
+        by_end: from the options of a group to those of Adam, where the step is told by where it
+            ended (`blo.steps.ends`); None where it is not.
     """
 
     step: Step
@@ -39,6 +42,7 @@ class Rule:
     untouched: Callable[[Tensors, Options], Tensor] | None = None
     by_gradient: ByGradient | None = None
     pulled_back: PullBack | None = None
+    by_end: Callable[[Options], Options] | None = None
 
 
 def register_update(
@@ -182,6 +186,29 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return unwrapped(inner)
 
 
+def num_hooks(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Return how many hooks are called before and after the steps of an optimizer, its own."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    before, after = (len(getattr(optimizer, name, ())) for name in names)
+    return before, after
+
+
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether anything is called before or after the steps of an optimizer."""
+    return any(num_hooks(optimizer))
+
+
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of an optimizer is its class's alone: no wrapper, no hook, its own or
+    of all optimizers, and no other `step` put in its place but by a scheduler, which counts.
+    """
+    for_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    placed = vars(optimizer).get("step")
+    is_own = placed is None or getattr(placed, "_wrapped_by_lr_sched", False)
+    whole = unwrapped(optimizer) is optimizer
+    return whole and is_own and not has_hooks(optimizer) and not any(for_all)
+
+
 @dataclass(frozen=True)
 class _Constant:
     """Slots that do not depend on the options."""
@@ -251,6 +278,7 @@ SHIPPED: Mapping[type, Rule] = {
         _second_moment_zero,
         pullbacks.adamw_by_gradient,
         pullbacks.adamw_pulled_back,
+        lambda options: {"decoupled_weight_decay": True, **options},
     ),
     torch.optim.Adam: Rule(
         rules.adam,
@@ -259,6 +287,7 @@ SHIPPED: Mapping[type, Rule] = {
         _second_moment_zero,
         pullbacks.adam_by_gradient,
         pullbacks.adam_pulled_back,
+        lambda options: options,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
     torch.optim.Adamax: Rule(rules.adamax, rules.adamax_slots, True, _norm_least),
