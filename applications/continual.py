@@ -16,8 +16,9 @@ from applications.options.command_line import parse_options
 from applications.options.sequences import SEQUENCE_GROUPS
 from applications.runs.command import quiet
 from applications.runs.ending import GoesOn, ended
-from applications.sequences.grid import Grid, summary_table
+from applications.sequences.grid import Grid
 from applications.sequences.material import gathered, placed
+from applications.sequences.report import PAGE, summary_table, write_page
 
 PROG = "python -m applications.continual"
 
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{line['seconds']:.0f} s",
                     flush=True,
                 )
-        console.print(summary_table(grid.results()))
+                write_page(grid.folder, grid.results())
+        results = grid.results()
+        write_page(grid.folder, results)
+        console.print(summary_table(results))
+        print(f"page: {grid.folder / PAGE}")
 
     return ended(work, GoesOn.CONTINUED)
 

@@ -75,11 +75,11 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
         """Add the network to the layer: biases and B's last map are zero, other weights start as
-        those of nn.Linear.
+        those of nn.Linear; ``init_lora_weights=False`` leaves B's last map random too.
         """
         variant: Any = module.lora_variant[adapter_name]
         pair, h = factors(module, adapter_name), variant.width
-        r = pair.A.shape[0]
+        r, random = pair.A.shape[0], kwargs["config"].init_lora_weights is False
         for side, matrix in (("A", pair.A), ("B", pair.B)):
             maps = {"trunk": (h, r), "head": (r, h)}
             if variant.generator == "seed":
@@ -89,12 +89,12 @@ class RepLoraVariant(AdditiveVariant, SharedVariant):
             for stage, (rows, columns) in maps.items():
                 bias = stage != "head" or variant.generator == "rows"
                 start = matrix.new_empty(rows, columns + bias).uniform_(-1, 1) / columns**0.5
-                if (stage, side) == ("head", "B"):
+                if (stage, side) == ("head", "B") and not random:
                     start.zero_()
                 if bias:  # else A's columns start as the biases alone make them: all but equal
                     start[:, -1] = 0
                 add_parameter(module, f"lora_{stage}_{side}", adapter_name, start)
-        if variant.generator == "rows" and kwargs["config"].init_lora_weights is not False:
+        if variant.generator == "rows" and not random:
             with torch.no_grad():  # the head is zero, so this need not be
                 nn.init.kaiming_uniform_(pair.B, a=5**0.5)
 

@@ -26,7 +26,8 @@ LEAST = 0.85
 """Pixels of a point where a page is narrow: below, a figure scrolls in its box."""
 LONG = 24
 NO_DATES: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-TOLD, BETWEEN = "told:", "\u2063"
+TOLD, BETWEEN, BREAK = "told:", "\u2063", "\u2064"
+"""Marks within an attribute of SVG, in which a line break would become a space."""
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -42,8 +43,9 @@ class Drawing:
 
 
 def tell(axes: Axes, xs: Sequence[float], ys: Sequence[float], texts: Sequence[str]) -> None:
-    """Let the points say something under the pointer: each a text."""
-    axes.plot(xs, ys, "o", markersize=11, alpha=0, gid=TOLD + BETWEEN.join(texts))
+    """Let the points say something under the pointer: each a text, of one line or several."""
+    said = BETWEEN.join(texts).replace("\n", BREAK)
+    axes.plot(xs, ys, "o", markersize=11, alpha=0, gid=TOLD + said)
 
 
 def short(name: str) -> str:
@@ -80,7 +82,7 @@ def put_titles(group: ElementTree.Element, texts: Sequence[str]) -> None:
     """Give each marker in a group its text."""
     markers = [element for element in group.iter() if element.tag == f"{{{SVG}}}use"]
     for marker, text in zip(markers, texts, strict=True):
-        ElementTree.SubElement(marker, f"{{{SVG}}}title").text = text
+        ElementTree.SubElement(marker, f"{{{SVG}}}title").text = text.replace(BREAK, "\n")
 
 
 def coloured(found: re.Match[str]) -> str:

@@ -62,13 +62,17 @@ def run(options: Options, command: str) -> None:
     from rich.console import Console
 
     from applications.families.named import family_of
+    from applications.options.completion import completed
     from applications.runs.closing import closing
     from applications.runs.estimate import estimates, plan_table
     from applications.runs.experiment import finetune
+    from applications.runs.plan import unused_line
 
     family = family_of(command)
     if options.dry_run:
         Console().print(plan_table(estimates(options, family)))
+        if (unused := unused_line(completed(options, family))) is not None:
+            print(unused)
         return
     print("\n".join(closing(finetune(options, family), options, family)))
 

@@ -1,14 +1,11 @@
-"""All sequences of one run: which are left, and what the finished ones say."""
+"""All sequences of one run: which are left, and the results of the finished ones."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from applications.comparison.statistics import mean_interval, spread
 from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.sequences import VARIANTS
@@ -20,8 +17,6 @@ from applications.sequences.variants import ROWS
 
 RESULTS = "results.jsonl"
 NEEDED = ("order", "variant", "settings", "last", "average", "forgetting")
-MEASURES = ("last", "average", "forgetting")
-REFERENCE = "sd_lora"
 
 
 @dataclass(frozen=True)
@@ -127,42 +122,3 @@ def mend(file: Path) -> None:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             file.write_text(whole, encoding="utf-8")
-
-
-def summary_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean and standard deviation over the orders, and the paired difference to plain SD-LoRA in
-    the last accuracy, with a 95 % interval (Student's t).
-    """
-    table = Table(title="Accuracy in % over the orders of the classes")
-    for head in ("variant", "orders", *MEASURES, f"last, less {REFERENCE}", "units", "seconds"):
-        table.add_column(head, justify="left" if head == "variant" else "right")
-    for name in VARIANTS:
-        own = {line["order"]: line for line in lines if line["variant"] == name}
-        if own:
-            table.add_row(*cells(name, own, lines))
-    return table
-
-
-def cells(
-    name: str, own: Mapping[int, Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """A row of the table."""
-    found = [name, str(len(own))]
-    for measure in MEASURES:
-        values = spread([100 * line[measure] for line in own.values()])
-        assert values is not None
-        found.append(
-            f"{values.mean:.1f}" if values.std is None else f"{values.mean:.1f} ± {values.std:.1f}"
-        )
-    reference = {line["order"]: line for line in lines if line["variant"] == REFERENCE}
-    pairs = [
-        100 * (own[k]["last"] - reference[k]["last"]) for k in sorted(own.keys() & reference.keys())
-    ]
-    text = "" if name == REFERENCE or not pairs else f"{sum(pairs) / len(pairs):+.1f}"
-    if text and len(pairs) > 1:
-        interval = mean_interval([pairs])
-        if interval.low is not None:
-            text += f" [{interval.low:+.1f}, {interval.high:+.1f}]"
-    units = sum(line["num_gradients"] for line in own.values()) / len(own)
-    seconds = sum(line["seconds"] for line in own.values()) / len(own)
-    return [*found, text, f"{units:.0f}", f"{seconds:.0f}"]

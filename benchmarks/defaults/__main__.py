@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__)
     made.add_argument("part", choices=[*PARTS, "epsilon", "table"])
     made.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of the data sets")
-    made.add_argument("--model", default="minilm")
+    made.add_argument("--model", default="minilm", help="minilm, smollm2, or a folder")
     made.add_argument("--tasks", nargs="+", help="default: those of the part")
     made.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     made.add_argument("--seeds", type=int, nargs="+", help="default: 100; 0 for check")

@@ -42,7 +42,14 @@ def tried(rows: Sequence[Row], tasks: Sequence[str], split: str) -> str:
                     f"{100 * min(away):.1f}" if away and len(rates_tried) > 1 else "",
                 ]
             )
+    if not lines:
+        return "No run yet."
     return table(["method", "learning rate", *tasks, "furthest from its best"], lines)
+
+
+def of_model(rows: Sequence[Row], model: str) -> list[Row]:
+    """The rows of one model."""
+    return [row for row in rows if row["model"] == model]
 
 
 def used(row: Row) -> float:
@@ -112,8 +119,9 @@ def write(results: Path, epsilon_results: Path, page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     parts = {
         "rates": rates(),
-        "tuned": tried(rows, TUNED_ON, "validation"),
-        "checked": tried(rows, CHECKED_ON, "test"),
+        "tuned": tried(of_model(rows, "minilm"), TUNED_ON, "validation"),
+        "second model": tried(of_model(rows, "smollm2"), TUNED_ON, "validation"),
+        "checked": tried(of_model(rows, "minilm"), CHECKED_ON, "test"),
         "hypergradients": sizes(rows),
         "epsilons": epsilons(read(epsilon_results)),
     }

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from applications.data.examples import TaskData
 from applications.data.splits import at_most, split_task
 from applications.families.classification import TextClassification
+from applications.models import smollm2
 from applications.models.loading import precision
 from applications.options.arguments import DataOptions
 from applications.options.command_line import parse_options
@@ -35,13 +36,13 @@ def trained(cell: Cell, data: list[str], model: str, more: Sequence[str] = ()) -
     Args:
         cell: what is trained.
         data: the flags that name the data set.
-        model: what ``--model`` is given.
+        model: what ``--model`` is given, or smollm2.
         more: further flags.
     """
     words = [
         *data,
         *cell.flags(),
-        *("--model", model, "--device", "cpu", "--precision", "bf16", "--disable_tqdm"),
+        *("--model", place_of(model), "--device", "cpu", "--precision", "bf16", "--disable_tqdm"),
         *("--max_steps", str(STEPS), "--max_train_samples", str(TRAIN_SIZE)),
         *(("--lower_steps", str(PACE)) if cell.split == "validation" else ()),
         *("--max_seq_length", "32", "--seed", str(cell.seed), "--split_seed", str(cell.seed)),
@@ -71,6 +72,13 @@ def trained(cell: Cell, data: list[str], model: str, more: Sequence[str] = ()) -
         "cpu_seconds": round(time.process_time() - started, 1),
         **found,
     }
+
+
+def place_of(model: str) -> str:
+    """What the commands are given for a model: a folder for the one that only texts to be written
+    know by its name.
+    """
+    return str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
 
 
 def upper_optimizer(graph: ProblemGraph) -> Optimizer | None:

@@ -2,119 +2,174 @@
 
 ``features`` is the grid on frozen features, ``tune`` tries learning rates of MiniLM with LoRA on
 seeds of their own, ``finetune`` is the grid with MiniLM and LoRA at the best of them, ``trec_weak``
-weighs labelling functions, ``table`` prints what there is. Every cell without a row in
-benchmarks/results/reweight/ is run, so the same command goes on after an interruption.
+weighs labelling functions, ``generation`` sources of texts that SmolLM2 is to write, ``costs``
+counts what weighing takes, ``table`` prints what there is and writes docs/reweight.md's tables.
+Every cell without a row in benchmarks/results/reweight/ is run, so the same command goes on after
+an interruption.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from applications.runs.command import quiet
-from benchmarks.reweight import finetuned, labelling_functions, on_features, tables
+from benchmarks.reweight.pairs import PAIRS
+from benchmarks.reweight.plan import (
+    LABELS,
+    METHODS,
+    SEEDS,
+    TUNING_LABELS,
+    TUNING_SEEDS,
+    WRITERS,
+    Run,
+    best_rates,
+    finetuning,
+    tuning,
+    writing,
+)
 from benchmarks.reweight.rows import RESULTS, append, done, read
-from benchmarks.reweight.shards import PAIRS
 
+Row = Mapping[str, Any]
 TUNED = RESULTS.with_name("tuning.jsonl")
-TUNING_SEEDS, TUNING_LABELS = (100, 101), (60,)
+WRITTEN = RESULTS.with_name("generation.jsonl")
+COSTS = RESULTS.with_name("costs.jsonl")
+COUNTED = 10
+"""Updates that are counted to know what a training takes."""
+PAGE = Path("docs/reweight.md")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.reweight", description=__doc__)
-    parts = ["features", "tune", "finetune", "trec_weak", "table"]
-    made.add_argument("part", choices=parts)
-    made.add_argument("--data_dir", type=Path, help="folder of sst2, cr, trec, trec_weak")
+    made.add_argument("part", choices=[*PARTS, "table"])
+    made.add_argument("--data_dir", type=Path, help="folder of sst2, cr, trec, trec_weak, e2e")
     made.add_argument("--task", choices=sorted(PAIRS), default="sst2_cr")
-    made.add_argument("--labels", type=int, nargs="+", help="default: 24 60 200; 50 100")
-    made.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    made.add_argument("--methods", nargs="+", choices=finetuned.METHODS, default=finetuned.METHODS)
+    made.add_argument("--labels", type=int, nargs="+", help="default: those of the part")
+    made.add_argument("--seeds", type=int, nargs="+", help="default: those of the part")
+    made.add_argument("--methods", nargs="+", choices=sorted({*METHODS, *WRITERS}))
+    made.add_argument("--minutes", type=float, help="of tune, finetune, generation: when to stop")
     return made
 
 
 def features(asked: argparse.Namespace) -> None:
     """The grid on frozen features."""
+    from benchmarks.reweight import on_features
+
     task = PAIRS[asked.task]
     for methods in (on_features.SHORT, on_features.LONG):
-        for seed in asked.seeds:
-            for labels in asked.labels or (24, 60, 200):
+        for seed in asked.seeds or SEEDS:
+            for labels in asked.labels or sorted(LABELS):
                 of = {"task": task.name, "route": "features", "labels": labels, "seed": seed}
                 cell = {"labels": labels, "seed": seed, "done": done(read(), **of)}
-                told(on_features.rows(task, asked.data_dir, methods=methods, **cell))
+                for row in on_features.rows(task, asked.data_dir, methods=methods, **cell):
+                    append(row)
+                    print(row, flush=True)
 
 
 def finetune(asked: argparse.Namespace) -> None:
     """The grid with MiniLM and LoRA."""
-    task, tuned = PAIRS[asked.task], read(TUNED)
-    for seed in asked.seeds:
-        for labels in asked.labels or (24, 60, 200):
-            of = {"task": task.name, "route": "minilm_lora", "labels": labels, "seed": seed}
-            told(
-                finetuned.rows(
-                    task,
-                    asked.data_dir,
-                    labels=labels,
-                    seed=seed,
-                    done=done(read(), **of),
-                    methods=asked.methods,
-                    tuned=tuned,
-                )
-            )
+    from benchmarks.reweight.finetuned import row
+
+    methods, tuned = asked.methods or METHODS, read(TUNED)
+    rates = best_rates(tuned, asked.task, methods)
+    labels, seeds = asked.labels or LABELS, asked.seeds or SEEDS
+    run_missing(asked, finetuning(asked.task, labels, seeds, methods, rates), RESULTS, row, tuned)
 
 
 def tune(asked: argparse.Namespace) -> None:
     """Every rate for every method, on the seeds for tuning."""
-    task = PAIRS[asked.task]
-    for seed in TUNING_SEEDS:
-        for labels in asked.labels or TUNING_LABELS:
-            for rate in finetuned.RATES:
-                of = {"labels": labels, "seed": seed, "learning_rate": rate}
-                told(
-                    finetuned.rows(
-                        task,
-                        asked.data_dir,
-                        labels=labels,
-                        seed=seed,
-                        done=done(read(TUNED), **of),
-                        methods=asked.methods,
-                        rate=rate,
-                    ),
-                    TUNED,
-                )
+    from benchmarks.reweight.finetuned import row
+
+    labels, seeds = asked.labels or TUNING_LABELS, asked.seeds or TUNING_SEEDS
+    runs = tuning(asked.task, labels, seeds, asked.methods or METHODS)
+    run_missing(asked, runs, TUNED, row, read())
+
+
+def generation(asked: argparse.Namespace) -> None:
+    """Texts to be written."""
+    from benchmarks.reweight.generation import row
+
+    runs = writing(asked.labels or TUNING_LABELS, asked.seeds or (0,), asked.methods or WRITERS)
+    run_missing(asked, runs, WRITTEN, row)
+
+
+def run_missing(
+    asked: argparse.Namespace,
+    runs: Iterable[Run],
+    file: Path,
+    train: Callable[[Run, Path], Row],
+    known: Sequence[Row] = (),
+) -> None:
+    """The runs that have no row in the file."""
+    from benchmarks.reweight.running import run_all
+
+    say = partial(print, flush=True)
+
+    def train_one(run: Run) -> Row:
+        return train(run, asked.data_dir)
+
+    run_all(runs, file, train_one, known=known, minutes=asked.minutes, say=say)
 
 
 def trec_weak(asked: argparse.Namespace) -> None:
     """Labelling functions as sources."""
-    for seed in asked.seeds:
+    from benchmarks.reweight import labelling_functions
+
+    for seed in asked.seeds or SEEDS:
         for labels in asked.labels or (50, 100):
             of = {"task": "trec_weak", "labels": labels, "seed": seed}
-            found = done(read(), **of)
-            told(labelling_functions.rows(asked.data_dir, labels=labels, seed=seed, done=found))
+            cell = {"labels": labels, "seed": seed, "done": done(read(), **of)}
+            for row in labelling_functions.rows(asked.data_dir, **cell):
+                append(row)
+                print(row, flush=True)
 
 
-def told(rows: Iterable[Any], file: Path = RESULTS) -> None:
-    """Append the rows as they come."""
+def costs(asked: argparse.Namespace) -> None:
+    """What weighing costs beside one plain training; the rows of before are replaced."""
+    from benchmarks.reweight.costs import measured
+
+    (seed,) = asked.seeds or (0,)
+    rows = measured(asked.data_dir, steps=COUNTED, seed=seed)
+    COSTS.unlink(missing_ok=True)
     for row in rows:
-        append(row, file)
+        append(row, COSTS)
         print(row, flush=True)
+
+
+def write_tables() -> None:
+    """Print the rows as tables, and write those of the page."""
+    from benchmarks.reweight import page, tables
+
+    print(tables.markdown(read()))
+    parts = {
+        "minilm_lora": page.finetuned(read(), read(TUNED)),
+        "generation": page.generated(read(WRITTEN)),
+        "costs": page.costs(read(COSTS)),
+    }
+    page.write(PAGE, parts)
+
+
+PARTS = {each.__name__: each for each in (features, tune, finetune, trec_weak, generation, costs)}
 
 
 def main() -> None:
     """Run what is asked for."""
     asked = parser().parse_args()
-    torch.set_num_threads(1)
-    quiet()
     if asked.part == "table":
-        print(tables.markdown(read()))
+        write_tables()
         return
     if asked.data_dir is None:
-        raise SystemExit("argument --data_dir: where sst2, cr, trec and trec_weak lie, got None")
-    {"features": features, "tune": tune, "finetune": finetune, "trec_weak": trec_weak}[asked.part](
-        asked
-    )
+        raise SystemExit(
+            "argument --data_dir: where sst2, cr, trec, trec_weak and e2e lie, got None"
+        )
+    import torch
+
+    from applications.runs.command import quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    PARTS[asked.part](asked)
 
 
 if __name__ == "__main__":

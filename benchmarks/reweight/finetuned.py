@@ -1,16 +1,15 @@
 """One cell of the grid with MiniLM and LoRA: a task, a number of trusted labels, a seed."""
 
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import set_seed
 
 from applications.data.examples import TaskData
 from applications.data.splits import Splits
@@ -24,68 +23,39 @@ from applications.options.arguments import (
     RunOptions,
 )
 from applications.options.weighting import WeightingOptions
-from applications.runs.phases import Phase
 from applications.weighting.controls import CONTROLS, Comparison
-from applications.weighting.finetuning import on_target, weighted_phases, workload
 from applications.weighting.gathering import Gathered, Group
-from applications.weighting.online import online
 from applications.weighting.route import learn
-from benchmarks.reweight.on_features import LEARNED, about, cell
-from benchmarks.reweight.shards import Drawn, Shards, labelled
-from blo import Engine
+from benchmarks.reweight.on_features import about, cell
+from benchmarks.reweight.pairs import PAIRS, Shards
+from benchmarks.reweight.plan import LEARNED, Run
+from benchmarks.reweight.shards import Drawn, labelled
+from benchmarks.reweight.training import trained
 
 STEPS, BATCH = 300, 16
-RATES = (1e-3, 2e-3, 4e-3)
-DEFAULT_RATE = 1e-3
-METHODS = (
-    *("two_stage", LEARNED, "agreement", "oracle", "online", "union", "greedy"),
-    "agreeing_examples",
-)
 
 
-def rows(
-    task: Shards,
-    folder: Path,
-    *,
-    labels: int,
-    seed: int,
-    done: set[str],
-    methods: Sequence[str],
-    tuned: Sequence[dict[str, Any]] = (),
-    rate: float | None = None,
-) -> Iterator[dict[str, Any]]:
-    """A row a method that is not done, at ``rate``, or at the rate that was best on other seeds."""
+@lru_cache(maxsize=1)
+def prepared(
+    task: Shards, folder: Path, labels: int, seed: int
+) -> tuple[Comparison, tuple[list[Dataset], Dataset, Dataset]]:
+    """What every method of a cell is given, as features and as texts."""
     given, _, drawn = cell(task, folder, labels=labels, seed=seed)
-    data = datasets_of(task, folder, drawn)
-    for method in methods:
-        if method in done:
-            continue
-        chosen = rate or best_rate(tuned, method)
-        started = time.process_time()
-        weights, metric = trained(task, given, data, method, seed=seed, rate=chosen)
-        yield {
-            "task": task.name,
-            "route": "minilm_lora",
-            "labels": labels,
-            "seed": seed,
-            "method": method,
-            "test_metric": round(metric, 6),
-            "learning_rate": chosen,
-            "rate_tuned": rate is None and any(row["method"] == method for row in tuned),
-            "cpu_seconds": round(time.process_time() - started, 1),
-            **about(weights, torch.tensor(task.rates)),
-        }
+    return given, datasets_of(task, folder, drawn)
 
 
-def best_rate(tuned: Sequence[dict[str, Any]], method: str) -> float:
-    """The learning rate with the best mean on the seeds for tuning."""
-    scores: dict[float, list[float]] = {}
-    for row in tuned:
-        if row["method"] == method:
-            scores.setdefault(row["learning_rate"], []).append(row["test_metric"])
-    if not scores:
-        return DEFAULT_RATE
-    return max(scores, key=lambda rate: statistics.fmean(scores[rate]))
+def row(run: Run, folder: Path) -> dict[str, Any]:
+    """Train a run; returns its row."""
+    task = PAIRS[run.task]
+    started = time.process_time()
+    given, data = prepared(task, folder, run.labels, run.seed)
+    weights, metric = fine_tuned(run, given, data)
+    return {
+        **run.key,
+        "test_metric": round(metric, 6),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        **about(weights, torch.tensor(task.rates)),
+    }
 
 
 def datasets_of(task: Shards, folder: Path, drawn: Drawn) -> tuple[list[Dataset], Dataset, Dataset]:
@@ -105,58 +75,47 @@ def datasets_of(task: Shards, folder: Path, drawn: Drawn) -> tuple[list[Dataset]
     return shards, target, rows_of(others, drawn.test, drawn.test_labels)
 
 
-def trained(
-    task: Shards,
-    given: Comparison,
-    data: tuple[list[Dataset], Dataset, Dataset],
-    method: str,
-    *,
-    seed: int,
-    rate: float,
+def fine_tuned(
+    run: Run, given: Comparison, data: tuple[list[Dataset], Dataset, Dataset]
 ) -> tuple[Tensor | None, float]:
     """The weights that a method trained with, and its accuracy on the test examples.
 
     ``union`` has the target among the sources and no finish; all others finish on the target.
     """
     shards, target, test = data
-    weights, groups = mixture(given, shards, target, method)
-    finish = 0 if method == "union" else max(30, 3 * -(-len(target) // BATCH))
-    weighting = WeightingOptions(target_steps=finish)
+    weights, groups = mixture(given, shards, target, run.method)
+    finish = 0 if run.method == "union" else max(30, 3 * -(-len(target) // BATCH))
     options = Options(
-        model=ModelOptions(device="cpu"),
+        model=ModelOptions(device="cpu", precision="bf16"),
         data=DataOptions(max_seq_length=64),
         adapter=AdapterOptions(method="lora", lora_r=8),
         run=RunOptions(
-            per_device_train_batch_size=BATCH, max_steps=STEPS, seed=seed, learning_rate=rate
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS,
+            seed=run.seed,
+            learning_rate=run.learning_rate,
         ),
-        weighting=weighting,
+        weighting=WeightingOptions(target_steps=finish),
     )
-    classes = given.target.answers.shape[1]
-    names = tuple(str(number) for number in range(classes))
+    names = tuple(str(number) for number in range(given.target.answers.shape[1]))
     family = TextClassification()
-    whole = TaskData(task.name, "classification", "accuracy", names, {"train": target})
-    gathered = Gathered(whole, tuple(groups))
+    whole = TaskData(run.task, "classification", "accuracy", names, {"train": target})
     values = dict(zip([group.name for group in groups], weights.tolist(), strict=True))
-    work = workload(options, family, gathered, Splits(target, None, test, ()), values)
-    phases: Iterator[Phase] = weighted_phases(work, target, weighting)
+    done = trained(
+        options,
+        family,
+        Gathered(whole, tuple(groups)),
+        Splits(target, None, test, ()),
+        None if run.method == "online" else values,
+    )
     found: Tensor | None = weights[: len(shards)]
-    above = None
-    if method == "online":
-        identity = torch.eye(len(shards)).tolist()
-        pairs = [(group.examples, row) for group, row in zip(groups, identity, strict=True)]
-        first, above = online(work, pairs, given.sources.sizes, target, weighting)
-        phases = iter((first, on_target(work, first.model, target, weighting)))
-    for phase in phases:
-        set_seed(seed)
-        Engine(phase.graph).run(phase.updates.rounds)
-        model = phase.model
-    if above is not None:
-        found = above().detach().double()
-    setting = Setting(options, whole, work.tokenizer)
-    metrics = family.evaluate(model, test, setting, split="test", stage="final").metrics
+    if done.weights is not None:
+        found = done.weights().detach().double()
+    setting = Setting(options, whole, done.work.tokenizer)
+    metrics = family.evaluate(done.model, test, setting, split="test", stage="final").metrics
     accuracy = metrics["accuracy"]
     assert accuracy is not None
-    return (None if method == "agreeing_examples" else found), accuracy
+    return (None if run.method == "agreeing_examples" else found), accuracy
 
 
 def mixture(

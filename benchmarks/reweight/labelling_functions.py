@@ -18,7 +18,8 @@ from applications.weighting.search import Search, Sources
 from applications.weighting.votes import dawid_skene, majority
 from applications.weighting.weights import membership
 from benchmarks.reweight.embeddings import features
-from benchmarks.reweight.on_features import AXES, LEARNED, NUM_FOLDS, learned
+from benchmarks.reweight.on_features import AXES, NUM_FOLDS, learned
+from benchmarks.reweight.plan import LEARNED
 
 CLASSES, FUNCTIONS = 6, 68
 # Greedy search would fit 68 heads of six classes in its first round alone.

@@ -16,11 +16,12 @@ from applications.weighting.heads import Examples, accuracy
 from applications.weighting.route import learn
 from applications.weighting.search import Search, Sources
 from benchmarks.reweight.embeddings import features
-from benchmarks.reweight.shards import Drawn, Shards, draw, labelled
+from benchmarks.reweight.pairs import Shards
+from benchmarks.reweight.plan import LEARNED
+from benchmarks.reweight.shards import Drawn, draw, labelled
 
 NUM_FOLDS = 5
 AXES = 128
-LEARNED = "weights"
 LONG = ("greedy", "random_search")
 SHORT = (LEARNED, *(name for name in CONTROLS if name not in LONG))
 

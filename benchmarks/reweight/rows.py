@@ -1,7 +1,7 @@
 """The rows of results.jsonl: appended as they come, found again by what they are of."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,16 @@ def append(row: Mapping[str, Any], file: Path = RESULTS) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
-def done(rows: list[dict[str, Any]], **cell: Any) -> set[str]:
+def has(rows: Sequence[Mapping[str, Any]], cell: Mapping[str, Any]) -> bool:
+    """Whether there is a row of a cell."""
+    return any(of(row, cell) for row in rows)
+
+
+def done(rows: Sequence[Mapping[str, Any]], **cell: Any) -> set[str]:
     """The methods of a cell that have a row."""
-    return {
-        row["method"] for row in rows if all(row.get(key) == value for key, value in cell.items())
-    }
+    return {row["method"] for row in rows if of(row, cell)}
+
+
+def of(row: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
+    """Whether a row is one of a cell."""
+    return all(row.get(key) == value for key, value in cell.items())

@@ -139,6 +139,15 @@ def test_the_last_map_is_the_first_to_get_a_gradient(generator: str) -> None:
     assert all(math.isfinite(float(g.norm())) for g in named.values())
 
 
+@GENERATORS
+def test_a_random_start_is_random_as_stock_loras(generator: str) -> None:
+    batch = inputs("mlp", dtype=torch.float64)
+    frozen = output(mlp(torch.float64), batch)
+    assert torch.equal(output(adapted(generator=generator), batch), frozen)
+    random = adapted(generator=generator, init_lora_weights=False)
+    assert not torch.allclose(output(random, batch), frozen)
+
+
 def test_misuse_is_refused() -> None:
     for options, message in (
         ({"generator": "columns"}, "generator must be one of"),

@@ -243,6 +243,8 @@ def test_an_interrupted_sequence_ends_where_a_whole_one_does(
 ) -> None:
     variant = "sd_lora_two_level"
     assert continual.main(asked("whole", "--variants", variant)) == 0
+    assert f"page: {tmp_path / 'whole' / 'report.html'}" in capsys.readouterr().out
+    assert f"order 0, {variant}" in (tmp_path / "whole" / "report.html").read_text()
     tested = sequence_run.tested
 
     def interrupted(model: Any, rows: Any, ends: Any, material: Any) -> Any:

@@ -104,6 +104,14 @@ def test_a_dry_run_says_the_plan_and_leaves_nothing(
         assert part in shown
 
 
+def test_a_dry_run_names_the_options_that_the_method_does_not_have(
+    tiny_model: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", tiny_model, "--data_dir", str(tiny_data), "--method", "lora", "--dry_run"]
+    assert nlu.main([*words, "--max_steps", "2", "--lower_steps", "5"]) == 0
+    assert "not used: --lower_steps; lora has one level" in capsys.readouterr().out
+
+
 def test_the_costs_of_a_grid_are_those_of_its_runs(
     tiny_model: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

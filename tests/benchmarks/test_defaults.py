@@ -2,7 +2,7 @@
 
 from applications.methods import METHODS
 from benchmarks.defaults.grid import VARIANTS, checking, tuning
-from benchmarks.defaults.tables import sizes, tried
+from benchmarks.defaults.tables import of_model, sizes, tried
 
 
 def test_every_method_is_tried() -> None:
@@ -38,6 +38,15 @@ def test_a_table_says_how_far_a_rate_is_from_the_best_on_its_worst_set() -> None
         f"| `lora` | **{default:g}** | 70.0 | 90.0 | -5.0 |",
         "| `lora` | 1 | 75.0 | 50.0 | -40.0 |",
     ]
+
+
+def test_models_have_tables_of_their_own() -> None:
+    known = {"variant": "lora", "task": "trec", "split": "validation", "learning_rate": 1.0}
+    rows = [{**known, "model": "minilm", "metric": 0.9}, {**known, "model": "other", "metric": 0.5}]
+    assert tried(of_model(rows, "other"), ("trec",), "validation").splitlines()[2:] == [
+        "| `lora` | 1 | 50.0 |  |"
+    ]
+    assert tried(of_model(rows, "third"), ("trec",), "validation") == "No run yet."
 
 
 def test_the_sizes_of_hypergradients_are_their_extremes_over_the_runs() -> None:
