@@ -11,7 +11,7 @@ VENV ?= .venv
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 WORKERS ?= 2
 BENCHMARKS ?= accuracy speed memory compatibility
-PEERS ?= peers scaling peers.examples peers.page
+PEERS ?= peers scaling overhead peers.examples peers.page peers.tables
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip -qq --disable-pip-version-check

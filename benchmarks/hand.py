@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,13 @@ def step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: 
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def fetched(loss: Tensor) -> Tensor:
+    """Return the loss, looked at as every training loop does; FloatingPointError if not finite."""
+    if not math.isfinite(float(loss.detach())):
+        raise FloatingPointError("the loss is not finite")
+    return loss
 
 
 def put(parameters: Sequence[Tensor], values: Tensors) -> None:

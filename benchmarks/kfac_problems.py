@@ -19,7 +19,8 @@ from torch.func import functional_call
 
 from adapters import BiLoraConfig, levels
 from benchmarks.cuda.pack import Packed, pack, packed, stand_in
-from benchmarks.peers.tasks import Importance, Layers, noisy_classes
+from benchmarks.peers.modules import Importance, Layers
+from benchmarks.peers.tasks import noisy_classes
 from blo import MINRES, Exact, GaussNewton, Implicit, Solution, SplitLoss, Status, hypergradient
 
 Tensors = tuple[Tensor, ...]

@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with options.out.open("w", encoding="utf-8") as file:
         for name, make in WORK.items():
-            times = timed(make(), repeats=options.blocks, seconds=options.seconds, warm=5)
+            times = timed(make(), repeats=options.blocks, seconds=options.seconds, warm=6)
             hand, engine = (1e6 * times[key].cpu_seconds for key in ("by hand", "blo"))
             ratio = times["blo"].ratios["by hand"]
             print(

@@ -223,6 +223,11 @@ class Sight:
         then = standing.during(first, moves=False)
         assert first.lower is not None
         states = first.states or _start_states(first, q, taken[0], then.flat(sources))
+        start_of = partial(self._start, q, sources, then) if whole and q.start is not None else None
+        joined, names = None, [a.name for a in sources]
+        if moment.joined is not None and moment.joined.upper.keys() >= set(names):
+            end = standing.of(q)
+            joined = partial(moment.joined.pulled_back, names, end, start=start_of is not None)
         return History(
             q.optimizer_class,
             first.lower,
@@ -230,7 +235,8 @@ class Sight:
             tuple(taken),
             standing.of(q),
             moment.lower_gradient,
-            partial(self._start, q, sources, then) if whole and q.start is not None else None,
+            start_of,
+            joined,
         )
 
     def _options(

@@ -21,10 +21,10 @@ from blo.derivatives.pullback import Gradient, filled, reached
 from blo.distributed import reduction_among, refuse_unequal, warn_of_identical
 from blo.divergence import DivergenceWatch, remedy
 from blo.graph import ProblemGraph, Update
-from blo.linear.tensors import Tensors, norms, numbers_of
+from blo.linear.tensors import Tensors
 from blo.loggers import check_bar, with_bar
 from blo.methods.context import Info
-from blo.passes import Evaluation, evaluate
+from blo.passes import Evaluation, Readings, evaluate
 from blo.problem import Problem
 from blo.record import Draw, Record
 from blo.recording import Recorder
@@ -150,7 +150,8 @@ class Engine:
         self.round = 0
         self.num_gradients = 0
         self.num_products = 0
-        self.recorder = Recorder(graph)
+        self.reduction = reduction_among(distributed)
+        self.recorder = Recorder(graph, joins=self.reduction.is_local)
         self.method_states: dict[str, Tensors | None] = {}
         self.watch = StepWatch()
         self._logged: set[str] = set()
@@ -162,7 +163,6 @@ class Engine:
             False  # by step() and backward(), which go on within a round; run() does not
         )
         self._compared: set[str] = set()
-        self.reduction = reduction_among(distributed)
         refuse_unequal(graph, self.reduction)
 
     def run(self, num_rounds: int) -> Record:
@@ -437,7 +437,6 @@ class Engine:
             self._note_reads(problem, taken.found)
             role = self.graph.role(problem)
         draw = Draw(batches, taken.random_states, taken.buffers, first)
-        self._check_finite(problem, taken, batches)
         infos: dict[str, Info] = {}
         direct: dict[str, Tensors] = {}
         gradient: Gradient = taken.grads[problem.name]
@@ -448,19 +447,18 @@ class Engine:
                 for p in (problem, *below)
                 if reached(taken.grads[p.name])
             }
-            gradient, infos = total_gradient(
-                self.graph,
-                problem,
-                direct,
-                draw,
-                self.recorder.moments,
-                self.method_states,
-                self.precision,
-                reduction=self.reduction,
-            )
-            self.num_gradients += sum(i.num_gradients for i in infos.values())
-            self.num_products += sum(i.num_products for i in infos.values())
-            self._check_response(problem, gradient, infos)
+        states = dict(self.method_states)
+        try:
+            if below:
+                gradient, infos = self._response(problem, direct, draw, taken)
+            read = taken.read(gradient if below else ())
+            self._check_finite(problem, read, batches)
+            self._check_response(problem, read, infos)
+        except BaseException:
+            self.method_states = states
+            raise
+        self.num_gradients += sum(i.num_gradients for i in infos.values())
+        self.num_products += sum(i.num_products for i in infos.values())
         if self.recorder.wants(problem, update):
             reused = {a.name: filled(taken.grads[a.name], a.parameters) for a in above}
             self.recorder.keep(
@@ -473,7 +471,30 @@ class Engine:
                 taken.graph,
                 taken=own,
             )
-        return Total(gradient, taken.loss, taken.metrics, direct, draw, infos)
+        return Total(gradient, read.loss, read.metrics, direct, draw, infos)
+
+    def _response(
+        self, problem: Problem, direct: dict[str, Tensors], draw: Draw, taken: Evaluation
+    ) -> tuple[Tensors, dict[str, Info]]:
+        """Return the total gradient of `problem` and how each response was computed.
+
+        Whether the loss is finite is read with the response, in one wait for the device; where a
+        method fails, before its own error is believed.
+        """
+        try:
+            return total_gradient(
+                self.graph,
+                problem,
+                direct,
+                draw,
+                self.recorder.moments,
+                self.method_states,
+                self.precision,
+                reduction=self.reduction,
+            )
+        except Exception:
+            self._check_finite(problem, taken.read(), draw.batches)
+            raise
 
     def _note_reads(self, problem: Problem, found: tuple[Problem, ...]) -> None:
         """Take in that the loss of `problem` depends on problems that it did not read before."""
@@ -488,23 +509,21 @@ class Engine:
             sorted({*self.graph.reads[problem.name]} - {problem.name}),
         )
 
-    def _check_finite(self, problem: Problem, taken: Evaluation, batches: tuple[Any, ...]) -> None:
-        if not math.isfinite(taken.loss):
+    def _check_finite(self, problem: Problem, read: Readings, batches: tuple[Any, ...]) -> None:
+        if not math.isfinite(read.loss):
             raise FloatingPointError(
-                f"the loss of problem {problem.name!r} is {taken.loss} in round {self.round + 1}; "
+                f"the loss of problem {problem.name!r} is {read.loss} in round {self.round + 1}; "
                 f"nothing was updated with it. {remedy(problem, batches)}"
             )
-        if not math.isfinite(taken.size):
+        if not math.isfinite(read.size):
             raise FloatingPointError(
                 f"the gradient of the loss of problem {problem.name!r} is not finite in round "
-                f"{self.round + 1}, though the loss is ({taken.loss:.6g}); nothing was updated "
+                f"{self.round + 1}, though the loss is ({read.loss:.6g}); nothing was updated "
                 "with it. Look for a root, a norm or a logarithm at zero, or a division by zero"
             )
 
-    def _check_response(
-        self, problem: Problem, gradient: Tensors, infos: Mapping[str, Info]
-    ) -> None:
-        if not all(map(math.isfinite, numbers_of(norms(gradient)))):
+    def _check_response(self, problem: Problem, read: Readings, infos: Mapping[str, Info]) -> None:
+        if not math.isfinite(read.response):
             how = "; ".join(f"{key} by {info.method}" for key, info in infos.items())
             raise FloatingPointError(
                 f"the hypergradient of problem {problem.name!r} is not finite in round "
@@ -587,7 +606,7 @@ class Engine:
         self.num_gradients, self.num_products = state["num_gradients"], state["num_products"]
         self.method_states = checkpoint.method_states(self.graph, state["method_states"])
         self._divergence.load_state_dict(state.get("divergence", {}))
-        self.recorder = Recorder(self.graph)
+        self.recorder = Recorder(self.graph, joins=self.reduction.is_local)
         self._turns.go_to(state.get("within_round", 0))
         refuse_unequal(self.graph, self.reduction)
 

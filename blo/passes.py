@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +33,7 @@ class Evaluation(NamedTuple):
     """A problem's loss on the batches of one update, and its gradients by problem.
 
     Attributes:
-        loss: the mean over the batches.
-        size: the norm of the gradients.
+        losses: on each batch, or their mean over processes.
         metrics: other scalars in the dictionary that the loss returned, on the last batch.
         grads: the mean gradient, by problem; None where the loss does not reach a parameter.
         random_states: before the evaluation on each batch, where they were kept.
@@ -44,15 +44,50 @@ class Evaluation(NamedTuple):
             and can be.
     """
 
-    loss: float
-    size: float
-    metrics: dict[str, float]
-    grads: dict[str, Gradient]
+    losses: Tensors
+    metrics: Mapping[str, float | Tensor]
+    grads: Mapping[str, Gradient]
     random_states: tuple[RandomState, ...]
     buffers: tuple[Mapping[int, Tensor], ...]
     buffers_after: Mapping[int, Tensor]
     found: tuple[Problem, ...]
     graph: KeptGraph | None = None
+
+    def read(self, response: Gradient = ()) -> Readings:
+        """Return the numbers of the evaluation, in one wait for the device.
+
+        Args:
+            response: a gradient that is read along with them.
+        """
+        grads = [g for gradient in self.grads.values() for g in gradient]
+        own, others = _norms(grads), _norms(response)
+        tensors = {k: m for k, m in self.metrics.items() if isinstance(m, Tensor)}
+        sizes = (len(self.losses), len(own), len(others), len(tensors))
+        read = iter(numbers_of((*self.losses, *own, *others, *tensors.values())))
+        losses, own_norms, norms_beside, metrics = ([*islice(read, n)] for n in sizes)
+        known = dict(zip(tensors, metrics, strict=True))
+        return Readings(
+            sum(losses) / len(losses),
+            math.hypot(*own_norms),
+            math.hypot(*norms_beside),
+            {k: known[k] if k in known else float(m) for k, m in self.metrics.items()},
+        )
+
+
+class Readings(NamedTuple):
+    """The numbers of an evaluation.
+
+    Attributes:
+        loss: the mean over the batches.
+        size: the norm of the gradients.
+        response: the norm of the gradient that was read along with them.
+        metrics: other scalars in the dictionary that the loss returned.
+    """
+
+    loss: float
+    size: float
+    response: float
+    metrics: dict[str, float]
 
 
 def evaluate(
@@ -68,7 +103,7 @@ def evaluate(
     """Return the loss and its partial derivatives for the parameters of `wanted`.
 
     One forward and one backward pass a batch, whatever is wanted; no backward pass for a loss
-    without gradient. One wait for the device, after the last backward pass.
+    without gradient. No wait for the device: `Evaluation.read` is the one.
 
     Args:
         graph: the problems.
@@ -97,14 +132,11 @@ def evaluate(
     met = {name for piece in pieces for name in piece.found}
     if not reduction.is_local:
         grads, losses, met = _reduced(reduction, parameters, grads, losses, graph, problem, met)
-    values = numbers_of((*losses, *_norms(grads)))
-    values, size = values[: len(losses)], math.hypot(*values[len(losses) :])
     split: dict[str, Gradient] = {}
     for p in wanted:
         split[p.name], grads = grads[: len(p.parameters)], grads[len(p.parameters) :]
     return Evaluation(
-        sum(values) / len(values),
-        size,
+        losses,
         pieces[-1].metrics,
         split,
         tuple(piece.random_state for piece in pieces if piece.random_state is not None),
@@ -138,7 +170,7 @@ class _Piece(NamedTuple):
 
     loss: Tensor
     grads: Gradient
-    metrics: dict[str, float]
+    metrics: dict[str, float | Tensor]
     random_state: RandomState | None
     buffers: Mapping[int, Tensor]
     found: tuple[str, ...]
@@ -155,13 +187,13 @@ def _kept_piece(
     """Return the same as `_piece`, evaluated at the leaves of `kept`, with the graph put there."""
     mode = composing(2)
     places = tuple(t for name in kept.leaves for t in graph[name].parameters)
-    leaves, own = (t for tensors in kept.leaves.values() for t in tensors), problem.name
-    with graph.space.placed(places, tuple(leaves)), differentiable_again():
+    leaves, own = tuple(t for tensors in kept.leaves.values() for t in tensors), problem.name
+    with graph.space.placed(places, leaves), differentiable_again():
 
         def gradient(loss: Tensor) -> Gradient:
             return kept.pieces.add(loss, kept.leaves[own], mode)
 
-        return _piece(graph, problem, parameters, batch, precision, True, gradient, mode)
+        return _piece(graph, problem, parameters, batch, precision, True, gradient, mode, leaves)
 
 
 def _piece(
@@ -173,12 +205,14 @@ def _piece(
     keep: bool,
     gradient: Callable[[Tensor], Gradient] | None = None,
     mode: Composing | None = None,
+    leaves: Tensors = (),
 ) -> _Piece:
     """Return what a loss is on one batch.
 
     Args:
         gradient: takes the gradient of the loss, in place of `torch.autograd.grad`.
         mode: in which the loss is evaluated then.
+        leaves: what it is a function of then, which may be in a graph of their own.
     """
     role, space = graph.role(problem), graph.space
     state, buffers, marks = None, {}, None
@@ -202,12 +236,12 @@ def _piece(
     if marks is not None and drawn_from(marks):
         # It begins to draw from Python's or numpy's generators: once more, from a known state.
         problem.draws = True
-        return _piece(graph, problem, parameters, batch, precision, keep, gradient, mode)
+        return _piece(graph, problem, parameters, batch, precision, keep, gradient, mode, leaves)
     if problem.computed_in is None:
         problem.computed_in = computed_in(loss)
     found: tuple[str, ...] = ()
     if role.differentiable and role.unread:
-        met = _leaves_of(loss)
+        met = _leaves_of(loss, leaves)
         found = tuple(q.name for q in role.unread if any(id(t) in met for t in q.parameters))
     grads: Gradient = (None,) * len(parameters)
     if role.differentiable and space.is_sharded:
@@ -251,11 +285,11 @@ def _note_buffers(problem: Problem, changed: Sequence[int], keep: bool) -> None:
             )
 
 
-def _leaves_of(loss: Tensor) -> set[int]:
-    """Return the identities of the leaves in the graph of `loss`."""
+def _leaves_of(loss: Tensor, ends: Tensors) -> set[int]:
+    """Return the identities of the leaves in the graph of `loss`, as far as `ends`."""
     found = {id(loss)} if loss.grad_fn is None else set()
     waiting = [loss.grad_fn] if loss.grad_fn is not None else []
-    seen = set(waiting)
+    seen = {*waiting, *(t.grad_fn for t in ends)}
     while waiting:
         node = waiting.pop()
         variable = getattr(node, "variable", None)
@@ -274,14 +308,14 @@ def _norms(grads: Gradient) -> list[Tensor]:
     return norms(tuple(g.coalesce().values() if g.is_sparse else g for g in there))
 
 
-def _scalars(output: Any, problem: Problem) -> dict[str, float]:
-    """Return the numbers beside the loss in a dictionary; what is no number is named in the log,
-    once.
+def _scalars(output: Any, problem: Problem) -> dict[str, float | Tensor]:
+    """Return the numbers beside the loss in a dictionary, those in tensors of decimals unread; what
+    is no number is named in the log, once.
     """
     if not isinstance(output, dict):
         return {}
     found = {
-        str(k): float(v.detach() if isinstance(v, Tensor) else v)
+        str(k): _scalar(v)
         for k, v in output.items()
         if k != "loss"
         and (isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1))
@@ -291,8 +325,15 @@ def _scalars(output: Any, problem: Problem) -> dict[str, float]:
     return found
 
 
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """Return a number, or a tensor that is read with others; whole numbers are read exactly."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().reshape(())
+    return float(value)
+
+
 def _name_unrecorded(
-    problem: Problem, output: Mapping[Any, Any], found: Mapping[str, float]
+    problem: Problem, output: Mapping[Any, Any], found: Mapping[str, float | Tensor]
 ) -> None:
     """Log, once each, the entries beside the loss that are not among the numbers `found`."""
     for key, value in output.items():

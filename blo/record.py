@@ -14,6 +14,7 @@ from blo.derivatives.kept import KeptGraph
 from blo.derivatives.random_state import RandomState
 from blo.linear.tensors import Tensors
 from blo.methods.context import Info
+from blo.steps.joined import JoinedSteps
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Moment:
         history: the recorded updates up to and including this one, oldest first, where the method
             takes them again; the first holds `lower` and `states`.
         graph: the gradient in its graph, where the method asked for it and it could be kept.
+        joined: the updates of `history` in one graph, where they could be joined.
     """
 
     draw: Draw
@@ -80,6 +82,7 @@ class Moment:
     handed: list[Tensor | None] | None = None
     history: tuple[Moment, ...] = ()
     graph: KeptGraph | None = None
+    joined: JoinedSteps | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -11,22 +11,32 @@ from torch import Tensor
 from blo.derivatives.kept import KeptGraph
 from blo.derivatives.pullback import Gradient, filled
 from blo.graph import ProblemGraph, Update
-from blo.linear.tensors import Tensors, leaves
+from blo.linear.tensors import Tensors, clones, leaves
 from blo.problem import Problem
 from blo.record import Draw, Moment
+from blo.steps.joined import JoinedSteps
+from blo.steps.optimizers import UpdateMap
+from blo.steps.registry import known_rule
 
 
 class Recorder:
     """The last updates of the problems that respond to others.
 
+    Args:
+        graph: the problems.
+        joins: whether steps that are taken again may be joined in one graph: gradients that are
+            means over processes are not.
+
     Attributes:
         moments: the last update of each problem, by name.
     """
 
-    def __init__(self, graph: ProblemGraph) -> None:
+    def __init__(self, graph: ProblemGraph, *, joins: bool = True) -> None:
         self.moments: dict[str, Moment] = {}
         self._graph = graph
+        self._joins = joins
         self._past: dict[str, list[Moment]] = {}
+        self._joined: dict[str, JoinedSteps] = {}
 
     def wants(self, problem: Problem, update: Update) -> bool:
         """Return whether this update of `problem` is remembered."""
@@ -40,6 +50,7 @@ class Recorder:
         """
         if self._place(problem, update) == 0:
             self.moments.pop(problem.name, None)
+            self._joined.pop(problem.name, None)
             self._past[problem.name] = []
 
     def graph_for(self, problem: Problem, update: Update) -> KeptGraph | None:
@@ -53,9 +64,30 @@ class Recorder:
             return None
         if role.responding or problem.changes or space.is_sharded or space.has_sparse_gradients:
             return None
-        moving = {p.name: leaves(copies(p.parameters)) for p in (problem, *role.moving)}
+        if self._place(problem, update) == 0:
+            self._join(problem)
+        joined = self._joined.get(problem.name)
+        if joined is not None:
+            return joined.graph(problem.parameters)
+        moving = {p.name: leaves(clones(p.parameters)) for p in (problem, *role.moving)}
         still = {a.name: leaves(a.parameters) for a in role.inputs if a.name not in moving}
         return KeptGraph.begin({**moving, **still})
+
+    def _join(self, problem: Problem) -> None:
+        """Begin to join the steps of `problem`, where one graph can be differentiated in all that
+        its method is: options and clipping are taken step by step, and so are problems that move
+        meanwhile.
+        """
+        role, rule = self._graph.role(problem), known_rule(problem.optimizer_class)
+        if role.needs.stride != 1 or role.moving or rule is None or rule.closed is None:
+            return
+        if problem.option_functions or problem.clip is not None or not self._joins:
+            return
+        update = UpdateMap(problem.optimizer_class)
+        states, options = problem.optimizer_states(), problem.options()
+        start = update.start(clones(problem.parameters), states, options)
+        upper = {a.name: leaves(a.parameters) for a in role.inputs}
+        self._joined[problem.name] = JoinedSteps(update, problem.name, start, upper)
 
     def keep(
         self,
@@ -87,18 +119,26 @@ class Recorder:
         own = update.last and needs.before
         received = tuple(g is not None for g in gradient)
         told = again and taken and needs.by_end and self._is_told(problem)
+        options = problem.options()
+        is_joined = problem.name in self._joined
+        again = again and not (is_joined and place)  # those of the first step lead to all others
+        lower = None if not (again or own) else self._before(problem, graph)
+        if is_joined:
+            if graph is None or not self._joined[problem.name].take(graph, options):
+                del self._joined[problem.name]
+            graph = graph if place == 0 and problem.name not in self._joined else None
         moment = Moment(
             draw=draw,
-            options=problem.options(),
+            options=options,
             received=received,
-            lower=None if not (again or own) else self._before(problem, graph),
+            lower=lower,
             states=problem.optimizer_states() if again and not told else None,
-            values={a.name: copies(a.parameters) for a in role.moving},
+            values={a.name: clones(a.parameters) for a in role.moving},
             below=self._below(problem) if needs.before or place is not None else {},
             buffers_after=buffers_after,
             upper_gradient=upper_gradient,
             # A copy: hooks of the optimizer may change the gradient in place.
-            lower_gradient=copies(filled(gradient, problem.parameters))
+            lower_gradient=clones(filled(gradient, problem.parameters))
             if update.last and needs.lower_gradient and not told
             else None,
             handed=[None if g is None else g.detach() for g in gradient] if told else None,
@@ -108,7 +148,8 @@ class Recorder:
             self._past[problem.name].append(moment)
         if update.last:
             history = tuple(self._past.pop(problem.name, ()))
-            self.moments[problem.name] = replace(moment, history=history)
+            joined = self._joined.pop(problem.name, None)
+            self.moments[problem.name] = replace(moment, history=history, joined=joined)
 
     def end(self, problem: Problem, *, untouched: bool) -> None:
         """Take in that the optimizer of `problem` has taken the step that was remembered last.
@@ -139,7 +180,7 @@ class Recorder:
     @staticmethod
     def _before(problem: Problem, graph: KeptGraph | None) -> Tensors:
         """Return a copy of the parameters of `problem`, that of the graph where one is kept."""
-        return copies(problem.parameters) if graph is None else graph.lower(problem.name)
+        return clones(problem.parameters) if graph is None else graph.lower(problem.name)
 
     def _below(self, problem: Problem) -> dict[str, Moment]:
         """Return the last updates of the problems below, by name."""
@@ -161,8 +202,3 @@ class Recorder:
         length = problem.steps if needs.history is None else min(needs.history, problem.steps)
         stride = math.isqrt(length - 1) + 1 if needs.stride is None else needs.stride
         return place == 0 or (stride != 0 and place % stride == 0)
-
-
-def copies(parameters: Iterable[Tensor]) -> Tensors:
-    """Return copies of some tensors, without graph."""
-    return tuple(p.detach().clone() for p in parameters)

@@ -12,13 +12,23 @@ from applications.pages.table import Table
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: tables, figures and blocks of text in a fixed-width font."""
+    """A part of the page: tables, figures and blocks of text in a fixed-width font.
+
+    Attributes:
+        title: what it is about.
+        text: a sentence below.
+        tables: its tables.
+        drawings: its figures.
+        blocks: its texts.
+        beside: whether figures stand beside each other where the page is wide.
+    """
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
     drawings: Sequence[Drawing] = ()
     blocks: Sequence[str] = ()
+    beside: bool = False
 
     @property
     def anchor(self) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.hand import Tensors, put, step, through_adam
+from benchmarks.hand import Tensors, fetched, put, step, through_adam
+from benchmarks.peers.chains_by_hand import CHAINS
 from benchmarks.peers.library import Entry, Library, Round, Train, register
 from benchmarks.peers.task import Task
 
@@ -34,14 +35,14 @@ class Loop:
         for t in range(self.task.steps):
             last = t + 1 == self.task.steps
             wanted = [*self.y, *self.x] if self.one_sided and last else self.y
-            grads = torch.autograd.grad(_fetched(self.task.g()), wanted)
+            grads = torch.autograd.grad(fetched(self.task.g()), wanted)
             self.g_y, self.g_x = list(grads[: len(self.y)]), list(grads[len(self.y) :])
             if self.keeps and last:
                 self.before = [p.detach().clone() for p in self.y]
             step(self.below, self.y, self.g_y)
         wanted = [*self.x, *self.y]
         grads = torch.autograd.grad(
-            _fetched(self.task.f()), wanted, allow_unused=True, materialize_grads=True
+            fetched(self.task.f()), wanted, allow_unused=True, materialize_grads=True
         )
         direct, cotangent = list(grads[: len(self.x)]), list(grads[len(self.x) :])
         if self.response is not None:
@@ -61,19 +62,13 @@ class Loop:
         return grads
 
 
-def _fetched(loss: Tensor) -> Tensor:
-    if not math.isfinite(float(loss.detach())):
-        raise FloatingPointError("the loss is not finite")
-    return loss
-
-
 def difference(loop: Loop, v: Tensors) -> Tensors:
     """Return ``g_xy v`` at the weights before the step, by a difference of gradients."""
     y = loop.before
     length = float(torch.stack(torch._foreach_norm(v)).norm())
     size = float(torch.stack(torch._foreach_norm(y)).norm())
     wide = y[0].dtype == torch.float64
-    e = (1e-6 if wide else 1e-3 if loop.one_sided else 3e-3) * max(size, 1e-3) / length
+    e = (1e-6 if wide else 1e-4) * max(size, 1e-3) / length
     plus = loop.at(torch._foreach_add(y, v, alpha=e))
     if loop.one_sided:
         return torch._foreach_div(torch._foreach_sub(plus, loop.g_x), e)
@@ -177,7 +172,7 @@ def unrolled(task: Task) -> Round:
         m, v = moments
         for _ in range(task.steps):
             taken += 1
-            g = torch.autograd.grad(_fetched(task.at(task.lower_loss, x, w)), w, create_graph=True)
+            g = torch.autograd.grad(fetched(task.at(task.lower_loss, x, w)), w, create_graph=True)
             if task.optimizer == "SGD":
                 w = [p - task.lr * d for p, d in zip(w, g, strict=True)]
                 continue
@@ -188,7 +183,7 @@ def unrolled(task: Task) -> Round:
                 p.addcdiv(a, c.clamp_min(1e-30).sqrt() / root + eps, value=-task.lr / first)
                 for p, a, c in zip(w, m, v, strict=True)
             ]
-        grads = torch.autograd.grad(_fetched(task.at(task.upper_loss, x, w)), x)
+        grads = torch.autograd.grad(fetched(task.at(task.upper_loss, x, w)), x)
         put(y, [t.detach() for t in w])
         moments = [[t.detach() for t in part] for part in (m, v)]
         step(above, x, list(grads))
@@ -218,5 +213,6 @@ BY_HAND = register(
         "torch",
         lambda: None,
         {name: Entry(_train(name)) for name in RESPONSES} | {"unrolled": Entry(unrolled)},
+        CHAINS,
     )
 )

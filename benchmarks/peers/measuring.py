@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks.memory import allocated_bytes
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Round
 from benchmarks.peers.task import Task
 
@@ -28,7 +29,7 @@ class Times(NamedTuple):
     ratios: dict[str, float]
 
 
-def received(task: Task, once: Round) -> Tensor:
+def received(task: Task | Chain, once: Round) -> Tensor:
     """Return what the optimizer above receives in the next round, as one flat vector."""
     own = {id(p) for p in task.x}
     seen: list[Tensor] = []
@@ -59,23 +60,23 @@ def error(found: Tensor, reference: Tensor) -> float:
 
 
 def timed(
-    rounds: Mapping[str, Round], *, repeats: int, seconds: float, warm: int = 2
+    rounds: Mapping[str, Round], *, repeats: int, seconds: float, warm: int = 3
 ) -> dict[str, Times]:
     """Return the times of several rounds, measured in turns.
 
     Args:
         rounds: by library.
         repeats: blocks of each.
-        seconds: that a block takes about.
-        warm: rounds before, which are not counted.
+        seconds: of process time that a block takes about.
+        warm: rounds before, which are not counted: two are enough where one takes a block's time.
     """
     counts = {}
     for name, once in rounds.items():
-        for _ in range(warm):
-            once()
-        start = time.perf_counter()
-        once()
-        counts[name] = max(1, min(200, round(seconds / (time.perf_counter() - start))))
+        for number in range(warm):
+            _, cpu = _block(once, 1)
+            if number and cpu > seconds:
+                break
+        counts[name] = max(1, min(200, round(seconds / max(cpu, 1e-6))))
     walls: dict[str, list[float]] = {name: [] for name in rounds}
     cpus: dict[str, list[float]] = {name: [] for name in rounds}
     gc.collect()
@@ -93,7 +94,7 @@ def timed(
         name: Times(
             statistics.median(walls[name]),
             statistics.median(cpus[name]),
-            {other: _ratio(cpus[name], cpus[other]) for other in rounds if other != name},
+            {other: ratio_of(cpus[name], cpus[other]) for other in rounds if other != name},
         )
         for name in rounds
     }
@@ -106,7 +107,8 @@ def _block(once: Callable[[], object], count: int) -> tuple[float, float]:
     return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
 
-def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+def ratio_of(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median ratio of the times of neighbouring blocks."""
     return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 

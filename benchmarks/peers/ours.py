@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 import blo
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Entry, Library, Round, Train, register
 from benchmarks.peers.task import Task
 from blo import Engine, Method, Problem, ProblemGraph, hypergradient
@@ -30,6 +33,32 @@ def engine(method: Method) -> Train:
         return lambda: next(rounds)
 
     return train
+
+
+def levels(method: Method) -> Train:
+    """Return the rounds of an engine on a chain, all levels with the same method."""
+
+    def train(chain: Chain) -> Round:
+        rounds = chain_engine(chain, method).rounds(10**9)
+        return lambda: next(rounds)
+
+    return train
+
+
+def chain_engine(chain: Chain, method: Method) -> Engine:
+    """Return an engine on a chain, all levels with the same method."""
+    problems = [
+        Problem(
+            f"level {k}",
+            lambda _, k=k: chain.loss(k),
+            list(chain.modules),
+            chain.optimizer_of(k),
+            [None],
+            **({"method": method} if k else {}),
+        )
+        for k in range(len(chain.modules))
+    ]
+    return Engine(ProblemGraph(problems))
 
 
 def functions(method: Method) -> Train:
@@ -66,15 +95,22 @@ METHODS = {
     "darts, one-sided": blo.darts(one_sided=True),
     "sama": blo.sama(),
     "cg(10)": blo.cg(10, rtol=0.0),
-    "cg(20)": blo.cg(20),
+    "cg(20)": blo.cg(20, rtol=0.0),
     "unrolled": blo.unrolled(),
     "unrolled, checkpoints": blo.unrolled(checkpoint=True),
 }
 
 
-def series(number: int) -> Train:
+OF_CHAINS = {
+    "t1t2": blo.t1t2(),
+    "darts": blo.darts(),
+    "cg(3)": blo.cg(3, rtol=0.0),
+}
+
+
+def series(number: int, rounds: Callable[[Method], Train] = engine) -> Train:
     """Return rounds with a Neumann series whose scale is the lower learning rate."""
-    return lambda task: engine(blo.neumann(number, scale=task.lr, rtol=0.0))(task)
+    return lambda task: rounds(blo.neumann(number, scale=task.lr, rtol=0.0))(task)
 
 
 OURS = register(
@@ -85,6 +121,10 @@ OURS = register(
         {
             **{name: Entry(engine(method)) for name, method in METHODS.items()},
             "neumann(10)": Entry(series(10)),
+        },
+        {
+            **{name: Entry(levels(method)) for name, method in OF_CHAINS.items()},
+            "neumann(3)": Entry(series(3, levels)),
         },
     )
 )

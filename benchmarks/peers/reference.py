@@ -4,12 +4,13 @@ should have received in the first round of a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Claim
 from benchmarks.peers.task import Task
 
@@ -17,23 +18,29 @@ Tensors = list[Tensor]
 
 
 @sdpa_kernel(SDPBackend.MATH)  # the only attention that can be differentiated twice
-def claimed(task: Task, claim: Claim) -> Tensor:
-    """Return the flat hypergradient of the first round, of a task in float64.
+def claimed(task: Task | Chain, claim: Claim) -> Tensor:
+    """Return the flat hypergradient of the first round, of a task or a chain in float64.
 
     With y+ the end of the lower steps, H the Hessian there and s the learning rate:
 
     - "one step": d/dx of f(x, y+), the last step taken as a function of x from where it began;
     - "identity": f_x - g_xy f_y at y+, as where H is the identity;
-    - "steps": d/dx of f(x, y+), all steps taken as functions of x;
+    - "steps": d/dx of f(x, y+), all steps taken as functions of x; "steps, earlier Adam" where Adam
+      adds its epsilon before it corrects the second moment, as torch did up to 1.2;
     - "series": f_x - g_xy s sum_{k=0}^{K} (I - s H)^k f_y at y+;
     - "krylov": f_x - g_xy v, v after K conjugate gradients on H v = f_y at y+;
     - "implicit": f_x - g_xy H^-1 f_y at y+.
+
+    In a chain each level answers so to the level above it.
     """
+    if isinstance(task, Chain):
+        return _claimed_of(task, claim)
     x = [p.detach().clone().requires_grad_() for p in task.x]
     y = [p.detach().clone().requires_grad_() for p in task.y]
-    if claim.kind in ("one step", "steps"):
+    if claim.kind.startswith(("one step", "steps")):
         start: Tensors = list(x) if task.from_upper else y
-        end = _end(task, x, start, 1 if claim.kind == "steps" else task.steps)
+        first = task.steps if claim.kind == "one step" else 1
+        end = _end(task, x, start, first, corrected=claim.kind != "steps, earlier Adam")
         found = torch.autograd.grad(task.at(task.upper_loss, x, end), x)
         return torch.cat([t.flatten() for t in found])
     end = [t.detach().requires_grad_() for t in _end(task, x, y, task.steps + 1)]
@@ -51,11 +58,25 @@ def claimed(task: Task, claim: Claim) -> Tensor:
     return _flat(direct) - _flat(mixed)
 
 
-def _solved(claim: Claim, product: object, b: Tensor, lr: float) -> Tensor:
-    """Return the vector that stands for the response of a claim."""
-    assert callable(product)
+def _claimed_of(chain: Chain, claim: Claim) -> Tensor:
+    """Return the hypergradient of a chain at its solution: from the last level up, each takes what
+    has come to it, ``a_k``, and adds ``-C_k' v_k`` to the level above, v_k for ``H_k^-1 a_k``.
+    """
+    values = [module.value.detach().requires_grad_() for module in chain.modules]
+    cotangents = list(torch.autograd.grad(chain.at(0, values), values))
+    for k in range(len(values) - 1, 0, -1):
+        h, c = chain.curvatures[k], chain.couplings[k]
+        v = _solved(claim, h.matmul, cotangents[k], chain.lr)
+        cotangents[k - 1] = cotangents[k - 1] - c.T @ v
+    return cotangents[0]
+
+
+def _solved(claim: Claim, product: Callable[[Tensor], Tensor], b: Tensor, lr: float) -> Tensor:
+    """Return the vector that stands for the response of a claim, ``H^-1 b``."""
     if claim.kind == "identity":
         return b
+    if claim.kind == "one step":
+        return lr * b
     if claim.kind == "series":
         term, total = b, b
         for _ in range(claim.size):
@@ -79,9 +100,10 @@ def _solved(claim: Claim, product: object, b: Tensor, lr: float) -> Tensor:
     return torch.linalg.solve(hessian, b)
 
 
-def _end(task: Task, x: Tensors, y: Tensors, first: int) -> Tensors:
+def _end(task: Task, x: Tensors, y: Tensors, first: int, *, corrected: bool = True) -> Tensors:
     """Return the lower parameters after the steps of SGD or Adam, as functions of x in the steps
-    from the one numbered `first` on.
+    from the one numbered `first` on; `corrected` is whether Adam's second moment is when epsilon is
+    added.
     """
     m, v = ([torch.zeros_like(t) for t in y] for _ in range(2))
     b1, b2, eps = 0.9, 0.999, 1e-8
@@ -98,7 +120,8 @@ def _end(task: Task, x: Tensors, y: Tensors, first: int) -> Tensors:
         v = [b2 * a + (1 - b2) * d * d for a, d in zip(v, g, strict=True)]
         # The derivative of the root at zero is infinite; it is taken for zero there.
         roots = [torch.where(c > 0, c, 1.0).sqrt() * (c > 0) for c in v]
-        sizes = [r / (1 - b2**t) ** 0.5 + eps for r in roots]
+        root = (1 - b2**t) ** 0.5
+        sizes = [r / root + eps if corrected else (r + eps) / root for r in roots]
         y = [p - task.lr * a / (1 - b1**t) / s for p, a, s in zip(y, m, sizes, strict=True)]
     return y
 

@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.peers import tasks
+from benchmarks.peers import adapter_tasks, tasks
+from benchmarks.peers.chains import Chain
 from benchmarks.peers.library import Claim
 from benchmarks.peers.task import Task
 
-Build = Callable[[torch.dtype], Task]
+Build = Callable[[torch.dtype], Task | Chain]
 ONE_STEP, STEPS = Claim("one step"), Claim("steps")
 
 
@@ -26,6 +27,7 @@ class Row:
         claim: what its hypergradient is compared with.
         twin: a smaller problem for that comparison; None where it is made on the problem itself.
         large: left out of the short list.
+        kind: the question that it belongs to, where there are several.
     """
 
     method: str
@@ -33,6 +35,7 @@ class Row:
     claim: Claim
     twin: Build | None = None
     large: bool = False
+    kind: str = ""
 
 
 def solving(problem: Callable[..., Task], size: int, *, large: bool = False) -> list[Row]:
@@ -80,21 +83,27 @@ def adapters() -> list[Row]:
     """Return the rows of BiLoRA and BiDoRA on classifiers, and of BiLoRA on language models."""
     rows = []
     for kind in ("BiLoRA", "BiDoRA"):
-        small = partial(tasks.adapter, kind=kind)
+        small = partial(adapter_tasks.adapter, kind=kind)
         rows += [
             Row("darts", small, ONE_STEP),
             Row("darts, one-sided", small, ONE_STEP),
             Row("darts", partial(small, rows=16, length=64), ONE_STEP, small, large=True),
         ]
-    wide = partial(tasks.adapter, kind="BiLoRA", shape="roberta-base")
-    twin = partial(tasks.adapter, kind="BiLoRA")
-    writer = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2")
-    short = partial(tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
+    wide = partial(adapter_tasks.adapter, kind="BiLoRA", shape="roberta-base")
+    twin = partial(adapter_tasks.adapter, kind="BiLoRA")
+    writer = partial(adapter_tasks.adapter, kind="BiLoRA", shape="GPT-2")
+    short = partial(adapter_tasks.adapter, kind="BiLoRA", shape="GPT-2, small")
     rows += [
         Row("darts", short, ONE_STEP),
         Row("darts", writer, ONE_STEP, short, large=True),
     ]
-    return [*rows, Row("t1t2", twin, ONE_STEP), Row("darts", wide, ONE_STEP, twin, large=True)]
+    wider = partial(wide, rows=16, length=64)
+    return [
+        *rows,
+        Row("t1t2", twin, ONE_STEP),
+        Row("darts", wide, ONE_STEP, twin, large=True),
+        Row("darts", wider, ONE_STEP, twin, large=True),
+    ]
 
 
 ROWS: Mapping[str, Callable[[], list[Row]]] = {

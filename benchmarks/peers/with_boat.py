@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.peers import with_higher
 from benchmarks.peers.library import Absent, Entry, Library, Round, Train, register
 from benchmarks.peers.task import Task
 
@@ -101,7 +102,7 @@ BOAT = register(
         "boat-torch",
         find,
         {
-            "unrolled": Entry(train("RAD")),
+            "unrolled": Entry(train("RAD"), with_higher.claim),  # higher's optimizers
             "darts": Entry(train("FD")),
             "cg(10)": Entry(train("CG", number=10)),
             "cg(20)": Entry(train("CG", number=20)),

@@ -6,6 +6,7 @@ libraries, and the upper parameters back.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,8 @@ from benchmarks.peers.task import Task
 
 
 def find() -> None:
-    """Import jaxopt, which warns that it is no longer developed."""
+    """Import jaxopt, which warns that it is no longer developed; on one thread, as torch is."""
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import jaxopt  # noqa: F401

@@ -76,7 +76,7 @@ def implicit(solver: Callable[[Task], Any]) -> Train:
                 for p, g in zip(task.y, grads, strict=True):
                     p.grad = g
                 below.step()
-            return tuple(p.detach().clone() for p in task.y)
+            return tuple(p.detach() for p in task.y)
 
         def once() -> None:
             end = solved(tuple(p.detach() for p in task.y), tuple(task.x))

@@ -111,13 +111,14 @@ def gradient_in_graph(loss: Tensor, wanted: Tensors, mode: Composing) -> tuple[G
 
     Args:
         loss: evaluated within `mode`.
-        wanted: the leaves that the gradient is for.
+        wanted: the leaves that the gradient is for, or tensors where the graph is looked at no
+            further.
         mode: left again; entered for the gradient only if Python runs in it.
 
     Raises:
         RuntimeError: where it cannot be differentiated again.
     """
-    seen = Nodes(2)
+    seen = Nodes(2, wanted)
     seen.look((loss,))
     runs_python = seen.runs_python or mode.is_hooked
     with mode if runs_python else nullcontext():

@@ -6,7 +6,7 @@ copies that stand in the places of the parameters, and handed over as a copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from blo.derivatives.graphs import GradientGraph, gradient_in_graph
 from blo.derivatives.objective import Objective
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.reduction import Reduction
-from blo.linear.tensors import Tensors, detach
+from blo.linear.tensors import Tensors, clones, detach
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Pieces:
 
         Args:
             loss: in the graph of `wanted`.
-            wanted: the leaves.
+            wanted: the leaves, or tensors in a graph that ends the loss's.
             mode: the context that the loss was evaluated in.
 
         Raises:
@@ -45,7 +45,11 @@ class Pieces:
         gradient, runs_python = gradient_in_graph(loss, wanted, mode)
         self.runs_python |= runs_python
         self.graphs.append(gradient)
-        return tuple(None if g is None else g.detach().clone() for g in gradient)
+        known = clones(g for g in gradient if g is not None)
+        if len(known) == len(gradient):
+            return known
+        found = iter(known)
+        return tuple(None if g is None else next(found) for g in gradient)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class KeptGraph:
     @staticmethod
     def begin(leaves: Mapping[str, Tensors]) -> KeptGraph:
         """Return a graph of these leaves, without a gradient yet."""
-        return KeptGraph(Pieces(), leaves, _versions(leaves))
+        return KeptGraph(Pieces(), leaves, versions(leaves.values()))
 
     def lower(self, name: str) -> Tensors:
         """Return the values of the parameters of a problem, without graph."""
@@ -98,7 +102,7 @@ class KeptGradient:
         """
         pieces, lower = self.graph.pieces, self.graph.leaves[self.name]
         graphs, pieces.graphs = pieces.graphs, []
-        if not graphs or _versions(self.graph.leaves) != self.graph.versions:
+        if not graphs or versions(self.graph.leaves.values()) != self.graph.versions:
             return None
         found = GradientGraph.known(
             objectives, lower, self.upper, lower, reduction, graphs, pieces.runs_python
@@ -106,5 +110,6 @@ class KeptGradient:
         return found, self.upper, lower
 
 
-def _versions(leaves: Mapping[str, Tensors]) -> tuple[int, ...]:
-    return tuple(t._version for tensors in leaves.values() for t in tensors)
+def versions(vectors: Iterable[Tensors]) -> tuple[int, ...]:
+    """Return the numbers of edits in place of the tensors in some vectors."""
+    return tuple(t._version for tensors in vectors for t in tensors)

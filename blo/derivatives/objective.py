@@ -102,4 +102,4 @@ def scalar(value: object, name: str) -> Tensor:
             f"{name} must return a real number with decimals, got one of {loss.dtype}; take the "
             "square of its absolute value, or .float()"
         )
-    return loss.reshape(())
+    return loss if loss.dim() == 0 else loss.reshape(())

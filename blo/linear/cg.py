@@ -72,7 +72,8 @@ class CG:
         moved = length < system.size
         apply = system.preconditioner(self.preconditioner)
         p = tuple(t.clone() for t in apply(r))  # x, r and p are edited in place
-        rz = pp = float(dot(r, p))  # |r|^2 and |p|^2, in the geometry of the preconditioner
+        # |r|^2 and |p|^2, in the geometry of the preconditioner
+        rz = pp = length * length if self.preconditioner is None else float(dot(r, p))
         norm_h, first = 0.0, rz
         while system.num_products < self.max_products:
             if not rz > 0.0:

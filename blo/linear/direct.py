@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from blo.linear.settings import check_count, check_finite, check_not_negative
-from blo.linear.system import SINGULAR, LinearSystem, MatVec, Solution, Status
+from blo.linear.system import SINGULAR, LinearSystem, MatVec, Solution, Status, numbers
 from blo.linear.tensors import Tensors, flatten, numel, scale, unflatten, zeros_like
 
 
@@ -81,13 +81,14 @@ class Dense:
         if system.trivial is not None:
             return system.trivial
         h = dense_matrix(system.product, system.rhs)
-        if not bool(torch.isfinite(h).all()):
-            return system.solution(zeros_like(system.rhs), Status.DIVERGED, system.size)
         b = _flatten(system.rhs)
         factors, pivots, _ = torch.linalg.lu_factor_ex(h)
         diagonal = factors.diagonal().abs()
+        largest, low, high = numbers(h.abs().max(), diagonal.min(), diagonal.max())
+        if not math.isfinite(largest):
+            return system.solution(zeros_like(system.rhs), Status.DIVERGED, system.size)
         singular = SINGULAR * n * system.eps
-        if bool(diagonal.min() > singular * diagonal.max()):
+        if low > singular * high:
             x = torch.linalg.lu_solve(factors, pivots, b[:, None])[:, 0]
         else:
             x = torch.linalg.pinv(h, rtol=singular) @ b

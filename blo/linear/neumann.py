@@ -75,7 +75,7 @@ class Neumann:
             return system.solution(x, Status.TRUNCATED, length)
         powers, step, known, slack = None, self.scale, 0, 1.0 + 10 * system.eps
         if step is None:
-            powers = Powers(system, term, num_powers)
+            powers = Powers(system, term, length, num_powers)
             step, known = powers.step, powers.num_products
         add_into(x, step, term)
         for k in itertools.count(1):
@@ -104,9 +104,9 @@ class Powers:
     ``(I - step H)^k r`` of the Neumann series as their combinations.
     """
 
-    def __init__(self, system: LinearSystem, r: Tensors, num_products: int) -> None:
+    def __init__(self, system: LinearSystem, r: Tensors, length: float, num_products: int) -> None:
         self.num_products = 0
-        self._lengths = [float(norm(r))]
+        self._lengths = [length]
         self._directions = Basis(num_products + 1, r)
         self._directions.append(scale(1.0 / self._lengths[0], r))
         for _ in range(num_products):

@@ -16,7 +16,17 @@ from typing import NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from blo.linear.tensors import Tensors, axpy, detach, norm, scale, subtract, sum_all, zeros_like
+from blo.linear.tensors import (
+    Tensors,
+    axpy,
+    detach,
+    norm,
+    scale,
+    squares_fit,
+    subtract,
+    sum_all,
+    zeros_like,
+)
 
 # Eigenvalues below so many machine epsilons of the largest are taken for zero.
 SINGULAR = 100
@@ -191,10 +201,13 @@ class LinearSystem:
         self._given = rhs
         self.layout = Layout.of(rhs)
         self.rhs = self.layout.pack(rhs)
-        self._unit = _power_of_two(_largest(self.rhs))
+        largest, size = _sizes(self.rhs)
+        self._unit = _power_of_two(largest)
         scale_into(self.rhs, 1.0 / self._unit)
-        self.size = float(norm(self.rhs))
         self.eps = torch.finfo(self.layout.dtype).eps
+        # Scaling by a power of two is exact, unless squares overflowed or vanished before it.
+        fits = squares_fit(size, self.layout.dtype)
+        self.size = size / self._unit if fits else float(norm(self.rhs))
 
     @property
     def num_unknowns(self) -> int:
@@ -351,8 +364,13 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype == dtype else t.to(dtype)
 
 
-def _largest(v: Tensors) -> float:
-    return max((float(t.abs().max()) for t in v if t.numel()), default=0.0)
+def _sizes(v: Tensors) -> tuple[float, float]:
+    """Return the largest entry and the norm of packed vectors, in one wait for the device."""
+    filled = [t.abs().max() for t in v if t.numel()]
+    if not filled:
+        return 0.0, 0.0
+    *largest, size = numbers(*filled, norm(v))
+    return (math.nan if any(map(math.isnan, largest)) else max(largest)), size
 
 
 def _power_of_two(value: float) -> float:

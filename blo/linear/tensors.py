@@ -118,7 +118,7 @@ def length(x: Tensors) -> float:
         return 0.0
     fast = float(norm(x).detach())
     wide = _accumulator(x)
-    if _squares_fit(fast, wide):
+    if squares_fit(fast, wide):
         return fast
     # Torch's infinity norm takes ten times as long.
     largest = [float(_entire(t.detach().abs().amax())) for t in x if t.numel()]
@@ -164,7 +164,7 @@ def extents_beside(x: Tensors, y: Tensors) -> tuple[list[Extent], list[float]]:
     found = numbers_of((*norms(tuple(rows)), *counted, *norms(detach(y))))
     n = len(x)
     known = [
-        Extent(size, int(number)) if _squares_fit(size, _accumulator((t,))) else _extent(t)
+        Extent(size, int(number)) if squares_fit(size, _accumulator((t,))) else _extent(t)
         for t, size, number in zip(x, found[:n], found[n : 2 * n], strict=True)
     ]
     lengths = zip(y, found[2 * n :], strict=True)
@@ -194,6 +194,15 @@ def zeros_like(x: Tensors) -> Tensors:
 def detach(x: Iterable[Tensor]) -> Tensors:
     """Return the tensors cut from their graphs; memory is shared."""
     return tuple(t.detach() for t in x)
+
+
+def clones(x: Iterable[Tensor]) -> Tensors:
+    """Return copies of the tensors, without graph."""
+    tensors = tuple(x)
+    if not tensors or any(map(_is_distributed, tensors)):
+        return tuple(t.detach().clone() for t in tensors)
+    with torch.no_grad():
+        return tuple(torch._foreach_clone(tensors))
 
 
 def leaves(x: Iterable[Tensor]) -> Tensors:
@@ -231,13 +240,14 @@ def sum_all(terms: Iterable[Tensor]) -> Tensor:
 def numbers_of(scalars: Iterable[Tensor]) -> list[float]:
     """Return tensors without dimensions as numbers, in one transfer from the device of the first.
 
-    Their absolute values, as those of complex tensors have real types.
+    Types are mixed in float64, which holds counts too, where the device has it.
     """
     gathered = tuple(map(_entire, scalars))
     if not gathered:
         return []
     if len({(s.dtype, s.device) for s in gathered}) > 1:
-        wide, device = _accumulator(gathered), gathered[0].device
+        device = gathered[0].device
+        wide = torch.float32 if device.type == "mps" else torch.float64
         gathered = tuple(s.to(device, wide) for s in gathered)
     numbers: list[float] = torch.stack(gathered).tolist()
     return numbers
@@ -256,7 +266,7 @@ def _entire(scalar: Tensor) -> Tensor:
     return entire
 
 
-def _squares_fit(norm: float, dtype: torch.dtype) -> bool:
+def squares_fit(norm: float, dtype: torch.dtype) -> bool:
     """Return whether squares that add up to `norm` squared neither overflow nor vanish."""
     limits = torch.finfo(dtype)
     # Above it, the squares that vanish are below rounding even for 1e10 entries.

@@ -77,7 +77,6 @@ class Amortised:
         """
         step = self._step(context)
         products = self.products.at(context.lower, context.after)
-        size = float(norm(cotangent))
         v, status, residual = state, Status.TRUNCATED, math.nan
         for _ in range(self.num_steps):
             r, used = cotangent, step
@@ -93,7 +92,8 @@ class Amortised:
                     if min(step) * size_hv > 2 * size_v:
                         status = Status.DIVERGED
                         used = tuple(min(s, size_v / size_hv) for s in step)
-            residual = float(norm(r)) / size if size > 0.0 else math.nan
+            length, size = numbers(norm(r), norm(cotangent))
+            residual = length / size if size > 0.0 else math.nan
             v = scale(used, r) if v is None else add(v, scale(used, r))
         assert v is not None
         mixed = products.mixed(v)

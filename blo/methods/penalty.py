@@ -20,7 +20,7 @@ from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
 from blo.linear.settings import is_finite
-from blo.linear.system import Status
+from blo.linear.system import Status, numbers
 from blo.linear.tensors import Tensors, add, axpy, norm, subtract
 from blo.methods.context import Context, Info, Requirements, Response
 
@@ -84,12 +84,13 @@ class ValuePenalty:
         gap = subtract(here.below.upper, problem.solution.upper)
         shift = subtract(here.above.upper, problem.above.upper)
         value = axpy(self.penalty, gap, shift)
-        size = float(norm(cotangent)) / self.penalty
+        size, radius = numbers(norm(cotangent), norm(subtract(here.z, context.after.lower)))
+        size /= self.penalty
         info = Info(
             method=repr(self),
             point="after",
             scale=lr,
-            radius=float(norm(subtract(here.z, context.after.lower))),
+            radius=radius,
             status=status,
             residual=here.length / size if size > 0.0 else math.nan,
             num_gradients=problem.num_gradients,
@@ -166,8 +167,7 @@ def _curvature(a: _Iterate, b: _Iterate) -> float:
     """Return the change of the gradient between two iterates over their distance, 0 where they are
     one.
     """
-    distance = float(norm(subtract(b.z, a.z)))
-    change = float(norm(subtract(b.gradient, a.gradient)))
+    distance, change = numbers(norm(subtract(b.z, a.z)), norm(subtract(b.gradient, a.gradient)))
     return change / distance if distance > 0.0 else 0.0
 
 

@@ -17,7 +17,7 @@ from blo.derivatives.gradients import Gradients, gradients
 from blo.derivatives.lower import refuse_saddle
 from blo.derivatives.products import NO_PATH
 from blo.linear.settings import check_count, check_flag, check_not_negative, check_positive
-from blo.linear.system import Status
+from blo.linear.system import Status, numbers
 from blo.linear.tensors import Tensors, add, axpy, dot, length, norm, scale, subtract, zeros_like
 from blo.methods.context import Context, Info, Requirements, Response
 
@@ -272,12 +272,12 @@ def _step(s: Tensors, r: Tensors) -> tuple[float, bool]:
     """Return the step size for a change `r` of the gradient over the displacement `s`, and whether
     the curvature ``<s, r>`` is positive; its absolute value is taken where it is not.
     """
-    curvature, square = float(dot(s, r)), float(dot(r, r))
+    curvature, square, way = numbers(dot(s, r), dot(r, r), norm(s))
     if not (math.isfinite(square) and square > 0.0):
         return 1.0, False
     if curvature > 0.0:
         return curvature / square, True
-    return float(norm(s)) / math.sqrt(square), False
+    return way / math.sqrt(square), False
 
 
 def f2sa(

@@ -7,13 +7,15 @@ the last step to the first. With adjoints `a` of ``y_t`` and `b` of ``s_t``, sta
     (a', b', w) = the pull-back of U at step t to y_{t-1}, s_{t-1} and the gradient,
     value <- value + g_xy w,    a <- a' + g_yy w,    b <- b'.
 
-The graphs of the gradients are those that the steps were taken along, each freed once it has been
-differentiated. With checkpoints, and where a graph could not be kept, it is built anew, one at a
-time: of all other steps only iterates ``(y_t, s_t)`` are in memory then.
+The graphs of the gradients are those that the steps were taken along, joined where they can be
+(`blo.steps.joined`), and freed as they are differentiated. With checkpoints, and where a graph
+could not be kept, it is built anew, one at a time: of all other steps only iterates ``(y_t, s_t)``
+are in memory then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +27,7 @@ from blo.linear.settings import check_flag
 from blo.linear.tensors import Tensors, add, leaves, zeros_like
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
+from blo.steps.history import History
 from blo.steps.optimizers import Adjoint, UpdateMap
 from blo.steps.replay import Drift, received, recorded, replayed, segments, step_pulled_back
 
@@ -87,6 +90,9 @@ class Unrolled:
                 lead elsewhere than the optimizer went.
         """
         history = recorded(context.history, "unrolled()")
+        joined = self._response_of_joined(context, history, cotangent)
+        if joined is not None:
+            return joined
         update = UpdateMap(history.optimizer)
         drift = Drift(context.lower, history.end)
         x = leaves(context.before.upper)
@@ -124,19 +130,37 @@ class Unrolled:
                     adjoint = Adjoint(moved, adjoint.slots)
         if history.start_of is not None:
             met = True
-            with torch.enable_grad():
-                start = history.start_of(x)
-            value = add(value, filled(pulled_back(start, x, adjoint.lower), x))
+            value = add(value, _from_start(history.start_of, x, adjoint.lower))
         drift.check()
         if not met:
             raise RuntimeError(NO_PATH)
-        info = Info(
+        return Response(value, None, self._info(num_gradients, history))
+
+    def _response_of_joined(
+        self, context: Context, history: History, cotangent: Tensors
+    ) -> Response | None:
+        """Return the response where the steps were joined in one graph; None where they were not,
+        or the graph does not serve.
+        """
+        found = None if history.joined is None else history.joined(cotangent)
+        if found is None:
+            return None
+        x = leaves(context.before.upper)
+        value = filled(found[0], x)
+        if history.start_of is not None:
+            of_start = filled(found[1], history.lower)
+            value = add(value, _from_start(history.start_of, x, of_start))
+        elif not reached(found[0]):
+            raise RuntimeError(NO_PATH)
+        return Response(value, None, self._info(0, history))
+
+    def _info(self, num_gradients: int, history: History) -> Info:
+        return Info(
             method=repr(self),
             point="before",
             num_gradients=num_gradients,
             num_products=len(history.steps),
         )
-        return Response(value, None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the recorded steps, taken again in one graph."""
@@ -176,6 +200,13 @@ def unrolled(steps: int | None = None, *, checkpoint: bool = False) -> Unrolled:
     Shaban, Cheng, Hatch and Boots (2019), arXiv:1810.10667.
     """
     return Unrolled(steps, checkpoint)
+
+
+def _from_start(start_of: Callable[[Tensors], Tensors], x: Tensors, adjoint: Tensors) -> Tensors:
+    """Return what the upper tensors owe to where the steps start from, by its cotangent."""
+    with torch.enable_grad():
+        start = start_of(x)
+    return filled(pulled_back(start, x, adjoint), x)
 
 
 def check_steps(steps: int | None) -> None:

@@ -66,6 +66,8 @@ class History:
         last_gradient: gradient of the last step before clipping, where it was kept.
         start_of: where the steps start from as a function of the upper tensors, in their graph;
             None where the start is a constant.
+        joined: from the cotangent of the end to those of the upper tensors and of the start
+            (`JoinedSteps.pulled_back`); None where the steps were not joined in one graph.
     """
 
     optimizer: type
@@ -75,6 +77,7 @@ class History:
     end: Tensors
     last_gradient: Tensors | None = None
     start_of: Callable[[Tensors], Tensors] | None = None
+    joined: Callable[[Tensors], tuple[Gradient, Gradient] | None] | None = None
 
     def start_at(self, upper: Tensors) -> Tensors:
         """Return where the steps start from, in the graph of `upper` where it is a function of

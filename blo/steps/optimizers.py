@@ -20,10 +20,10 @@ from torch import Tensor
 
 from blo.linear.tensors import Tensors, add, detach, leaves, zeros_like
 from blo.steps.ends import StartStates, tells_start
-from blo.steps.pullbacks import Pulled
 from blo.steps.registry import Rule, rule_of
 from blo.steps.rules import Initial, Options, State
 from blo.steps.tangents import pushed_forward
+from blo.steps.together import ClosedForm, together
 
 Gradient: TypeAlias = Sequence[Tensor | None]  # None for a tensor that the optimizer passed over
 
@@ -212,10 +212,9 @@ class UpdateMap:
             variables: tensors that some of the options are, or are functions of; the graph between
                 is freed. See `options_in_graph`.
         """
-        if self._rule.pulled_back is not None and not variables:
-            found = self._pulled_back_plainly(iterate, gradient, options, adjoint)
-            if found is not None:
-                return found
+        closed = self.closed_form(options)
+        if closed is not None and not variables:
+            return _pulled_back_together(closed, iterate, gradient, options, adjoint)
         start, g = _as_leaves(iterate, gradient)
         with torch.enable_grad():
             end = self.step(start, g, options)
@@ -229,29 +228,14 @@ class UpdateMap:
         of_gradient = tuple(None if t is None else next(grads) for t in g)
         return Pullback(Adjoint(lower, slots), of_gradient, _detached(end), tuple(grads))
 
-    def _pulled_back_plainly(
-        self, iterate: Iterate, gradient: Gradient, options: Sequence[Options], adjoint: Adjoint
-    ) -> Pullback | None:
-        """Return what `pulled_back` does by the closed form of the rule; None where it has none for
-        these options.
+    def closed_form(self, options: Sequence[Options]) -> ClosedForm | None:
+        """Return the step on many tensors at once with its pull-back, for options that are plain
+        numbers; None where it is not written for one of these.
         """
-        pull = self._rule.pulled_back
-        assert pull is not None
-        slots: Sequence[Tensors | None] = adjoint.slots or (None,) * len(iterate.lower)
-        pieces = []
-        with torch.no_grad():
-            columns = zip(*iterate, gradient, options, adjoint.lower, slots, strict=True)
-            for y, state, g, group, of_y, of_slots in columns:
-                if g is None:
-                    kept = zeros_like(state.slots) if of_slots is None else of_slots
-                    pieces.append(Pulled(of_y, kept, None, y, state))
-                    continue
-                piece = pull(y, state, g, group, of_y, of_slots)
-                if piece is None:
-                    return None
-                pieces.append(piece)
-        lower, slots, of_gradient, ends, states = zip(*pieces, strict=True)
-        return Pullback(Adjoint(lower, slots), of_gradient, Iterate(ends, states))
+        closed = self._rule.closed
+        if closed is None or not all(map(closed.serves, {id(o): o for o in options}.values())):
+            return None
+        return closed
 
     def gradient_pulled_back(
         self,
@@ -352,6 +336,39 @@ def options_in_graph(options: Sequence[Options]) -> Tensors:
     values = [value for group in options for name, value in group.items() if name != "params"]
     flat = [v for value in values for v in (value if isinstance(value, tuple | list) else (value,))]
     return tuple({id(v): v for v in flat if isinstance(v, Tensor) and v.requires_grad}.values())
+
+
+def _pulled_back_together(
+    closed: ClosedForm,
+    iterate: Iterate,
+    gradient: Gradient,
+    options: Sequence[Options],
+    adjoint: Adjoint,
+) -> Pullback:
+    """Return what `UpdateMap.pulled_back` does by the closed form of the rule."""
+    y, states = list(iterate.lower), list(iterate.states)
+    of_y, of_g = list(adjoint.lower), list(gradient)
+    of_slots = [
+        zeros_like(s.slots) if adjoint.slots is None else adjoint.slots[i]
+        for i, s in enumerate(states)
+    ]
+    with torch.no_grad():
+        for at in together(y, states, gradient, options):
+            group, count = options[at[0]], states[at[0]].num_steps
+            slots = tuple(zip(*(states[i].slots for i in at), strict=True))
+            g = tuple(t for t in (gradient[i] for i in at) if t is not None)
+            taken = closed.step(tuple(y[i] for i in at), slots, g, group, count)
+            after = None
+            if adjoint.slots is not None:
+                after = tuple(zip(*(adjoint.slots[i] for i in at), strict=True))
+            ends = tuple(of_y[i] for i in at)
+            found = closed.pulled_back(taken, bool(slots), group, count, ends, after)
+            for k, i in enumerate(at):
+                y[i], of_y[i], of_g[i] = taken.lower[k], found.lower[k], found.gradient[k]
+                states[i] = State(count + 1, tuple(column[k] for column in taken.slots))
+                of_slots[i] = tuple(column[k] for column in found.slots)
+    end = Iterate(tuple(y), tuple(states))
+    return Pullback(Adjoint(tuple(of_y), tuple(of_slots)), tuple(of_g), end)
 
 
 def _filled(y: Tensor, value: Initial) -> Tensor | None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import optimizer as optimizers
 
 from blo.linear.tensors import Tensors
-from blo.steps import pullbacks, rules
-from blo.steps.pullbacks import ByGradient, PullBack
+from blo.steps import pullbacks, rules, together
+from blo.steps.pullbacks import ByGradient
 from blo.steps.rules import Initial, Options, Scalar, Slots, Step, number
+from blo.steps.together import ClosedForm
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Rule:
             zero; None for a step that is not divided by the size of the gradients seen.
         by_gradient: the step pulled back to its gradient alone (`blo.steps.pullbacks`), its options
             plain numbers; None, or a result of None, for automatic differentiation.
-        pulled_back: the step pulled back to all that it is a function of, in the same way.
+        closed: the step of many tensors at once and its pull-back to all that it is a function of
+            (`blo.steps.together`), its options plain numbers; None for automatic differentiation.
         by_end: from the options of a group to those of Adam, where the step is told by where it
             ended (`blo.steps.ends`); None where it is not.
     """
@@ -41,7 +43,7 @@ class Rule:
     couples_decay: bool = False
     untouched: Callable[[Tensors, Options], Tensor] | None = None
     by_gradient: ByGradient | None = None
-    pulled_back: PullBack | None = None
+    closed: ClosedForm | None = None
     by_end: Callable[[Options], Options] | None = None
 
 
@@ -107,6 +109,15 @@ def register_update(
     )
 
 
+def known_rule(optimizer: type) -> Rule | None:
+    """Return what `rule_of` does; None if nothing is known."""
+    for base in optimizer.__mro__:
+        known = _registered.get(base) or SHIPPED.get(base)
+        if known is not None:
+            return known if _own_step(optimizer) is _own_step(base) else None
+    return None
+
+
 def rule_of(optimizer: type) -> Rule:
     """Return what is known of an optimizer class: its own entry, or that of the nearest class it
     derives from, if it takes that one's step.
@@ -114,12 +125,9 @@ def rule_of(optimizer: type) -> Rule:
     Raises:
         TypeError: if nothing is known, naming the classes that are.
     """
-    for base in optimizer.__mro__:
-        known = _registered.get(base) or SHIPPED.get(base)
-        if known is not None:
-            if _own_step(optimizer) is _own_step(base):
-                return known
-            break
+    known = known_rule(optimizer)
+    if known is not None:
+        return known
     names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SHIPPED)
     name = optimizer.__qualname__
     raise TypeError(
@@ -269,7 +277,7 @@ SHIPPED: Mapping[type, Rule] = {
         rules.sgd_slots,
         True,
         by_gradient=pullbacks.sgd_by_gradient,
-        pulled_back=pullbacks.sgd_pulled_back,
+        closed=together.SGD,
     ),
     torch.optim.AdamW: Rule(
         rules.adamw,
@@ -277,7 +285,7 @@ SHIPPED: Mapping[type, Rule] = {
         False,
         _second_moment_zero,
         pullbacks.adamw_by_gradient,
-        pullbacks.adamw_pulled_back,
+        together.ADAMW,
         lambda options: {"decoupled_weight_decay": True, **options},
     ),
     torch.optim.Adam: Rule(
@@ -286,7 +294,7 @@ SHIPPED: Mapping[type, Rule] = {
         True,
         _second_moment_zero,
         pullbacks.adam_by_gradient,
-        pullbacks.adam_pulled_back,
+        together.ADAM,
         lambda options: options,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),

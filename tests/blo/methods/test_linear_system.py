@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from systems import normal
 
 from blo.linear.system import Basis, Layout, LinearSystem, numbers
+from blo.linear.tensors import numbers_of
 
 
 def test_packing_and_unpacking_gives_the_tensors_back():
@@ -72,3 +73,7 @@ def test_a_basis_stays_orthonormal_on_nearly_dependent_vectors():
 def test_numbers_of_several_types_are_fetched_together():
     a = torch.tensor(0.1, dtype=torch.float64)
     assert numbers(a, torch.tensor(2.0)) == [0.1, 2.0]
+
+
+def test_numbers_beside_losses_of_single_precision_keep_their_digits():
+    assert numbers_of((torch.tensor(0.5), torch.tensor(2**24 + 1))) == [0.5, 2**24 + 1]
