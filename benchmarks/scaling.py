@@ -42,11 +42,11 @@ METHODS: dict[str, Method] = {"t1t2": blo.t1t2(), "cg(3)": blo.cg(3)}
 Line = dict[str, Any]
 
 
-def by_size(large: bool) -> Iterator[Row]:
+def by_size(large: bool, most: int) -> Iterator[Row]:
     """Yield rows of squares: lower sizes at ten upper parameters, then upper sizes."""
     lower = [10**k for k in range(3, 9 if large else 7)]
     upper = [10**k for k in (0, 2, 4, *((6,) if large else ()))]
-    pairs = [(n, 10) for n in lower] + [(10**6, m) for m in upper]
+    pairs = [(n, 10) for n in lower if n <= most] + [(10**6, m) for m in upper]
     twin = partial(tasks.diagonal, num_lower=1000, num_upper=10)
     for n, m in pairs:
         build = partial(tasks.diagonal, num_lower=n, num_upper=m)
@@ -126,10 +126,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--kinds", nargs="*", default=["size", "steps", "levels"])
     parser.add_argument("--large", action="store_true", help="up to 1e8 lower parameters")
+    parser.add_argument("--most", type=int, default=10**8, help="lower parameters at ten above")
     parser.add_argument("--levels", type=int, default=5, help="at most")
     measured_with(parser, RESULTS)
     options = parser.parse_args()
-    rows = [*by_size(options.large), *by_steps(options.large), *by_levels(options.levels)]
+    rows = [
+        *by_size(options.large, options.most),
+        *by_steps(options.large),
+        *by_levels(options.levels),
+    ]
     asked = [row for row in rows if row.kind in options.kinds]
     results = measure(asked, chosen(parser, options), options)
     if "levels" not in options.kinds or options.settings:

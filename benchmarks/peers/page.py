@@ -190,7 +190,8 @@ NOTES = (
     "parameters and data: what its first round leaves, and the peak of the next beyond that.",
     "jaxopt's rounds are compiled by XLA, and its memory is not torch's to count.",
     "'By hand' is a loop for one method and one problem that checks nothing. Betty's DARTS takes "
-    "1 for the learning rate; its CG 0.2.1 takes wrong directions from the second product on.",
+    "1 for the learning rate; its CG 0.2.1 takes wrong directions from the second product on. The "
+    "Adam of higher and BOAT adds its epsilon before it corrects the second moment.",
 )
 
 
