@@ -34,7 +34,10 @@ from blo.methods.attached import Attached, Attaches, Solved
 from blo.methods.context import Context, Info, Method
 from blo.problem import Problem
 from blo.record import Draw, Moment
+from blo.steps.ends import StartStates
 from blo.steps.history import History, LowerStep
+from blo.steps.optimizers import UpdateMap
+from blo.steps.replay import lower_gradient
 
 
 def total_gradient(
@@ -219,7 +222,7 @@ class Sight:
         whole = len(moment.history) == q.steps
         then = standing.during(first, moves=False)
         assert first.lower is not None
-        assert first.states is not None
+        states = first.states or _start_states(first, q, taken[0], then.flat(sources))
         start_of = partial(self._start, q, sources, then) if whole and q.start is not None else None
         joined, names = None, [a.name for a in sources]
         if moment.joined is not None and moment.joined.upper.keys() >= set(names):
@@ -228,7 +231,7 @@ class Sight:
         return History(
             q.optimizer_class,
             first.lower,
-            first.states,
+            states,
             tuple(taken),
             standing.of(q),
             moment.lower_gradient,
@@ -332,6 +335,23 @@ class Sight:
                 draw.batches, draw.random_states, draw.buffers, strict=True
             )
         )
+
+
+def _start_states(moment: Moment, q: Problem, step: LowerStep, upper: Tensors) -> StartStates:
+    """Return the states of the optimizer of `q` before its last step, as those after it tell them.
+
+    Args:
+        moment: of the step.
+        q: the problem.
+        step: the step.
+        upper: the upper tensors then.
+    """
+    assert moment.lower is not None
+    assert moment.handed is not None
+    again = partial(lower_gradient, step, upper, moment.lower)
+    after = [q.optimizer.state.get(p, {}) for p in q.parameters]
+    update = UpdateMap(q.optimizer_class)
+    return update.start_states(moment.lower, moment.handed, again, moment.options, after)
 
 
 def kept(moment: Moment, q: Problem, sources: tuple[Problem, ...]) -> KeptGradient | None:

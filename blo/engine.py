@@ -330,17 +330,18 @@ class Engine:
 
     def _take(self, problem: Problem) -> Total:
         """Take the step of `problem`, whose turn it is, along its total gradient."""
-        total = self._next_gradient(problem)
+        total = self._next_gradient(problem, taken=True)
         compare = self._watched(problem, total.value)
-        problem.step(total.value, total.loss)
+        untouched = problem.step(total.value, total.loss)
         compare()
+        self.recorder.end(problem, untouched=untouched)
         self._end(problem, total)
         return total
 
-    def _next_gradient(self, problem: Problem) -> Total:
+    def _next_gradient(self, problem: Problem, *, taken: bool = False) -> Total:
         """Return the total gradient of `problem`, whose turn it is, unless it diverges."""
         try:
-            total = self.gradient(problem, self._turns.begin())
+            total = self.gradient(problem, self._turns.begin(), taken=taken)
             self._divergence.see(problem, total.loss, self.round + 1)
         except FloatingPointError as error:
             error.args = (f"{error}. {self._last_good()}",)
@@ -396,18 +397,21 @@ class Engine:
             return self.watch.before(problem, gradient)
         return nothing
 
-    def gradient(self, problem: Problem, update: Update, *, keep: bool = False) -> Total:
+    def gradient(
+        self, problem: Problem, update: Update, *, keep: bool = False, taken: bool = False
+    ) -> Total:
         """Return the total gradient of `problem` on its next batches, and remember what the
         response of `problem` will be computed from.
 
-        The first half of an update. `keep` records the random states of the evaluation in any case.
+        The first half of an update. `keep` records the random states of the evaluation in any case,
+        `taken` says that the engine takes the step itself.
         """
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            return self._gradient(problem, update, keep)
+            return self._gradient(problem, update, keep, taken)
         with torch.inference_mode(False), torch.enable_grad():
-            return self._gradient(problem, update, keep)
+            return self._gradient(problem, update, keep, taken)
 
-    def _gradient(self, problem: Problem, update: Update, keep: bool) -> Total:
+    def _gradient(self, problem: Problem, update: Update, keep: bool, own: bool) -> Total:
         stream, role = self.graph.streams[problem.name], self.graph.role(problem)
         if update.step == 1:
             problem.begin()
@@ -462,7 +466,14 @@ class Engine:
         if self.recorder.wants(problem, update):
             reused = {a.name: filled(taken.grads[a.name], a.parameters) for a in above}
             self.recorder.keep(
-                problem, update, draw, gradient, reused, taken.buffers_after, taken.graph
+                problem,
+                update,
+                draw,
+                gradient,
+                reused,
+                taken.buffers_after,
+                taken.graph,
+                taken=own,
             )
         return Total(gradient, read.loss, read.metrics, direct, draw, infos)
 

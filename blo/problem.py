@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blo import arguments
+from blo.batches import version
 from blo.derivatives.pullback import Gradient
 from blo.derivatives.random_state import generators_of
 from blo.derivatives.sharded import is_sharded
@@ -17,7 +18,8 @@ from blo.evaluation import Loss
 from blo.methods.context import Method
 from blo.methods.named import darts
 from blo.steps.clipping import Clip, clipped
-from blo.steps.registry import coupled_decay, sign, unwrapped
+from blo.steps.optimizers import UpdateMap
+from blo.steps.registry import coupled_decay, is_plain, sign, unwrapped
 
 
 class Problem:
@@ -203,27 +205,42 @@ class Problem:
         """
         arguments.refuse_changed(self.name, self.parameters, self._held())
 
-    def hand(self, gradient: Gradient) -> None:
-        """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters.
+    def hand(self, gradient: Gradient) -> list[Tensor | None]:
+        """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters, and
+        return what is there.
 
         What the optimizer and its hooks edit in place is theirs alone: a gradient that shares its
         memory is copied.
         """
-        for parameter, g in zip(self.parameters, owned(gradient), strict=True):
+        handed = owned(gradient)
+        for parameter, g in zip(self.parameters, handed, strict=True):
             parameter.grad = g
+        return handed
 
-    def step(self, gradient: Gradient, loss: float) -> None:
+    def step(self, gradient: Gradient, loss: float) -> bool:
         """Let the optimizer step along `gradient`, clipped if that was asked for, and let the
-        scheduler follow.
+        scheduler follow. Return whether the gradient was left as it was.
         """
-        self.hand(gradient if self.clip is None else clipped(gradient, self.clip))
+        handed = self.hand(gradient if self.clip is None else clipped(gradient, self.clip))
+        before = [0 if g is None else version(g) for g in handed]
         self.optimizer.step()
+        columns = zip(self.parameters, handed, before, strict=True)
+        untouched = all(p.grad is g and (g is None or version(g) == n) for p, g, n in columns)
         for parameter in self.parameters:
             parameter.grad = None
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(loss)
         elif self.scheduler is not None:
             self.scheduler.step()
+        return untouched
+
+    def tells_start(self) -> bool:
+        """Return whether the optimizer's states before a step can be told from those after it,
+        unless the gradient is edited in the step.
+        """
+        if self.clip is not None or self.option_functions or not is_plain(self.optimizer):
+            return False
+        return UpdateMap(self.optimizer_class).tells_start(self.parameters, self.options())
 
     @property
     def device(self) -> torch.device:

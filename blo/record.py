@@ -51,7 +51,8 @@ class Moment:
         options: the options of each parameter's group, learning rate included.
         received: whether the optimizer received a gradient, for each parameter.
         lower: the problem's parameters, where its method asked for them.
-        states: the optimizer's state of each parameter, where a step is taken again from here.
+        states: the optimizer's state of each parameter, where a step is taken again from here and
+            they are not told by those after it.
         values: the parameters of the other problems that the update depends on, by name, as far as
             they move before the response is asked for.
         below: the last updates of the problems below that it saw responding, by name.
@@ -60,6 +61,8 @@ class Moment:
             method asked for it.
         lower_gradient: gradient that the optimizer was handed, before its hooks, where the method
             asked for it.
+        handed: the same where the optimizer's states before the step are told by those after it,
+            None for what was not received; the first response to ask for it gets it.
         history: the recorded updates up to and including this one, oldest first, where the method
             takes them again; the first holds `lower` and `states`.
         graph: the gradient in its graph, where the method asked for it and it could be kept.
@@ -76,6 +79,7 @@ class Moment:
     buffers_after: Mapping[int, Tensor] = field(default_factory=dict)
     upper_gradient: Mapping[str, Tensors] = field(default_factory=dict)
     lower_gradient: Tensors | None = None
+    handed: list[Tensor | None] | None = None
     history: tuple[Moment, ...] = ()
     graph: KeptGraph | None = None
     joined: JoinedSteps | None = None

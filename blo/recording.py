@@ -98,6 +98,8 @@ class Recorder:
         upper_gradient: Mapping[str, Tensors],
         buffers_after: Mapping[int, Tensor],
         graph: KeptGraph | None = None,
+        *,
+        taken: bool = False,
     ) -> None:
         """Remember an update, evaluated on `draw`, before the optimizer takes its step.
 
@@ -109,12 +111,14 @@ class Recorder:
             upper_gradient: of the loss with respect to problems above, by name, where it was taken.
             buffers_after: the buffers that the evaluation changed, after it.
             graph: the gradient in its graph, where it is kept.
+            taken: whether `end` will be called once the optimizer has taken the step.
         """
         role, place = self._graph.role(problem), self._place(problem, update)
         needs = role.needs
         again = place is not None and self._is_kept(problem, place)
         own = update.last and needs.before
         received = tuple(g is not None for g in gradient)
+        told = again and taken and needs.by_end and self._is_told(problem)
         options = problem.options()
         is_joined = problem.name in self._joined
         again = again and not (is_joined and place)  # those of the first step lead to all others
@@ -128,15 +132,16 @@ class Recorder:
             options=options,
             received=received,
             lower=lower,
-            states=problem.optimizer_states() if again else None,
+            states=problem.optimizer_states() if again and not told else None,
             values={a.name: clones(a.parameters) for a in role.moving},
             below=self._below(problem) if needs.before or place is not None else {},
             buffers_after=buffers_after,
             upper_gradient=upper_gradient,
             # A copy: hooks of the optimizer may change the gradient in place.
             lower_gradient=clones(filled(gradient, problem.parameters))
-            if update.last and needs.lower_gradient
+            if update.last and needs.lower_gradient and not told
             else None,
+            handed=[None if g is None else g.detach() for g in gradient] if told else None,
             graph=graph,
         )
         if place is not None:
@@ -145,6 +150,32 @@ class Recorder:
             history = tuple(self._past.pop(problem.name, ()))
             joined = self._joined.pop(problem.name, None)
             self.moments[problem.name] = replace(moment, history=history, joined=joined)
+
+    def end(self, problem: Problem, *, untouched: bool) -> None:
+        """Take in that the optimizer of `problem` has taken the step that was remembered last.
+
+        Args:
+            problem: whose step it is.
+            untouched: whether the gradient that the optimizer was handed is what it was.
+
+        Raises:
+            RuntimeError: if it is not, and the record is of that gradient.
+        """
+        moment = self.moments.get(problem.name)
+        if moment is not None and moment.handed is not None and not untouched:
+            raise RuntimeError(
+                f"the gradient that the optimizer of problem {problem.name!r} was handed was "
+                f"changed in its step, and {problem.method!r} differentiates the step: something "
+                "else has a hand in it. Put it in the loss, clip by Problem(clip=Clip(...)), or "
+                "use a method that does not take the steps again: darts(), cg(10)"
+            )
+
+    def _is_told(self, problem: Problem) -> bool:
+        """Return whether the states of the optimizer before a step are told by those after it, and
+        a response to it is asked for once.
+        """
+        asking = [p for p in self._graph.problems if problem in self._graph.role(p).responding]
+        return len(asking) == 1 and problem.tells_start()
 
     @staticmethod
     def _before(problem: Problem, graph: KeptGraph | None) -> Tensors:

@@ -14,7 +14,7 @@ from blo.linear.tensors import Tensors, length, subtract
 from blo.problem import Problem
 from blo.steps.clipping import clipped
 from blo.steps.optimizers import UpdateMap
-from blo.steps.registry import rule_of
+from blo.steps.registry import num_hooks, rule_of
 
 # A step may be off by this fraction of its length, and by so many rounding errors of the
 # parameters: the fused kernels of torch round differently.
@@ -93,11 +93,6 @@ def unknown_decay(problem: Problem) -> str | None:
     )
 
 
-def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether anything is called before or after the steps of an optimizer."""
-    return any(_num_hooks(optimizer))
-
-
 def _difference(problem: Problem, before: Tensors, plain: Tensors) -> str | None:
     """Return how a step differs from the plain one; None where it does not."""
     now = tuple(p.detach() for p in problem.parameters)
@@ -127,9 +122,4 @@ def _signature(problem: Problem) -> tuple[Any, ...]:
     """Return what a step depends on beside its numbers: class, groups and hooks."""
     optimizer = problem.optimizer
     groups = tuple(len(group["params"]) for group in optimizer.param_groups)
-    return (type(optimizer), problem.optimizer_class, groups, *_num_hooks(optimizer))
-
-
-def _num_hooks(optimizer: torch.optim.Optimizer) -> list[int]:
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    return [len(getattr(optimizer, name, ())) for name in names]
+    return (type(optimizer), problem.optimizer_class, groups, *num_hooks(optimizer))

@@ -39,7 +39,7 @@ def from_orthonormal(rows: Tensor, *, squared: bool) -> Tensor:
 def row_norms(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """Return the norm of every row of ``W + s B A``, shape ``(out,)``, without forming the matrix.
 
-        n^2 = |W|^2 + s <2 W A^T + s B (A A^T), B>,    |.| and <., .> taken row by row
+        n^2 = |W|^2 + <2 W C^T + B (C C^T), B>,  C = s A,    |.| and <., .> taken row by row
 
     Differentiable twice in A and B. Summed in float32 or wider, outside autocast; ``W A^T`` is
     taken in W's own precision, so that a bfloat16 weight is not copied. Rows that cancel to below
@@ -53,9 +53,10 @@ def row_norms(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """
     dtype = widen(torch.promote_types(weight.dtype, A.dtype))
     with torch.autocast(weight.device.type, enabled=False):
-        product = (weight @ A.to(weight.dtype).T).to(dtype)
-        A, B = A.to(dtype), B.to(dtype)
+        C = (A if scale == 1.0 else A * scale).T
+        product = (weight @ C.to(weight.dtype)).to(dtype)
+        B, C = B.to(dtype), C.to(dtype)
         fixed = torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
-        change = scale * ((2 * product + scale * (B @ (A @ A.T))) * B).sum(1)
+        change = (torch.addmm(product, B, C.T @ C, beta=2.0) * B).sum(1)
         limits = torch.finfo(dtype)
         return torch.maximum(fixed + change, limits.eps * fixed + limits.tiny).sqrt()

@@ -91,14 +91,16 @@ class BiDoraVariant(DoraLinearVariant, BiLevelVariant):
     ) -> Tensor:
         """Return ``bias + (m / n) (W0 + s B A) x``.
 
-        Written as ``result + update + (m / n - 1) y`` with ``y = (W0 + s B A) x``: exactly
+        Written as ``(m / n) y + (1 - m / n) bias`` with ``y = bias + (W0 + s B A) x``: exactly
         ``result`` at the start, and y is the only activation kept for the backward pass.
         """
         used = factors_in_use(module, active_adapter)
+        used = used._replace(A=used.A * used.scale, scale=1.0)
         ratio = _ratio(module, active_adapter, used)
-        update = F.linear(F.linear(x, used.A) * used.scale, used.B)
-        y = result + update if used.bias is None else result - used.bias + update
-        return result + update + (ratio - 1) * y
+        y = result + F.linear(F.linear(x, used.A), used.B)
+        if used.bias is None:
+            return ratio * y
+        return torch.addcmul((1 - ratio) * used.bias, ratio, y)
 
 
 class ColumnVariant(BiDoraVariant):

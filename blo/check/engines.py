@@ -26,7 +26,8 @@ from blo.graph import Update
 from blo.linear.tensors import Tensors, dot, scale, subtract, zeros_like
 from blo.methods.context import Method
 from blo.problem import Problem
-from blo.step_watch import has_hooks, unknown_decay
+from blo.step_watch import unknown_decay
+from blo.steps.registry import has_hooks
 
 
 class EngineSubject:

@@ -71,8 +71,7 @@ class CG:
             return system.solution(x, Status.CONVERGED, length)
         moved = length < system.size
         apply = system.preconditioner(self.preconditioner)
-        r = tuple(t.clone() for t in r)  # x, r and p are this solve's own, and edited in place
-        p = tuple(t.clone() for t in apply(r))
+        p = tuple(t.clone() for t in apply(r))  # x, r and p are edited in place
         # |r|^2 and |p|^2, in the geometry of the preconditioner
         rz = pp = length * length if self.preconditioner is None else float(dot(r, p))
         norm_h, first = 0.0, rz

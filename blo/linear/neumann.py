@@ -10,7 +10,7 @@ import torch
 
 from blo.linear.settings import check_count, check_not_negative, check_positive, check_rtol
 from blo.linear.system import Basis, LinearSystem, MatVec, Solution, Status, add_into
-from blo.linear.tensors import Tensors, axpy, norm, scale, subtract
+from blo.linear.tensors import Tensors, norm, scale, subtract
 
 
 @dataclass(frozen=True)
@@ -73,32 +73,30 @@ class Neumann:
         num_powers = min(self.num_power_iterations, self.max_products - system.num_products)
         if self.scale is None and num_powers == 0:
             return system.solution(x, Status.TRUNCATED, length)
-        powers = Powers(system, term, length, 0 if self.scale is not None else num_powers)
-        step = powers.step if self.scale is None else self.scale
-        total, known, slack = _own(term), powers.num_products, 1.0 + 10 * system.eps
+        powers, step, known, slack = None, self.scale, 0, 1.0 + 10 * system.eps
+        if step is None:
+            powers = Powers(system, term, length, num_powers)
+            step, known = powers.step, powers.num_products
+        add_into(x, step, term)
         for k in itertools.count(1):
-            if k <= known:
-                following = powers.term(k)
+            if powers is not None and k <= known:
+                before, term = term, powers.term(k)
+                along = norm(subtract(before, term)) / step
             elif system.num_products < self.max_products:
-                following = axpy(-step, system.product(term), term)
+                along = norm(system.descend(term, step))
             else:
                 break
-            length_following = float(norm(following))
-            if not length_following <= slack * length:
-                x = axpy(step, total, x)
-                curvature = float(norm(subtract(following, term))) / (step * length)
-                length = length_following
+            length, length_before = float(norm(term)), length
+            if not length <= slack * length_before:
+                curvature = float(along) / length_before
                 if self.scale is not None or not 1.1 < step * curvature < math.inf:
                     return system.solution(x, Status.DIVERGED, length, step)
-                total, step, known = _own(following), 1.0 / curvature, 0
-            else:
-                add_into(total, 1.0, following)
-                length = length_following
-            term = following
+                step, known = 1.0 / curvature, 0
+            add_into(x, step, term)
             if length <= target:
                 break
         status = Status.CONVERGED if length <= target else Status.TRUNCATED
-        return system.solution(axpy(step, total, x), status, length, step)
+        return system.solution(x, status, length, step)
 
 
 class Powers:
@@ -135,8 +133,3 @@ class Powers:
                 power *= -self.step * self._lengths[j]
             factors.append(math.comb(k, j) * power)
         return self._directions.combine(torch.tensor(factors, dtype=torch.float64))
-
-
-def _own(v: Tensors) -> Tensors:
-    """Return a copy, to be edited in place."""
-    return tuple(t.clone() for t in v)

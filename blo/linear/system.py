@@ -19,6 +19,7 @@ from torch import Tensor
 from blo.linear.tensors import (
     Tensors,
     axpy,
+    detach,
     norm,
     scale,
     squares_fit,
@@ -155,6 +156,13 @@ class Layout:
             for group in self.groups
         )
 
+    def checked(self, v: Tensors, given: Tensors) -> Tensors:
+        """Return `v` without graph, and with memory of its own where it is that of `given`."""
+        if len(v) != len(self.like):
+            raise ValueError(f"expected a vector of {len(self.like)} tensors, got {len(v)}")
+        held = {t.untyped_storage().data_ptr() for t in given}
+        return tuple(t.clone() if t.untyped_storage().data_ptr() in held else t for t in detach(v))
+
     def unpack(self, packed: Tensors) -> Tensors:
         """Return flat tensors in the shapes and types they were packed from."""
         if self.is_alike:
@@ -192,10 +200,10 @@ class LinearSystem:
         self._damping = damping
         self._given = rhs
         self.layout = Layout.of(rhs)
-        packed = self.layout.pack(rhs)
-        largest, size = _sizes(packed)
+        self.rhs = self.layout.pack(rhs)
+        largest, size = _sizes(self.rhs)
         self._unit = _power_of_two(largest)
-        self.rhs = scale(1.0 / self._unit, packed)
+        scale_into(self.rhs, 1.0 / self._unit)
         self.eps = torch.finfo(self.layout.dtype).eps
         # Scaling by a power of two is exact, unless squares overflowed or vanished before it.
         fits = squares_fit(size, self.layout.dtype)
@@ -235,6 +243,20 @@ class LinearSystem:
         self.num_products += 1
         return self.layout.pack(self._matvec(self.layout.unpack(v)))
 
+    def descend(self, v: Tensors, step: float) -> Tensors:
+        """Take ``v - step (H + damping I) v`` for `v`, in place, and return the product."""
+        if not self.layout.is_alike:
+            product = self.product(v)
+            add_into(v, -step, product)
+            return product
+        self.num_products += 1
+        pieces = self.layout.unpack(v)
+        product = self.layout.checked(self._matvec(pieces), pieces)
+        if self._damping != 0.0:
+            product = axpy(self._damping, pieces, product)
+        add_into(pieces, -step, product)
+        return product
+
     def singular_along(self, step: float, norm_h: float, length: float) -> bool:
         """Return whether a step is so long that `H` must be taken for singular along it.
 
@@ -259,7 +281,8 @@ class LinearSystem:
 
     def start(self, init: Tensors | None) -> Start:
         """Return `init` with its residual, at one product; zero with the right-hand side where
-        `init` is None, or no nearer to a solution than zero is.
+        `init` is None, or no nearer to a solution than zero is. All are the caller's to edit: the
+        right-hand side is not read again.
         """
         zero = Start(zeros_like(self.rhs), self.rhs, self.size)
         if init is None:
@@ -273,7 +296,8 @@ class LinearSystem:
         self, x: Tensors, status: Status, length: float, factor: float | None = None
     ) -> Solution:
         """Return the packed iterate `x`, whose residual has the norm `length`, as a `Solution`."""
-        value = self.layout.unpack(scale(self._unit, x))
+        scale_into(x, self._unit)
+        value = self.layout.unpack(x)
         return Solution(value, status, self.num_products, length / self.size, factor)
 
 

@@ -201,6 +201,8 @@ class Requirements:
             be sharded (``fully_shard``).
         graph: the graphs of the lower gradients of the recorded steps are kept, where they can be
             (`Point.graph`, `LowerStep.graph`): the method differentiates them again.
+        by_end: the only recorded step is told by where it ended, where it can be: `History.states`
+            are a `StartStates` then, which holds the gradient.
 
     Example:
         >>> from blo import cg, darts, unrolled
@@ -221,6 +223,7 @@ class Requirements:
     differentiates: frozenset[str] = frozenset()
     first_order: bool = False
     graph: bool = False
+    by_end: bool = False
 
 
 class Method(Protocol):

@@ -160,21 +160,24 @@ class OneStep:
         )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
-        """Return ``-s g_xy cotangent`` with the product at ``context.before``."""
-        products = self.products.at(context.lower, context.before)
-        v = context.lower.directed(scale(self.step(context), cotangent))
+        """Return ``-s g_xy cotangent`` with the product at ``context.before``; one `s` for all
+        tensors is a factor of the product, so that no vector ``s cotangent`` is held.
+        """
+        products, step = self.products.at(context.lower, context.before), self.step(context)
+        factor, v = (step, cotangent) if isinstance(step, float) else (1.0, scale(step, cotangent))
+        v = context.lower.directed(v)
         mixed = products.mixed(v)
         apart = products.disagreement(v, mixed) if context.first else None
         info = Info(
             method=repr(self),
             point="before",
-            scale=self.step(context),
+            scale=step,
             radius=products.radius,
             num_gradients=products.num_gradients,
             num_products=products.num_products,
             disagreement=apart,
         )
-        return Response(scale(-1.0, mixed), None, info)
+        return Response(scale(-factor, mixed), None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the last step ``y - s g_y(upper, y)``, taken again."""

@@ -15,6 +15,8 @@ from blo.derivatives.products import ProductRule
 from blo.linear.tensors import Tensors, add
 from blo.methods.attached import Attached
 from blo.methods.context import Context, Info, Requirements, Response
+from blo.steps.ends import StartStates, from_end
+from blo.steps.history import History
 from blo.steps.optimizers import Adjoint, UpdateMap
 from blo.steps.replay import Drift, recorded, segments, step_pulled_back
 
@@ -52,6 +54,7 @@ class Sama:
             lower_gradient=True,
             history=1,
             differentiates=frozenset({"options"}),
+            by_end=True,
         )
 
     def response(self, context: Context, cotangent: Tensors, state: Tensors | None) -> Response:
@@ -63,29 +66,14 @@ class Sama:
             RuntimeError: if the step taken again leads elsewhere than the optimizer went.
         """
         history = recorded(context.history, "sama()")
-        update = UpdateMap(history.optimizer)
-        (segment,) = segments(history, update)
-        (step,) = segment.steps
-        gradient = segment.last_gradient
-        assert gradient is not None
-        back = step_pulled_back(
-            update,
-            step,
-            segment.start,
-            gradient,
-            Adjoint(cotangent),
-            context.before.upper,
-            gradient_alone=True,
-        )
-        weights, end = back.gradient, back.end
         drift = Drift(context.lower, history.end)
-        drift.add(segment, end.lower)
+        of_options: Tensors = ()
+        if isinstance(history.states, StartStates):
+            direction, *lengths = from_end(history.states, cotangent, history.end)
+            drift.note(*lengths)
+        else:
+            direction, of_options = _direction(history, cotangent, context.before.upper, drift)
         drift.check()
-        fresh = update.without_history(end, step.options)
-        direction = tuple(
-            torch.zeros_like(c) if w is None else w if f is None else w.masked_fill_(f, 0.0)
-            for w, c, f in zip(weights, cotangent, fresh, strict=True)
-        )
         products = self.products.at(context.lower, context.before)
         mixed = products.mixed(direction)
         apart = products.disagreement(direction, mixed) if context.first else None
@@ -98,12 +86,42 @@ class Sama:
             disagreement=apart,
         )
         value = context.lower.signed(mixed)
-        value = add(value, back.upper) if back.upper else value
+        value = add(value, of_options) if of_options else value
         return Response(value, None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the last step, taken again."""
         return lower.steps_again(upper)
+
+
+def _direction(
+    history: History, cotangent: Tensors, upper: Tensors, drift: Drift
+) -> tuple[Tensors, Tensors]:
+    """Return ``D cotangent`` of the recorded step, and what the options add to the response, where
+    they are functions of `upper`.
+
+    Args:
+        history: of one step.
+        cotangent: of where it ended.
+        upper: the upper tensors.
+        drift: where it is noted how far the step, taken again, leads from there.
+    """
+    update = UpdateMap(history.optimizer)
+    (segment,) = segments(history, update)
+    (step,) = segment.steps
+    gradient = segment.last_gradient
+    assert gradient is not None
+    adjoint = Adjoint(cotangent)
+    back = step_pulled_back(
+        update, step, segment.start, gradient, adjoint, upper, gradient_alone=True
+    )
+    drift.add(segment, back.end.lower)
+    fresh = update.without_history(back.end, step.options)
+    direction = tuple(
+        torch.zeros_like(c) if w is None else w if f is None else w.masked_fill_(f, 0.0)
+        for w, c, f in zip(back.gradient, cotangent, fresh, strict=True)
+    )
+    return direction, back.upper
 
 
 def sama(*, radius: float | None = None, one_sided: bool = False) -> Sama:

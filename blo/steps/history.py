@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,8 @@ class History:
     Args:
         optimizer: the class of the lower optimizer.
         lower: the lower parameters before the first recorded step.
-        states: for each lower tensor, a copy of the optimizer's state before that step.
+        states: for each lower tensor, a copy of the optimizer's state before that step, or what
+            tells it (`StartStates`).
         steps: the steps.
         end: the lower parameters after the last, as the optimizer left them.
         last_gradient: gradient of the last step before clipping, where it was kept.
@@ -71,7 +72,7 @@ class History:
 
     optimizer: type
     lower: Tensors
-    states: tuple[Mapping[str, Any], ...]
+    states: Sequence[Mapping[str, Any]]
     steps: tuple[LowerStep, ...]
     end: Tensors
     last_gradient: Tensors | None = None

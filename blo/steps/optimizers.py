@@ -11,7 +11,7 @@ functions of other tensors, and `U` is differentiable in those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from blo.linear.tensors import Tensors, add, detach, leaves, zeros_like
+from blo.steps.ends import StartStates, tells_start
 from blo.steps.registry import Rule, rule_of
 from blo.steps.rules import Initial, Options, State
 from blo.steps.tangents import pushed_forward
@@ -94,6 +95,37 @@ class UpdateMap:
     def is_adaptive(self) -> bool:
         """Whether the step is divided by the size of the gradients seen."""
         return self._rule.untouched is not None
+
+    def tells_start(self, lower: Sequence[Tensor], options: Sequence[Options]) -> bool:
+        """Return whether the optimizer's states before a step can be told from those after it.
+
+        Args:
+            lower: the parameters.
+            options: of each tensor's parameter group.
+        """
+        by_end = self._rule.by_end
+        return by_end is not None and tells_start(lower, [by_end(o) for o in options])
+
+    def start_states(
+        self,
+        lower: Tensors,
+        handed: list[Tensor | None],
+        again: Callable[[], Gradient],
+        options: Sequence[Options],
+        after: Sequence[Mapping[str, Any]],
+    ) -> StartStates:
+        """Return the optimizer's states before a step, where `tells_start`.
+
+        Args:
+            lower: the parameters before the step.
+            handed: what the step was taken with; empty where that is not held any more.
+            again: evaluates it anew.
+            options: of each tensor's parameter group.
+            after: the optimizer's states after the step.
+        """
+        by_end = self._rule.by_end
+        assert by_end is not None
+        return StartStates(lower, handed, again, [by_end(o) for o in options], after)
 
     def start(
         self, lower: Tensors, states: Sequence[Mapping[str, Any]], options: Sequence[Options]

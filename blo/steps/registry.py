@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as optimizers
 
 from blo.linear.tensors import Tensors
 from blo.steps import pullbacks, rules, together
@@ -33,6 +34,8 @@ class Rule:
             plain numbers; None, or a result of None, for automatic differentiation.
         closed: the step of many tensors at once and its pull-back to all that it is a function of
             (`blo.steps.together`), its options plain numbers; None for automatic differentiation.
+        by_end: from the options of a group to those of Adam, where the step is told by where it
+            ended (`blo.steps.ends`); None where it is not.
     """
 
     step: Step
@@ -41,6 +44,7 @@ class Rule:
     untouched: Callable[[Tensors, Options], Tensor] | None = None
     by_gradient: ByGradient | None = None
     closed: ClosedForm | None = None
+    by_end: Callable[[Options], Options] | None = None
 
 
 def register_update(
@@ -190,6 +194,29 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return unwrapped(inner)
 
 
+def num_hooks(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Return how many hooks are called before and after the steps of an optimizer, its own."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    before, after = (len(getattr(optimizer, name, ())) for name in names)
+    return before, after
+
+
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether anything is called before or after the steps of an optimizer."""
+    return any(num_hooks(optimizer))
+
+
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of an optimizer is its class's alone: no wrapper, no hook, its own or
+    of all optimizers, and no other `step` put in its place but by a scheduler, which counts.
+    """
+    for_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    placed = vars(optimizer).get("step")
+    is_own = placed is None or getattr(placed, "_wrapped_by_lr_sched", False)
+    whole = unwrapped(optimizer) is optimizer
+    return whole and is_own and not has_hooks(optimizer) and not any(for_all)
+
+
 @dataclass(frozen=True)
 class _Constant:
     """Slots that do not depend on the options."""
@@ -259,6 +286,7 @@ SHIPPED: Mapping[type, Rule] = {
         _second_moment_zero,
         pullbacks.adamw_by_gradient,
         together.ADAMW,
+        lambda options: {"decoupled_weight_decay": True, **options},
     ),
     torch.optim.Adam: Rule(
         rules.adam,
@@ -267,6 +295,7 @@ SHIPPED: Mapping[type, Rule] = {
         _second_moment_zero,
         pullbacks.adam_by_gradient,
         together.ADAM,
+        lambda options: options,
     ),
     torch.optim.NAdam: Rule(rules.nadam, rules.nadam_slots, True, _second_moment_zero),
     torch.optim.Adamax: Rule(rules.adamax, rules.adamax_slots, True, _norm_least),

@@ -5,9 +5,9 @@ graphs of gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def segments(history: History, update: UpdateMap) -> Iterator[Segment]:
     gradient: Gradient | None = history.last_gradient
     for first in reversed(range(len(steps))):
         step = steps[first]
-        lower, states = step.lower, step.states
+        lower = step.lower
+        states: Sequence[Mapping[str, Any]] | None = step.states
         if first == 0:
             lower, states = history.lower, history.states
         if lower is None or states is None:
@@ -139,6 +140,12 @@ class Drift:
         first, last = segment.first + 1, segment.first + len(segment.steps)
         name = f"{first}" if first == last else f"{first} to {last}"
         self._found.append((name, norms((*ways, *segment.end))))
+
+    def note(self, off: list[Tensor], way: list[Tensor], size: list[Tensor]) -> None:
+        """Note how far the only step leads from where it led, from the norms of parts of the
+        distance, of the step and of the parameters.
+        """
+        self._found.append(("1", [*off, *way, *size]))
 
     def check(self) -> None:
         """Compare all that were noted.
