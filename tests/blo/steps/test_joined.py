@@ -178,3 +178,17 @@ def test_the_loss_is_evaluated_where_a_hook_moved_a_parameter_without_gradient()
     problem.loss = lambda batch: values.append(fitted.y[2].item()) or loss(batch)
     fitted.run(1)  # a move within the tolerance
     assert values == pytest.approx([1.0, 1 + 1e-6, 1 + 2e-6, 1 + 3e-6], abs=1e-12)
+
+
+@pytest.mark.parametrize("level", ["x", "y"])
+def test_what_an_optimizer_hook_moves_is_told_in_the_librarys_words(level):
+    fitted = Fitted(sgd)
+    moved = getattr(fitted, level)[0]
+
+    def move(*_):
+        with torch.no_grad():
+            moved.add_(0.05)
+
+    fitted.engine.graph["lower"].optimizer.register_step_post_hook(move)
+    with pytest.raises(RuntimeError, match=r"taken again, ends .* away from where the optimizer"):
+        fitted.run(1)
