@@ -36,6 +36,15 @@ IN_REGIMES = {
     ("bilora_joint", "lora_eighth"): "joint training less LoRA on everything",
     ("lora_two_stage", "lora_eighth"): "LoRA in two stages less LoRA on everything",
     ("lora_upper_data", "lora_two_stage"): "LoRA on D2 alone less LoRA in two stages",
+    (
+        "bilora_softmax",
+        "bilora_unmoved",
+    ): "softmax BiLoRA less the same with values that do not move",
+    ("bilora_unmoved", "lora_eighth"): "values that do not move, retrained, less LoRA on everything",
+}
+OF_RESPONSES = {
+    ("bilora_unrolled", "bilora_float32"): "exact hypergradient less the difference of gradients",
+    ("bilora_unrolled", "unmoved_float32"): "exact hypergradient less values that do not move",
 }
 OUTCOMES = {
     "test_metric": "test metric, points",
@@ -231,8 +240,9 @@ def tries(rows: Sequence[Row]) -> str:
 
 def blocks(rows: Sequence[Row], tuning: Sequence[Row] = ()) -> dict[str, str]:
     """What stands between the marks of the page."""
-    tasks, regimes, decay = (
-        [row for row in rows if row["slice"] == part] for part in ("tasks", "regimes", "decay")
+    tasks, regimes, responses, decay = (
+        [row for row in rows if row["slice"] == part]
+        for part in ("tasks", "regimes", "responses", "decay")
     )
     made = {"answer": answer(tasks), "progress": progress(rows), "cells": cells(tasks)}
     for outcome in OUTCOMES:
@@ -244,6 +254,10 @@ def blocks(rows: Sequence[Row], tuning: Sequence[Row] = ()) -> dict[str, str]:
         made["regimes"] = cells(regimes)
         made["regimes differences"] = comparisons(regimes, IN_REGIMES, "test_metric")
         made["regimes retraining"] = retraining(regimes)
+    if responses:
+        made["responses"] = cells(responses)
+        made["responses differences"] = comparisons(responses, OF_RESPONSES, "test_metric")
+        made["responses loss"] = comparisons(responses, OF_RESPONSES, "test_loss")
     if any(row["slice"] == "noise" for row in rows):
         made["starts"] = starts(rows)
     if decay:

@@ -141,7 +141,7 @@ def test_a_run_with_a_row_is_not_run_again_and_one_with_other_settings_refused(
 
 def test_the_slices_of_the_file_can_be_planned_and_give_every_method_its_rate() -> None:
     slices = read_slices(GRID)
-    assert list(slices)[:3] == ["tasks", "regimes", "noise"]
+    assert list(slices)[:3] == ["tasks", "regimes", "responses"]
     for part in slices.values():
         for run in part.runs(FLAGS):
             assert "learning_rate" in run.options
