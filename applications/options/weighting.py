@@ -15,6 +15,7 @@ CONTROLS = (
     "weighted_union",
     "two_stage",
     "agreement",
+    "helpful",
     "agreeing_examples",
     "greedy",
     "random_search",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from applications.weighting.folds import Parts, cross_validated, finished
 from applications.weighting.heads import Examples, fit, mean_loss
+from applications.weighting.pull import source_pulls
 from applications.weighting.search import Search, Sources
 
 TARGET_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -142,6 +143,16 @@ def agreement(given: Comparison) -> Outcome:
     return best_first(given, agreements(given))
 
 
+def helpful(given: Comparison) -> Outcome:
+    """All sources but those of which more would raise the loss on the target, where all weigh
+    alike: those whose pull lies below zero by more than its standard error (`source_pulls`). One
+    hypergradient, no search.
+    """
+    pulled = source_pulls(given.sources, given.target, given.parts, given.settings)
+    kept = (pulled.value + pulled.error >= 0).double()
+    return weighted(given, normalised(given, kept))
+
+
 def agreeing_examples(given: Comparison) -> Outcome:
     """The examples whose label a model of the target alone predicts, then the target.
 
@@ -220,6 +231,7 @@ CONTROLS: Mapping[str, Callable[[Comparison], Outcome]] = {
         weighted_union,
         two_stage,
         agreement,
+        helpful,
         agreeing_examples,
         greedy,
         random_search,

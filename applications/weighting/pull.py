@@ -14,9 +14,10 @@ from blo import Method, hypergradient
 
 @dataclass(frozen=True)
 class Pulled:
-    """The pull on each source ``(sources,)``, and the ends of its 95 % interval."""
+    """The pull on each source ``(sources,)``, its standard error and 95 % interval."""
 
     value: Tensor
+    error: Tensor
     low: Tensor
     high: Tensor
 
@@ -108,5 +109,5 @@ def source_pulls(sources: Sources, target: Examples, parts: Parts, settings: Sea
         return share_pulls(rows, sources, even)
 
     value = at(target)
-    half = jackknife(torch.stack([at(target.select(kept)) for kept, _ in parts])[None])
-    return Pulled(value, value - half, value + half)
+    error, half = jackknife(torch.stack([at(target.select(kept)) for kept, _ in parts])[None])
+    return Pulled(value, error, value - half, value + half)

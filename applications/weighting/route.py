@@ -86,7 +86,7 @@ def learn(
     final = search(sources, target, settings, steps=steps)
     weights = final.weights[-1]
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
-    half = jackknife(left_out)
+    _, half = jackknife(left_out)
     return Learned(
         weights=weights,
         low=(weights - half).clamp(min=0),
