@@ -10,6 +10,7 @@ from torch import Tensor
 from applications.weighting.folds import folds
 from applications.weighting.heads import Examples
 from applications.weighting.search import Search, Sources, search
+from applications.weighting.weights import Weights
 
 LEVEL = 0.95
 
@@ -55,7 +56,7 @@ def learn(
     seeds, is smallest; the result is the search on the whole target, stopped there. The interval of
     a weight is that of the jackknife that leaves out one fold, at the same number of steps:
     ``w -+ t sqrt((K - 1) / K sum_k (w_k - mean w)^2)`` with Student's t for K - 1, the variance
-    being the mean over the seeds, cut off at 0.
+    being the mean over the seeds, cut off where the form of the weights ends.
 
     Args:
         sources: the examples to weigh.
@@ -94,11 +95,12 @@ def learn(
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
     count = left_out.shape[1]
     variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
+    form = Weights(sources.sizes, settings.form, settings.floor)
     half = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * variance.mean(0).sqrt()
     return Learned(
         weights=weights,
-        low=(weights - half).clamp(min=0),
-        high=weights + half,
+        low=(weights - half).clamp(min=form.least),
+        high=torch.minimum(weights + half, form.most),
         steps=steps,
         curve=curve,
         head=final.head,
