@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
 from applications.weighting.heads import Examples, fit, mean_loss
@@ -15,6 +16,8 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 and without this the target would be fitted to make it surer."""
 
 Parts = list[tuple[Tensor, Tensor]]
+LEVEL = 0.95
+"""Of the intervals."""
 
 
 def folds(target: Examples, count: int, *, seed: int) -> Parts:
@@ -45,6 +48,22 @@ def cross_validated(target: Examples, parts: Parts, fitted: Callable[[Examples],
         held_out = target.select(out)
         total += mean_loss(fitted(target.select(kept)), held_out) * len(held_out)
     return total / len(target)
+
+
+def jackknife(left_out: Tensor) -> Tensor:
+    """Half of the 95 % interval of what was found, from what is found without one fold.
+
+    ``t sqrt((K - 1) / K sum_k (v_k - mean v)^2)`` with Student's t for K - 1; the variance is the
+    mean over the divisions.
+
+    Args:
+        left_out: ``(divisions, K, ...)``.
+
+    Reference: Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
+    """
+    count = left_out.shape[1]
+    variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
+    return float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * variance.mean(0).sqrt()
 
 
 def finished(

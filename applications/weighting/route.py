@@ -4,15 +4,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
-from applications.weighting.folds import folds
+from applications.weighting.folds import folds, jackknife
 from applications.weighting.heads import Examples
 from applications.weighting.search import Search, Sources, search
 from applications.weighting.weights import Weights
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ def learn(
     For every fold of the target the weights are searched on the rest, and the held-out loss is
     followed over the upper steps. The number of steps is where its mean, over the folds of all
     seeds, is smallest; the result is the search on the whole target, stopped there. The interval of
-    a weight is that of the jackknife that leaves out one fold, at the same number of steps:
-    ``w -+ t sqrt((K - 1) / K sum_k (w_k - mean w)^2)`` with Student's t for K - 1, the variance
-    being the mean over the seeds, cut off where the form of the weights ends.
+    a weight is that of the jackknife that leaves out one fold, at the same number of steps
+    (`jackknife`), cut off where the form of the weights ends.
 
     Args:
         sources: the examples to weigh.
@@ -68,8 +64,6 @@ def learn(
 
     Raises:
         ValueError: fewer than two target examples, folds, or no seed.
-
-    Reference: Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
     """
     for name, value, least in (
         ("target", len(target), 2),
@@ -93,10 +87,8 @@ def learn(
     final = search(sources, target, settings, steps=steps)
     weights = final.weights[-1]
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
-    count = left_out.shape[1]
-    variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
+    half = jackknife(left_out)
     form = Weights(sources.sizes, settings.form, settings.floor)
-    half = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * variance.mean(0).sqrt()
     return Learned(
         weights=weights,
         low=(weights - half).clamp(min=form.least),

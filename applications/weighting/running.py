@@ -21,14 +21,15 @@ from applications.runs.interruption import Signals
 from applications.runs.mark import early_mark
 from applications.runs.outputs import SUMMARY_KEYS
 from applications.weighting.comparing import compared, named, rows
-from applications.weighting.controls import Comparison
+from applications.weighting.controls import Comparison, agreements
 from applications.weighting.embedding import Reader, embedded
-from applications.weighting.explanation import as_data, explained, pulls
+from applications.weighting.explanation import as_data, explained
 from applications.weighting.finetuning import check_readable, weighted_phases, workload
 from applications.weighting.folds import folds
 from applications.weighting.gathering import Gathered, gather, repeated
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
+from applications.weighting.pull import Sign, pulls, signs, source_pulls
 from applications.weighting.report import Explained, write_page
 from applications.weighting.route import learn
 from applications.weighting.search import Search
@@ -46,6 +47,7 @@ class Found:
         low: the lower ends of their intervals, where there are any.
         high: the upper ends.
         about: what weights.json says beside them.
+        signs: what else tells a bad source, on frozen features.
         controls: a row a method.
         explained: the examples that pull.
         steps: the cross-validated loss by upper step, and the number chosen.
@@ -55,6 +57,7 @@ class Found:
     low: Mapping[str, float]
     high: Mapping[str, float]
     about: dict[str, Any]
+    signs: Mapping[str, Sign] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     explained: Explained = field(default_factory=dict)
     steps: tuple[Sequence[float], int] | None = None
@@ -174,6 +177,13 @@ def by_features(
         fits=learned.fits,
         right=data.right,
     )
+    names = gathered.names
+    pulled = source_pulls(data.sources, data.target, parts, settings)
+    told = signs(names, pulled, agreements(given))
+    harmful = (
+        ", ".join(name for name, sign in told.items() if sign.harms) or "no source for certain"
+    )
+    say(f"pull: more of these would raise the loss on the target: {harmful}")
     table = rows(compared(given, learned, weighting.controls or ()), data.test)
     shown: Explained = {}
     if weighting.explain:
@@ -186,7 +196,6 @@ def by_features(
             method=settings.method,
         )
         shown = explained(pull, data.places, gathered, number=weighting.num_explained)
-    names = gathered.names
     about = {
         "route": "features",
         "form": weighting.form,
@@ -202,6 +211,7 @@ def by_features(
         named(learned.low, names),
         named(learned.high, names),
         about,
+        told,
         table if weighting.controls else [],
         shown,
         (learned.curve.tolist(), learned.steps),
@@ -266,6 +276,7 @@ def write(
                 s.name: {"weight": s.weight, "low": s.low, "high": s.high, "size": s.size}
                 for s in sources
             },
+            "signs": {name: {**vars(s), "harms": s.harms} for name, s in found.signs.items()},
             **found.about,
             "controls": found.controls,
             "explained": as_data(found.explained),
@@ -279,6 +290,7 @@ def write(
         lead=f"{len(splits.train)} trusted examples, route {found.about['route']}, form "
         f"{weighting.form}.",
         sources=sources,
+        signs=found.signs,
         controls=found.controls,
         explained=found.explained,
         steps=found.steps,

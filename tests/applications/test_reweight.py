@@ -85,7 +85,12 @@ def test_a_run_leaves_weights_mixture_adapter_summary_and_page(words, tmp_path, 
         assert row["difference"] == pytest.approx(
             weights["controls"][0]["test_metric"] - row["test_metric"]
         )
-    assert set(weights["explained"]) == {"good", "also", "bad"}
+    assert set(weights["explained"]) == set(weights["signs"]) == {"good", "also", "bad"}
+    signs = weights["signs"]
+    assert min(signs, key=lambda name: signs[name]["pull"]) == "bad"
+    assert signs["bad"]["pull"] < 0 < signs["good"]["pull"]
+    assert not signs["bad"]["harms"]  # two folds of 12 leave a wide interval
+    assert signs["bad"]["agreement"] < signs["good"]["agreement"]
     assert sum(mixed["probabilities"]) == pytest.approx(1)
     summary = read(tmp_path, "summary.json")
     assert tuple(summary) == SUMMARY_KEYS
