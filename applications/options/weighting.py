@@ -23,6 +23,18 @@ CONTROLS = (
     "oracle",
 )
 NAME = re.compile(r"[\w.+-]+")
+NAMED = re.compile(r"[^/=]+=")
+
+
+def whole_paths(pieces: list[str] | None) -> list[str] | None:
+    """What was given between commas, each NAME=PATH whole where its path holds commas."""
+    found: list[str] = []
+    for piece in pieces or ():
+        if found and not NAMED.match(piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found or None
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,9 @@ class WeightingOptions:
     fine_tune: bool = option(True, "fine-tune with the weights; without, learn the weights alone")
 
     def __post_init__(self) -> None:
-        for name in ("sources", "source_column", "controls"):
+        for name in ("source_column", "controls"):
             object.__setattr__(self, name, separated(getattr(self, name)))
+        object.__setattr__(self, "sources", whole_paths(separated(self.sources)))
         if self.controls == ["all"]:
             able = [c for c in CONTROLS if c != "oracle" or self.truth_column is not None]
             object.__setattr__(self, "controls", able)
@@ -137,10 +150,15 @@ class WeightingOptions:
         require(not unknown, "controls", unknown, f"must be among {', '.join(CONTROLS)}, or all")
         known = "oracle" not in chosen or self.truth_column is not None
         require(known, "controls", "oracle", "needs --truth_column, the true labels")
-        if self.route == "online" or self.family == "nlg":
+        if self.family == "nlg":
+            remedy = "is made of frozen features, and text that is written has no head on them"
+        else:
             remedy = "is made of frozen features; needs --route features"
-            require(not chosen, "controls", chosen, remedy)
+        if self.route == "online" or self.family == "nlg":
+            require(not chosen, "controls", ",".join(chosen), remedy)
             require(not self.explain, "explain", True, remedy)
+            remedy = "--route online learns the weights along the fine-tuning; leave it out"
+            require(self.fine_tune or self.route != "online", "fine_tune", False, remedy)
         headless = self.family == "nlg" and self.route == "features"
         remedy = "text that is written has no head to fit on frozen features; use online"
         require(not headless, "route", self.route, remedy)

@@ -89,7 +89,7 @@ def pooled(given: Comparison, target: Examples, *, times: float) -> Tensor:
     """The head on sources and target, of which an example counts ``times`` as much."""
     sources = given.sources.examples
     both = sources.joined(target)
-    weights = torch.cat([sources.ones, times * target.ones])
+    weights = torch.cat([given.sources.members.sum(1), times * target.ones])
     return fit(both, weights * len(both) / weights.sum(), ridge=given.settings.ridge)
 
 
@@ -168,6 +168,7 @@ def agreeing_examples(given: Comparison) -> Outcome:
         same = (outputs.argmax(-1) == examples.answers.argmax(-1)).double()
     if not same.any():
         return two_stage(given)
+    same = same * given.sources.members.sum(1)
     kept = fit(examples, same * len(same) / same.sum(), ridge=given.settings.ridge)
     return Outcome(given.finish(kept))
 
@@ -208,11 +209,13 @@ def random_search(given: Comparison) -> Outcome:
 def oracle(given: Comparison) -> Outcome:
     """The sources whose labels are right, by the true ones: a bound, not a rival.
 
-    A source is kept where its share of right labels is nearer to the best source's than to chance.
+    A source is kept where its share of right labels is nearer to the best source's than to chance;
+    for regression the correlation of its labels with the true ones, nearer than to 0.
     """
     if given.right is None:
         raise ValueError("oracle needs the share of right labels of each source")
-    chance = 1 / given.target.answers.shape[1]
+    classes = given.target.answers.shape[1]
+    chance = 0.0 if classes == 1 else 1 / classes
     kept = (given.right >= (chance + given.right.max()) / 2).double()
     return weighted(given, normalised(given, kept))
 

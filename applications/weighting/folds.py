@@ -23,16 +23,19 @@ LEVEL = 0.95
 def folds(target: Examples, count: int, *, seed: int) -> Parts:
     """``count`` pairs of positions, kept and held out; every example is held out once.
 
-    Classes are dealt out in turn, so that every fold has its share of each. With fewer examples
-    than folds there are as many folds as examples.
+    Classes are dealt out in turn, so that every fold has its share of each. Words of one sentence
+    are held out together, sentences at random. With fewer examples (or sentences) than folds there
+    are as many folds as those.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(target), generator=generator)
-    if target.answers.shape[1] > 1:
+    units = target.units
+    size = int(units.max()) + 1
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if target.together is None and target.answers.shape[1] > 1:
         order = order[target.answers[order].argmax(-1).argsort(stable=True)]
-    number = min(count, len(target))
-    fold = torch.empty(len(target), dtype=torch.long)
-    fold[order] = torch.arange(len(target)) % number
+    number = min(count, size)
+    dealt = torch.empty(size, dtype=torch.long)
+    dealt[order] = torch.arange(size) % number
+    fold = dealt[units]
     return [
         ((fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()) for k in range(number)
     ]

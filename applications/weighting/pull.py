@@ -66,7 +66,7 @@ def pulls(
     weight for each row above.
     """
     count = len(sources.examples)
-    rows = sources.members @ weights
+    rows = sources.rows(weights)
     result = hypergradient(
         lambda x, y: losses(y[0], target).mean(),
         lambda x, y: objective(y[0], sources.examples, x[0], ridge=ridge),

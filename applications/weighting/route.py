@@ -9,6 +9,7 @@ from torch import Tensor
 from applications.weighting.folds import folds, jackknife
 from applications.weighting.heads import Examples
 from applications.weighting.search import Search, Sources, search
+from applications.weighting.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def learn(
     followed over the upper steps. The number of steps is where its mean, over the folds of all
     seeds, is smallest; the result is the search on the whole target, stopped there. The interval of
     a weight is that of the jackknife that leaves out one fold, at the same number of steps
-    (`jackknife`), cut off at 0.
+    (`jackknife`), cut off where the form of the weights ends.
 
     Args:
         sources: the examples to weigh.
@@ -87,10 +88,11 @@ def learn(
     weights = final.weights[-1]
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
     _, half = jackknife(left_out)
+    form = Weights(sources.sizes, settings.form, settings.floor)
     return Learned(
         weights=weights,
-        low=(weights - half).clamp(min=0),
-        high=weights + half,
+        low=(weights - half).clamp(min=form.least),
+        high=torch.minimum(weights + half, form.most),
         steps=steps,
         curve=curve,
         head=final.head,

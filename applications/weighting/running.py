@@ -24,9 +24,9 @@ from applications.weighting.comparing import compared, named, rows
 from applications.weighting.controls import Comparison, agreements
 from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import as_data, explained
-from applications.weighting.finetuning import weighted_phases, workload
+from applications.weighting.finetuning import check_readable, weighted_phases, workload
 from applications.weighting.folds import folds
-from applications.weighting.gathering import Gathered, gather
+from applications.weighting.gathering import Gathered, gather, repeated
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
 from applications.weighting.pull import Sign, pulls, signs, source_pulls
@@ -109,8 +109,10 @@ def weighed(
     claim.reserve(early)
     gathered = gather(options.data, weighting, family, folder)
     splits = split_task(gathered.task, options.data)
-    for note in splits.notes:
-        say(f"target: {note}")
+    splits = replace(splits, notes=(*splits.notes, *repeated(gathered, splits)))
+    if not weighting.fine_tune:  # training says them itself
+        for note in splits.notes:
+            say(f"{gathered.task.name}: {note}")
     if weighting.route == "features":
         found, metric = by_features(options, weighting, family, gathered, splits, say)
         sources = write(folder, options, weighting, gathered, splits, found)
@@ -142,6 +144,7 @@ def by_features(
     """The route over frozen features, its controls, and its head's test metric."""
     set_seed(options.run.seed)
     model, tokenizer = family.load_base(options.model, gathered.task)
+    check_readable(options, family, gathered, splits, model, tokenizer)
     started = time.perf_counter()
     read = Reader(family, model, tokenizer, options, gathered.task.num_labels)
     data = embedded(read, gathered, splits, weighting)
@@ -260,7 +263,7 @@ def write(
             *(
                 (None, None)
                 if len(g.members) > 1
-                else (found.low.get(g.name), found.high.get(g.name))
+                else (found.low.get(g.members[0]), found.high.get(g.members[0]))
             ),
         )
         for g in gathered.groups

@@ -1,8 +1,10 @@
 """What applications.reweight does once its options are read, and what it says."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +20,7 @@ from applications.weighting.finetuning import weighted_phases, workload
 from applications.weighting.gathering import Gathered, gather
 from applications.weighting.mixture import Weighed
 from applications.weighting.online import online_phases
-from applications.weighting.report import HEAD, weight_rows
+from applications.weighting.report import COMPARED, HEAD, compared_rows, weight_rows
 from applications.weighting.running import prepared, reweight
 
 
@@ -29,8 +31,12 @@ def run(options: Options) -> None:
         plan(options, family)
         return
     summary, sources = reweight(options, family)
-    Console().print(weights_table(sources))
+    console = Console()
+    console.print(weights_table(sources))
     options, _ = prepared(options, family)
+    found = json.loads((Path(str(options.run.output_dir)) / "weights.json").read_text("utf-8"))
+    if found["controls"]:
+        console.print(controls_table(found["controls"]))
     print("\n".join(closing(summary, options, family)))
 
 
@@ -39,6 +45,14 @@ def weights_table(sources: Sequence[Weighed]) -> Table:
     table = Table(*HEAD, title="Weights")
     for row in weight_rows(sources):
         table.add_row(*row)
+    return table
+
+
+def controls_table(controls: Sequence[Mapping[str, Any]]) -> Table:
+    """The controls beside the learned weights, for the screen."""
+    table = Table(*COMPARED, title="Controls, on frozen features")
+    for row in compared_rows(controls):
+        table.add_row(*(entry.text for entry in row))
     return table
 
 
