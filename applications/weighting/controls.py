@@ -88,7 +88,7 @@ def pooled(given: Comparison, target: Examples, *, times: float) -> Tensor:
     """The head on sources and target, of which an example counts ``times`` as much."""
     sources = given.sources.examples
     both = sources.joined(target)
-    weights = torch.cat([sources.ones, times * target.ones])
+    weights = torch.cat([given.sources.members.sum(1), times * target.ones])
     return fit(both, weights * len(both) / weights.sum(), ridge=given.settings.ridge)
 
 
@@ -157,7 +157,8 @@ def agreeing_examples(given: Comparison) -> Outcome:
         same = (outputs.argmax(-1) == examples.answers.argmax(-1)).double()
     if not same.any():
         return two_stage(given)
-    kept = fit(examples, same * len(same) / same.sum(), ridge=given.settings.ridge)
+    rows = given.sources.members.sum(1) * same
+    kept = fit(examples, rows * len(rows) / rows.sum(), ridge=given.settings.ridge)
     return Outcome(given.finish(kept))
 
 

@@ -23,7 +23,8 @@ class Embedded:
     """The two levels' data as features.
 
     Attributes:
-        sources: the examples that are weighed, at most ``features_per_source`` of a source.
+        sources: the examples that are weighed, at most ``features_per_source`` of a source, each of
+            which then stands for several.
         places: group and row in it of each of them.
         target: the trusted examples.
         test: those that nothing is chosen on.
@@ -65,7 +66,7 @@ def embedded(
 ) -> Embedded:
     """All examples through the frozen model, once; the projection is made of sources and target."""
     names = gathered.names
-    found, targets, places, members = [], [], [], []
+    found, targets, places, members, stands_for = [], [], [], [], []
     for number, group in enumerate(gathered.groups):
         chosen = sampled(len(group.examples), weighting, read.options.data.split_seed)
         features, labels, owners = read(group.examples.select(chosen))
@@ -73,12 +74,14 @@ def embedded(
         targets.append(labels)
         places += [(number, chosen[owner]) for owner in owners.tolist()]
         members += [[names.index(name) for name in group.members]] * len(features)
+        times = len(group.examples) / len(chosen)
+        stands_for.append(torch.full((len(features), 1), times, dtype=torch.float64))
     target, target_answers, _ = read(splits.train)
     test, test_answers, _ = read(splits.test)
     projection = Projection.of(torch.cat([*found, target]), kept=weighting.num_axes)
     examples = Examples(projection(torch.cat(found)), torch.cat(targets))
     return Embedded(
-        Sources(examples, membership(members, len(names))),
+        Sources(examples, membership(members, len(names)) * torch.cat(stands_for)),
         places,
         Examples(projection(target), target_answers),
         Examples(projection(test), test_answers),

@@ -34,11 +34,11 @@ def pulls(
 ) -> Tensor:
     """How much the loss on the target falls with the weight of each example ``(n,)``.
 
-    ``-n dF/d omega_i`` for the row weights ``omega = M w``: the implicit hypergradient with a
+    ``-n dF/d omega_i`` for the row weights ``omega`` (`Sources.row_weights`): the implicit hypergradient with a
     weight for each row above. The pull on the weight of a source is the mean over its rows.
     """
     count = len(sources.examples)
-    rows = sources.members @ weights
+    rows = sources.row_weights(weights)
     result = hypergradient(
         lambda x, y: losses(y[0], target).mean(),
         lambda x, y: objective(y[0], sources.examples, x[0], ridge=ridge),

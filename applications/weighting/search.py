@@ -12,7 +12,11 @@ from blo import Method, cg, hypergradient
 
 @dataclass(frozen=True)
 class Sources:
-    """Examples of several sources; ``members`` is the `membership` ``(n, sources)``."""
+    """Examples of several sources.
+
+    ``members`` is the `membership` ``(n, sources)``, each row times the number of examples that it
+    stands for: more than 1 where a source is too large to be seen whole.
+    """
 
     examples: Examples
     members: Tensor
@@ -22,12 +26,18 @@ class Sources:
         """Examples of each source; one that belongs to k sources counts 1/k in each."""
         return self.members.sum(0)
 
+    def row_weights(self, weights: Tensor) -> Tensor:
+        """What each row counts ``(n,)`` under one weight a source: ``n (M w)_i / sum M``, whose
+        mean is 1 where the mean weight of an example is.
+        """
+        return self.members @ weights * (len(self.examples) / self.members.sum())
+
     def __len__(self) -> int:
         return self.members.shape[1]
 
     def fit(self, weights: Tensor, *, ridge: float, start: Tensor | None = None) -> Tensor:
         """The head fitted to the sources under one weight each."""
-        return fit(self.examples, self.members @ weights, ridge=ridge, start=start)
+        return fit(self.examples, self.row_weights(weights), ridge=ridge, start=start)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def weight_gradient(
     result = hypergradient(
         lambda x, y: losses(y[0], target).mean(),
         lambda x, y: objective(
-            y[0], sources.examples, sources.members @ weights(x[0]), ridge=ridge
+            y[0], sources.examples, sources.row_weights(weights(x[0])), ridge=ridge
         ),
         (upper,),
         (head,),
