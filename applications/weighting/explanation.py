@@ -34,8 +34,9 @@ def pulls(
 ) -> Tensor:
     """How much the loss on the target falls with the weight of each example ``(n,)``.
 
-    ``-n dF/d omega_i`` for the row weights ``omega`` (`Sources.row_weights`): the implicit hypergradient with a
-    weight for each row above. The pull on the weight of a source is the mean over its rows.
+    ``-n dF/d omega_i`` for the row weights ``omega`` (`Sources.row_weights`): the implicit
+    hypergradient with a weight for each row above. The pull on the weight of a source is the mean
+    over its rows.
     """
     count = len(sources.examples)
     rows = sources.row_weights(weights)

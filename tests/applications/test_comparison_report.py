@@ -179,6 +179,17 @@ def test_steps_are_counted_over_the_phases() -> None:
     assert [x for x, _ in whole_steps(lines, result("a", 0, phases=phases))] == [30, 40]
 
 
+def test_updates_of_the_upper_level_alone_are_counted_where_a_phase_has_no_others() -> None:
+    phases = [
+        {"name": "training", "lower_steps": 30, "upper_steps": 0},
+        {"name": "values", "lower_steps": 0, "upper_steps": 8},
+    ]
+    lines = [
+        evaluation(0, 130 + k, loss=1.0, accuracy=0.5, phase_index=1) | {"round": k} for k in (4, 8)
+    ]
+    assert [x for x, _ in whole_steps(lines, result("a", 0, phases=phases))] == [34, 38]
+
+
 def test_variants_look_different_from_each_other() -> None:
     looks = styles([f"v{number}" for number in range(20)])
     assert len(set(looks.values())) == 20

@@ -89,9 +89,9 @@ def test_the_weight_gradient_and_the_pulls_are_those_of_the_repeated_rows(seen: 
     head = fit(whole, weights, ridge=RIDGE)
     made = Weights(seen.sources.sizes, "non_negative")
     both = [
-        weight_gradient(
-            each, seen.target, WEIGHTS, head, weights=made, ridge=RIDGE, method=cg(50)
-        )[0]
+        weight_gradient(each, seen.target, WEIGHTS, head, weights=made, ridge=RIDGE, method=cg(50))[
+            0
+        ]
         for each in (seen.sources, Sources(whole, members))
     ]
     torch.testing.assert_close(both[0], both[1], rtol=1e-8, atol=1e-12)
@@ -114,6 +114,4 @@ def test_controls_count_a_row_as_often_as_it_stands_for_an_example(seen: Embedde
         agreeing_examples,
         lambda one: SimpleNamespace(head=pooled(one, seen.target, times=3.0)),
     ):
-        torch.testing.assert_close(
-            control(given).head, control(in_full).head, rtol=0, atol=1e-3
-        )
+        torch.testing.assert_close(control(given).head, control(in_full).head, rtol=0, atol=1e-3)

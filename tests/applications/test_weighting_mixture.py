@@ -89,7 +89,7 @@ def test_a_mixture_of_nothing_is_refused(weighed):
 
 
 def test_an_example_of_two_sources_is_in_the_share_of_each_by_half(tmp_path):
-    """Ten of a and ten of a and b, whose rows weigh 1 and (1 + 2) / 2: 25 in all, 15 of them a's."""
+    """Ten of a, ten of a and b, whose rows weigh 1 and (1 + 2) / 2: 25 in all, 15 of them a's."""
     rows = datasets.Dataset.from_dict({"text": ["x"] * 10, "label": [0] * 10})
     groups = (Group("a", "a", ("a",), rows), Group("a+b", "ab", ("a", "b"), rows))
     task = TaskData("pets", "classification", "accuracy", ("x", "y"), {"train": rows})
