@@ -73,6 +73,9 @@ def test_the_scores_are_those_of_a_sequence_by_hand() -> None:
     assert scores.last == 0.5
     assert scores.average == pytest.approx(2 / 3)
     assert scores.forgetting == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+    # A task may be at its best after a later one, and better at the end than ever before.
+    later = Scores([[0.5], [0.7, 0.8], [0.6, 0.9, 0.7]], [0.5, 0.7, 0.7])
+    assert later.forgetting == pytest.approx(((0.7 - 0.6) + (0.8 - 0.9)) / 2)
     labels = torch.tensor([0, 0, 1, 2, 3, 3])
     each, whole = accuracies(torch.tensor([0, 1, 1, 2, 2, 2]), labels, [2, 4])
     assert each == pytest.approx([2 / 3, 1 / 3])
