@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from adapters import levels, next_task
 from applications import continual
 from applications.errors import UsageError
-from applications.options.arguments import ModelOptions
+from applications.options.arguments import ModelOptions, Options
 from applications.options.sequences import SequenceOptions
 from applications.sequences import run as sequence_run
 from applications.sequences.learning import Learner, Task, cost
@@ -327,3 +329,48 @@ def test_a_dry_run_lists_what_is_left(
     ]
     assert all(re.search(r", [1-9]\d* gradient units$", line) for line in lines)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_order_task_and_level_draws_its_own_batches() -> None:
+    place, variant = ModelOptions(device="cpu"), ROWS["sd_lora_two_level"]
+    seeds = [
+        Learner(after_a_task("lora"), variant, OPTIONS, place, stacked, order)
+        ._batches(ROWS_OF_TWO_TASKS, replace(SECOND, number=number), stream)
+        .generator.initial_seed()
+        for order in (0, 1)
+        for number in (0, 1)
+        for stream in (0, 1)
+    ]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_steps_of_a_task_are_those_of_all_its_examples() -> None:
+    """Eight of its own are four batches of two, the six that are not kept three."""
+    options = replace(OPTIONS, per_device_train_batch_size=2, num_train_epochs=1.0)
+    place, name = ModelOptions(device="cpu"), "sd_lora_afterwards"
+    taken = Learner(after_a_task(name), ROWS[name], options, place, stacked, 0).learn(SECOND)
+    assert taken == 4 + 2
+
+
+class Known(torch.nn.Module):
+    """Surest of a class that has not come, then of the class that the second token names."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        logits = 2.0 * F.one_hot(input_ids[:, 1], 6)
+        logits[:, 5] = 9.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_a_task_is_tested_among_the_classes_that_have_come(tiny_model: str) -> None:
+    rows = [
+        {"input_ids": [2, said, 3], "attention_mask": [1] * 3, "labels": label}
+        for said, label in ((0, 0), (1, 0), (2, 2), (3, 3), (1, 2), (4, 4), (0, 5))
+    ]
+    material: Any = SimpleNamespace(
+        options=Options(model=ModelOptions(device="cpu")),
+        sequence=OPTIONS,
+        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    each, whole = sequence_run.tested(Known(), rows, [2, 4], material)
+    assert each == pytest.approx([1 / 2, 2 / 3])
+    assert whole == pytest.approx(3 / 5)
