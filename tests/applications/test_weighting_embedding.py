@@ -12,11 +12,11 @@ from applications.data.splits import Splits
 from applications.options.weighting import WeightingOptions
 from applications.weighting.controls import Comparison, agreeing_examples, pooled
 from applications.weighting.embedding import Embedded, embedded
-from applications.weighting.explanation import mean_pulls, pulls
 from applications.weighting.features import answers
 from applications.weighting.folds import folds
 from applications.weighting.gathering import Gathered, Group
 from applications.weighting.heads import Examples, fit
+from applications.weighting.pull import pulls
 from applications.weighting.search import Search, Sources, weight_gradient
 from applications.weighting.weights import Weights
 from blo import cg
@@ -37,6 +37,9 @@ class Reader:
             generator = torch.Generator().manual_seed(int(text))
             rows.append(torch.randn(3, generator=generator))
         return torch.stack(rows), answers(examples["label"], 2), torch.arange(len(rows))
+
+    def together(self, owners: Tensor) -> Tensor | None:
+        return None
 
 
 def rows_of(start: int, count: int) -> Dataset:
@@ -96,7 +99,7 @@ def test_the_weight_gradient_and_the_pulls_are_those_of_the_repeated_rows(seen: 
     ]
     torch.testing.assert_close(both[0], both[1], rtol=1e-8, atol=1e-12)
     found = pulls(seen.sources, seen.target, WEIGHTS, head, ridge=RIDGE, method=cg(50))
-    of_sources = mean_pulls(found, seen.sources) * seen.sources.sizes / 19
+    of_sources = seen.sources.members.T @ found / 19
     torch.testing.assert_close(of_sources, -both[1], rtol=1e-8, atol=1e-12)
 
 
