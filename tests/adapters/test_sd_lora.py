@@ -243,3 +243,18 @@ def test_another_rank_leaves_scales_of_their_own_as_they_are(tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(mlp(), tmp_path)
     torch.testing.assert_close(output(loaded, x), output(model, x))
+
+
+def test_magnitudes_that_are_frozen_stay_so() -> None:
+    model = trained(adapted(), 2)
+    magnitudes(model)[0].requires_grad_(False)
+    next_task(model)
+    assert not magnitudes(model)[0].requires_grad
+
+
+@pytest.mark.parametrize("rank", [3, 2])
+def test_joint_training_is_noticed_in_every_task(rank: int) -> None:
+    model = move(adapted(magnitude_level="upper"), 0.3)
+    next_task(model, rank=rank)
+    with pytest.warns(UserWarning, match="reached both levels"):
+        model(**inputs("mlp")).square().mean().backward()
