@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
 from applications.weighting.controls import Comparison
@@ -17,11 +18,12 @@ from applications.weighting.folds import folds
 from applications.weighting.heads import Examples
 from applications.weighting.search import Search, Sources
 from benchmarks.reweight import finetuned as fine
-from benchmarks.reweight import generation, labelling_functions, on_features
+from benchmarks.reweight import generation, labelling_functions
+from benchmarks.reweight import on_features as cells
 from benchmarks.reweight.costs import row as cost_row
 from benchmarks.reweight.generation import POISONED, SIZES, displaced, once, weights
-from benchmarks.reweight.on_features import about
-from benchmarks.reweight.page import costs, finetuned, scores
+from benchmarks.reweight.on_features import about, area
+from benchmarks.reweight.page import bold, costs, finetuned, on_features, scores, told
 from benchmarks.reweight.pairs import Shards
 from benchmarks.reweight.plan import (
     METHODS,
@@ -117,9 +119,9 @@ def test_the_time_left_is_that_of_each_method() -> None:
 
 
 def test_one_seed_has_a_difference_and_no_interval() -> None:
-    rows = [tried("weights", 1e-3, 0, 0.8), tried("two_stage", 1e-3, 0, 0.7)]
+    rows = [tried("helpful", 1e-3, 0, 0.8), tried("two_stage", 1e-3, 0, 0.7)]
     assert scores(rows).splitlines()[2:] == [
-        "| **learned weights** | 0.001 | 1 | 80.0 |  |  | 1 |",
+        "| **helpful sources** | 0.001 | 1 | 80.0 |  |  | 1 |",
         "| two-stage | 0.001 | 1 | 70.0 | +10.0 |  | 1 |",
     ]
 
@@ -208,11 +210,11 @@ def test_the_area_is_that_of_a_clean_source_having_the_larger_weight() -> None:
 def test_the_oracle_is_given_the_shares_of_right_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """And every method the texts of the shards, and a target that no shard holds."""
     classes, texts = [n % 3 for n in range(50)], [str(n) for n in range(50)]
-    monkeypatch.setattr(on_features, "labelled", lambda *args, **more: (texts, classes, 40))
+    monkeypatch.setattr(cells, "labelled", lambda *args, **more: (texts, classes, 40))
     generator = torch.Generator().manual_seed(0)
     known = torch.randn(50, 4, generator=generator)
-    monkeypatch.setattr(on_features, "features", lambda name, texts: known)
-    given, test, made = on_features.cell(MADE, Path(), labels=6, seed=0)
+    monkeypatch.setattr(cells, "features", lambda name, texts: known)
+    given, test, made = cells.cell(MADE, Path(), labels=6, seed=0)
     assert given.right is not None
     assert given.right.tolist() == [1.0, 0.5, 0.0]
     assert given.sources.sizes.tolist() == [10, 10, 10]
@@ -262,9 +264,9 @@ def test_the_table_of_fine_tuned_models_has_the_runs_at_the_best_rates_alone() -
     rows += [tried("two_stage", other, seed, 0.1) for seed in (0, 1)]
     lines = finetuned(rows, tuned).splitlines()
     assert lines[0] == "`sst2_cr`, 60 labels, seed 0:"
-    assert lines[4:] == [
-        f"| two-stage | {best:g} | 1 | 70.0 | +10.0 |  | 1 |",
-        f"| **learned weights** | {best:g} | 1 | 80.0 |  |  | 1 |",
+    assert [line.split(" | ")[:4] for line in lines[4:]] == [
+        ["| two-stage", f"{best:g}", "1", "70.0"],
+        ["| **learned weights**", f"{best:g}", "1", "80.0"],
     ]
 
 
@@ -388,3 +390,51 @@ def test_target_and_sources_of_texts_share_no_meaning(monkeypatch: pytest.Monkey
 def test_sources_alike_have_the_weight_one_and_others_the_shares_they_are_named_for() -> None:
     assert weights("two_stage", SIZES) == pytest.approx(dict.fromkeys(SIZES, 1.0))
     assert weights("online", SIZES) is None
+
+
+def test_the_area_is_that_of_mann_and_whitney() -> None:
+    scores_, wrong = torch.tensor([0.9, 0.5, 0.5, 0.1, 0.7]), torch.tensor([0, 0, 1, 1, 1]) > 0
+    counted = mannwhitneyu(scores_[~wrong], scores_[wrong]).statistic / 6
+    assert area(scores_, wrong) == pytest.approx(counted, abs=1e-4)
+    assert area(-scores_, wrong) == pytest.approx(1 - counted, abs=1e-4)
+
+
+def test_the_table_of_features_has_ours_first_and_pairs_seeds() -> None:
+    values = {"helpful": (0.8, 0.9), "two_stage": (0.7, 0.85), "oracle": (0.95, 0.9)}
+    rows = [
+        {"task": "a", "route": "features", "labels": 24, "seed": s, "method": m, "test_metric": v}
+        for m, both in values.items()
+        for s, v in enumerate(both)
+    ]
+    other = {**rows[2], "route": "minilm_lora", "test_metric": 0.0}
+    lines = on_features([*rows, other], {("a", 24): "24 labels"}).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| **helpful sources**", "85.0"],
+        ["| the oracle's sources", "92.5"],
+        ["| two-stage", "77.5"],
+    ]
+    assert "+7.5 (" in lines[2]  # 10 and 5 points, of the same seeds
+    assert "-7.5 (" in lines[1]  # -15 and 0
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("+2.0 (+1.0 to +3.0)", "**+2.0** (+1.0 to +3.0)"),
+        ("-2.0 (-3.0 to -1.0)", "**-2.0** (-3.0 to -1.0)"),
+        ("+2.0 (-1.0 to +3.0)", "+2.0 (-1.0 to +3.0)"),
+        ("+2.0", "+2.0"),
+        ("", ""),
+    ],
+)
+def test_a_difference_is_bold_where_its_interval_leaves_zero_out(text: str, expected: str) -> None:
+    assert bold(text) == expected
+
+
+def test_a_score_has_its_mean_area_in_each_cell() -> None:
+    rows = [
+        {"task": "sst2_cr", "labels": labels, "score": "pull", "area": value}
+        for labels, value in ((24, 0.9), (24, 0.8), (60, 1.0))
+    ]
+    first = told(rows).splitlines()[2].split(" | ")
+    assert first[1:4] == ["0.85", "1.00", ""]
