@@ -31,7 +31,7 @@ def three_sources(classes, number=30):
 
 def test_a_fitted_head_of_decimals_is_the_weighted_ridge_solution():
     examples = drawn(20, 1)
-    weights = torch.linspace(0, 2, 20, dtype=torch.float64)
+    weights = torch.linspace(0, 3, 20, dtype=torch.float64)
     centre = torch.ones(4, 1, dtype=torch.float64)
     x, y, w = examples.features, examples.answers, torch.diag(weights) / 20
     normal = x.T @ w @ x + RIDGE * torch.eye(4, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_a_fitted_head_of_decimals_is_the_weighted_ridge_solution():
 
 
 def test_a_fitted_head_of_classes_has_no_gradient_left():
-    examples, weights = drawn(20, 3), torch.linspace(0, 2, 20, dtype=torch.float64)
+    examples, weights = drawn(20, 3), torch.linspace(0, 3, 20, dtype=torch.float64)
     head = fit(examples, weights, ridge=RIDGE).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(head, examples, weights, ridge=RIDGE), head)
     assert gradient.norm() <= 1e-6
