@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from applications.comparison.results import Gathered, Result, address
 from applications.comparison.summary import Cell, cell_of, value
 from applications.pages.drawing import COLOURS, INK, LINE, PAPER, SOFT, Drawing, drawn, short, tell
+from applications.runs.costs import updates
 
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
@@ -116,11 +117,11 @@ def named(cell: Cell) -> str:
 
 
 def whole_steps(lines: Sequence[Line], result: Result) -> list[tuple[float, Line]]:
-    """Evaluations with their lower steps counted over all phases of the run."""
-    lengths = [float(phase["lower_steps"]) for phase in result.get("phases") or ()]
-    return [
-        (line["lower_steps"] + sum(lengths[: line.get("phase_index", 0)]), line) for line in lines
-    ]
+    """Evaluations with their lower steps counted over all phases of the run; a phase of the upper
+    level alone counts its own.
+    """
+    lengths = [float(updates(phase)) for phase in result.get("phases") or ()]
+    return [(updates(line) + sum(lengths[: line.get("phase_index", 0)]), line) for line in lines]
 
 
 def in_gradients(lines: Sequence[Line], result: Result) -> list[tuple[float, Line]]:

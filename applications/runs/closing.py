@@ -9,6 +9,7 @@ from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.pages.table import as_lines
 from applications.runs.conclusion import conclusion, quality
+from applications.runs.costs import updates
 from applications.runs.usage import left_model, loading_lines, prediction_command
 
 
@@ -43,6 +44,6 @@ def selected_lines(summary: Mapping[str, Any], run: Path) -> list[str]:
     chosen = summary["selected"]
     if not chosen:
         return []
-    whole = next(p["lower_steps"] for p in summary["phases"] if p["name"] == chosen["phase"])
+    whole = next(updates(p) for p in summary["phases"] if p["name"] == chosen["phase"])
     where = f"{chosen['phase']}, after {chosen['lower_steps']:,} of {whole:,} updates"
     return [f"selected: {run / 'selected'}, of {where}"]

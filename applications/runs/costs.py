@@ -1,6 +1,8 @@
 """What training took."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,10 @@ class Costs:
             self.num_hvps + other.num_hvps,
             self.seconds + other.seconds,
         )
+
+
+def updates(found: Mapping[str, Any]) -> int:
+    """The updates of a phase in a summary, or those that a line of the log comes after: of the
+    lower level, or of the upper one where the phase trains it alone.
+    """
+    return int(found["lower_steps"] or found.get("upper_steps") or found.get("round", 0))

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from applications.pages.drawing import COLOURS, LINE, SOFT, Drawing, drawn, tell
+from applications.runs.costs import updates
 
 Line = Mapping[str, Any]
 FEW = 60
@@ -85,6 +86,6 @@ def plot(
 def mark(axes: Axes, lines: Sequence[Line], selected: int | None) -> None:
     """A line at the selected step."""
     for line in lines:
-        if selected is not None and line["lower_steps"] == selected:
+        if selected is not None and updates(line) == selected:
             axes.axvline(line["round"], color=SOFT, linewidth=0.8, linestyle="--")
             return

@@ -12,6 +12,7 @@ from applications.pages.page import Section, page
 from applications.pages.table import Entry, Table, named, shown, table
 from applications.pages.writing import write_whole
 from applications.runs.conclusion import SPLITS, conclusion, quality
+from applications.runs.costs import updates
 from applications.runs.curves import curves
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Workload
@@ -109,10 +110,10 @@ def steps(summary: Mapping[str, Any]) -> list[Table]:
         return []
     names = ("validation_metric", "train_metric", "test_metric", "test_loss", "ece", "brier")
     head = ["step", "updates", *(n.replace("_", " ").replace("metric", name) for n in names)]
-    updates = [phase for phase in summary["phases"] if phase["name"] == chosen["phase"]]
+    (phase,) = (phase for phase in summary["phases"] if phase["name"] == chosen["phase"])
     rows = [
         ["selected", shown(chosen["lower_steps"]), *(shown(chosen[n]) for n in names)],
-        ["final", shown(updates[-1]["lower_steps"]), *(shown(summary[n]) for n in names)],
+        ["final", shown(updates(phase)), *(shown(summary[n]) for n in names)],
     ]
     text = f"Selected in {chosen['phase']}, on the held-out examples; its model is in selected/."
     return [table("Selected step", head, rows, text=text)]

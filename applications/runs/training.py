@@ -36,7 +36,7 @@ class Trained:
     hypergradient: dict[str, Any] | None
     """How the first response was computed: method, scale, radius, point. None for one level."""
     selected: int | None
-    """The lower steps of the phase at the selected step."""
+    """The updates of the phase at the selected step."""
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Training:
         found = self.scored(self.validate)
         scores = {"loss": found.loss, **found.metrics}
         self.note({"validation": scores})
-        best, updates = None, self.costs().lower_steps
+        best, updates = None, self.updates
         if self.selection is not None:
             best = self.selection.improved(found, updates)
             if best:
@@ -190,9 +190,12 @@ class Training:
         """Write a line of the log, and send it to the trackers."""
         noted = self.place() | found
         self.loop.folder.log(noted)
-        # A phase of the upper level alone goes on counting.
-        steps = self.round * max(1, self.phase.updates.steps)
-        self.loop.trackers.log(noted, self.loop.before.lower_steps + steps)
+        self.loop.trackers.log(noted, self.loop.before.lower_steps + self.updates)
+
+    @property
+    def updates(self) -> int:
+        """The updates of the phase so far: a phase of the upper level alone counts its own."""
+        return self.round * max(1, self.phase.updates.steps)
 
     def scored(self, validate: Score) -> Evaluation:
         """The score of the round. A signal is not kept waiting: the round is scored on resuming.
@@ -217,7 +220,7 @@ class Training:
             self.save(now=True)
 
     def selected(self) -> int | None:
-        """The lower steps at the selected step."""
+        """The updates at the selected step."""
         if self.selection is None or self.selection.best is None:
             return None
         return self.selection.lower_steps

@@ -17,7 +17,11 @@ BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parqu
 
 @dataclass(frozen=True)
 class Weighed:
-    """One source with its weight: its file, folder or Hub name, examples, weight and interval."""
+    """One source with its weight: its file, folder or Hub name, examples, weight and interval.
+
+    ``part`` is its part of the examples: one that belongs to k sources counts 1/k. None where each
+    belongs to one.
+    """
 
     name: str
     path: str
@@ -25,6 +29,12 @@ class Weighed:
     weight: float
     low: float | None
     high: float | None
+    part: float | None = None
+
+    @property
+    def mass(self) -> float:
+        """The weight times its part of the examples."""
+        return self.weight * (self.size if self.part is None else self.part)
 
 
 def kept(sources: Sequence[Weighed]) -> list[Weighed]:
@@ -40,9 +50,13 @@ def kept(sources: Sequence[Weighed]) -> list[Weighed]:
 
 
 def probabilities(sources: Sequence[Weighed]) -> dict[str, float]:
-    """The share of each source in the mixture, ``w_s n_s / sum_r w_r n_r``; 0 for a dropped one."""
-    total = sum(source.weight * source.size for source in kept(sources))
-    return {source.name: source.weight * source.size / total for source in sources}
+    """The share of each source in the mixture, ``w_s n_s / sum_r w_r n_r``; 0 for a dropped one.
+
+    An example that belongs to k sources, of whose weights its own is the mean, is in ``n_s`` of
+    each as 1/k.
+    """
+    total = sum(source.mass for source in kept(sources))
+    return {source.name: source.mass / total for source in sources}
 
 
 def mixture(sources: Sequence[Weighed]) -> dict[str, Any]:

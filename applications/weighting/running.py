@@ -268,13 +268,19 @@ def write(
 ) -> list[Weighed]:
     """Write weights.json, mixture.json and the page; returns the sources with their weights."""
     names = gathered.names
-    sizes = {n: sum(len(g.examples) for g in gathered.groups if n in g.members) for n in names}
+    groups_of = {n: [g for g in gathered.groups if n in g.members] for n in names}
     where = {g.members[0]: g.path for g in gathered.groups if len(g.members) == 1}
     sources = [
         Weighed(
-            n, where.get(n, ""), sizes[n], found.weights[n], found.low.get(n), found.high.get(n)
+            n,
+            where.get(n, ""),
+            sum(len(g.examples) for g in own),
+            found.weights[n],
+            found.low.get(n),
+            found.high.get(n),
+            part=sum(len(g.examples) / len(g.members) for g in own),
         )
-        for n in names
+        for n, own in groups_of.items()
     ]
     groups = [
         Weighed(

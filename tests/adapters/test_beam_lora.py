@@ -250,3 +250,11 @@ def test_misuse_is_refused() -> None:
         levels(model)
     with pytest.raises(ValueError, match="no active BeamLoRA adapter"):
         BeamSearch(torch.optim.SGD(factors, 0.1), mlp(), every=4, num_steps=9)
+
+
+def test_nothing_is_pruned_after_the_end_which_is_two_thirds_of_the_run() -> None:
+    model = adapted()
+    search = BeamSearch(adam(model), model, every=4, num_steps=33, top_p=0.5)
+    assert search.end == 22
+    assert search.share(11) == pytest.approx(0.75)
+    assert [search.share(step) for step in (22, 23, 33, 44)] == [1.0] * 4  # the cosine comes back

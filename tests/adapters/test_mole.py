@@ -275,3 +275,35 @@ def test_misuse_is_refused(folders: list[str]) -> None:
         get_peft_model(mlp(), MoleConfig(experts=folders, target_modules=["first"]))
     with pytest.raises(ValueError, match="0 trainable lower parameters"):
         levels(get_peft_model(mlp(), MoleConfig(experts=folders)))
+
+
+def test_a_learned_temperature_is_a_logarithm_that_starts_at_its_option() -> None:
+    settings = MoleConfig(
+        ranks=[1, 1], train_experts=True, temperature=0.5, learn_temperature=True, **TARGETS
+    )
+    logits = torch.tensor([0.3, -0.2])
+    model = gated(get_peft_model(mlp(), settings), logits)
+    for temperature in (0.5, 2.0):
+        for gate in singular_values(model).values():
+            close(gate, (logits / temperature).softmax(0))
+        for name, parameter in model.named_parameters():
+            if "lora_gate_temperature" in name:
+                parameter.data.fill_(math.log(2.0))
+
+
+def test_balance_counts_a_gate_that_modules_share_once() -> None:
+    targets = ["layer.0.attention.self.query", "layer.0.attention.self.value"]
+    settings = MoleConfig(
+        ranks=[1, 2],
+        train_experts=True,
+        granularity="layer",
+        task_type="SEQ_CLS",
+        target_modules=[*targets, "layer.1.attention.self.query"],
+    )
+    model = get_peft_model(bert(), settings)
+    split = levels(model)
+    logits = torch.tensor([[0.5, -1.0], [2.0, 1.0]])
+    for gate, row in zip(split.upper, logits, strict=True):
+        gate.data.copy_(row)
+    expected = -logits.softmax(1).mean(0).log().sum()
+    assert Balance(1.0)(model).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -158,3 +158,37 @@ def test_misuse_is_refused() -> None:
             RepLoraConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="RepLoraConfig\\(generator_level='upper'\\)"):
         levels(adapted())
+
+
+@GENERATORS
+def test_inputs_are_dropped_as_loras_are(generator: str) -> None:
+    model = move(adapted(generator=generator, lora_dropout=0.5), 0.3).train()
+    layer = model.base_model.model.first
+    pair = [
+        made(model, "first", side, getattr(layer, f"lora_{side}")["default"].weight.detach())
+        for side in "AB"
+    ]
+    x = torch.randn(6, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = layer(x)
+    torch.manual_seed(1)
+    expected = layer.base_layer(x) + 2 * torch.nn.functional.dropout(x, 0.5) @ pair[0].T @ pair[1].T
+    torch.testing.assert_close(found, expected)
+
+
+@GENERATORS
+def test_a_merged_model_computes_the_same(generator: str) -> None:
+    model, batch = move(adapted(generator=generator), 0.3), inputs("mlp", dtype=torch.float64)
+    before = output(model, batch)
+    model.merge_adapter()
+    torch.testing.assert_close(output(model, batch), before)
+
+
+def test_maps_start_within_the_bounds_of_linear_layers() -> None:
+    model = adapted(r=4, width=400, generator="rows")
+    layer = model.base_model.model.first
+    for side in "AB":
+        trunk = getattr(layer, f"lora_trunk_{side}")["default"][:, :-1]
+        assert 0.49 < trunk.abs().max().item() <= 0.5  # of four columns
+    head = layer.lora_head_A["default"][:, :-1]
+    assert 0.049 < head.abs().max().item() <= 0.05  # of 400

@@ -221,3 +221,40 @@ def test_misuse_is_refused() -> None:
         next_task(mlp())
     with pytest.raises(ValueError, match="SdLoraConfig\\(magnitude_level='upper'\\)"):
         levels(adapted())
+
+
+def test_a_direction_is_dropped_where_every_group_spans_it() -> None:
+    x, model = inputs("mlp"), trained(adapted(share="layer"), 2)
+    next_task(model)
+    trained(model, 3)
+    first = model.base_model.model.first
+    with torch.no_grad():  # of one layer the same direction again, of the other one of its own
+        first.lora_A["default"].weight.copy_(2 * first.lora_old_A["default"])
+        first.lora_B["default"].weight.copy_(first.lora_old_B["default"])
+    before = output(model, x)
+    assert next_task(model, tolerance=1e-6) == 3
+    torch.testing.assert_close(output(model, x), before, rtol=1e-5, atol=1e-6)
+
+
+def test_another_rank_leaves_scales_of_their_own_as_they_are(tmp_path: Path) -> None:
+    x, model = inputs("mlp"), trained(adapted(alpha_pattern={"first": 12}), 2)
+    next_task(model, rank=1)
+    trained(model, 3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(mlp(), tmp_path)
+    torch.testing.assert_close(output(loaded, x), output(model, x))
+
+
+def test_magnitudes_that_are_frozen_stay_so() -> None:
+    model = trained(adapted(), 2)
+    magnitudes(model)[0].requires_grad_(False)
+    next_task(model)
+    assert not magnitudes(model)[0].requires_grad
+
+
+@pytest.mark.parametrize("rank", [3, 2])
+def test_joint_training_is_noticed_in_every_task(rank: int) -> None:
+    model = move(adapted(magnitude_level="upper"), 0.3)
+    next_task(model, rank=rank)
+    with pytest.warns(UserWarning, match="reached both levels"):
+        model(**inputs("mlp")).square().mean().backward()

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from applications.comparison import figures
 from applications.comparison.figures import pooled, styles, whole_steps
 from applications.comparison.page import write_report
 from applications.comparison.results import Gathered, gathered
+from applications.comparison.statistics import mean_interval
 from applications.comparison.summary import compared, direction, pairs, summarised, value
+from applications.comparison.tables import clearly_ahead, headline
 from applications.report import main
 from tests.applications.synthetic_grids import VERSIONS, evaluation, put_run, summary
 
@@ -99,6 +102,107 @@ def test_no_variant_is_better_where_the_interval_holds_zero() -> None:
     assert found["num_zeros"] == 1
 
 
+def test_a_task_and_train_size_is_a_cell_of_the_interval() -> None:
+    """Differences that lie apart between the sizes and near each other within them."""
+    gains = {"300": [0.10, 0.11, 0.12, 0.13], "1000": [0.30, 0.31, 0.32, 0.34]}
+    results = []
+    for size, cell in gains.items():
+        for seed, gain in enumerate(cell):
+            results.append(result("lora", seed, size=size, test_metric=0.5))
+            results.append(result("other", seed, size=size, test_metric=0.5 + gain))
+    found = compared(results, ("other", "lora"), "test_metric")
+    assert found is not None
+    expected = mean_interval(list(gains.values()))
+    assert expected.low is not None
+    assert expected.high is not None
+    assert found["interval"] == pytest.approx([expected.low, expected.high])
+    assert expected.high - expected.low < 0.05
+
+
+def test_a_cell_holds_the_runs_of_its_own_size_and_variant() -> None:
+    results = [
+        result(variant, seed, size=size, test_metric=0.01 * n, num_gradients=n)
+        for n, (variant, size, seed) in enumerate(
+            (v, s, k) for v in ("lora", "other") for s in ("300", "all", "1000") for k in (0, 1)
+        )
+    ]
+    found = summarised(Gathered(results))["cells"]
+    told = [(c["variant"], c["train_size"], c["costs"]["num_gradients"]["mean"]) for c in found]
+    # Of each size, smallest first, first lora's runs.
+    assert told == [
+        *(("lora", "300", 0.5), ("other", "300", 6.5)),
+        *(("lora", "1000", 4.5), ("other", "1000", 10.5)),
+        *(("lora", "all", 2.5), ("other", "all", 8.5)),
+    ]
+    means = [cell["final"]["test_metric"]["mean"] for cell in found]
+    assert means == pytest.approx([0.01 * gradients for _, _, gradients in told])
+
+
+def test_the_headline_is_the_mean_over_cells_and_a_leader_leads_all() -> None:
+    """Three runs in one cell and two in another: each cell counts the same."""
+    results = []
+    for place, variant in enumerate(("low", "middle", "top"), start=1):
+        for task, scores in (("sst2", (0.5, 0.51, 0.52)), ("cr", (0.7, 0.72))):
+            for seed, score in enumerate(scores):
+                own = 0.1 * place + 0.001 * (seed * place % 4)
+                results.append(result(variant, seed, task=task, test_metric=score + own))
+    found = Gathered(results)
+    table = headline(found, summarised(found), "low")
+    texts = [row[2].text.splitlines()[0] for row in table.rows]
+    for text, variant in zip(texts, found.variants, strict=True):
+        cells = [
+            [r["test_metric"] for r in results if (r["variant"], r["task_label"]) == (variant, t)]
+            for t in ("sst2", "cr")
+        ]
+        assert float(text) == pytest.approx(sum(sum(c) / len(c) for c in cells) / 2, abs=6e-4)
+    assert clearly_ahead(found, ("sst2", "300"), "final") == "top"
+    level = [r for r in results if r["variant"] != "top"]
+    level += [
+        result("twin", r["seed"], task=r["task_label"], test_metric=r["test_metric"])
+        for r in level
+        if r["variant"] == "middle"
+    ]
+    assert clearly_ahead(Gathered(level), ("sst2", "300"), "final") is None
+
+
+def test_figures_tell_means_over_seeds_of_cost_quality_and_curves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[tuple[list[float], list[float], list[str]]] = []
+    monkeypatch.setattr(
+        figures, "tell", lambda axes, xs, ys, texts: said.append((list(xs), list(ys), list(texts)))
+    )
+    results = [
+        result("lora", seed, test_metric=0.5 + seed, num_gradients=10 + seed, wall_seconds=100.0)
+        for seed in (0, 2, 4)
+    ]
+    lines = {
+        ("sst2", "300", "lora", seed): [
+            evaluation(10, 40, loss=1.0 + seed, accuracy=0.1 * seed),
+            *([evaluation(20, 80, loss=9.0, accuracy=0.9)] if seed == 0 else []),
+        ]
+        for seed in (0, 2, 4)
+    }
+    found = Gathered(results, curves=lines)
+    figures.costs(found, ("sst2", "300"))
+    assert [(xs, ys) for xs, ys, _ in said] == [([12.0], [2.5]), ([100.0], [2.5])]
+    assert said[0][2][0].endswith("gradient units 12\ntest accuracy 2.5 \u00b1 2")
+    said.clear()
+    figures.curves(found, ("sst2", "300"))
+    # Lower steps, then gradient units; metric, then loss. Of three seeds one is not enough.
+    expected = [([10.0], [0.2]), ([10.0], [3.0]), ([40.0], [0.2]), ([40.0], [3.0])]
+    for (xs, ys, _), (x, y) in zip(said, expected, strict=True):
+        assert (xs, ys) == (x, pytest.approx(y))
+
+
+def test_the_reference_is_that_of_the_last_invocation_that_has_results() -> None:
+    results = [result(variant, 0) for variant in ("lora", "dora")]
+    lines = [{"methods": [], "reference": name} for name in ("lora", "dora", None)]
+    assert Gathered(results, invocations=lines).reference == "dora"
+    assert Gathered(results[:1], invocations=lines).reference is None
+    assert Gathered(results, invocations=lines[::2]).reference == "lora"
+
+
 def test_selected_numbers_are_those_of_the_selected_step() -> None:
     selected = {"train_metric": 0.9, "test_metric": 0.8, "test_loss": 0.4, "ece": None}
     found = result("lora", 0, test_metric=0.7, selected=selected)
@@ -177,6 +281,17 @@ def test_steps_are_counted_over_the_phases() -> None:
         evaluation(10, 130, loss=1.0, accuracy=0.5, phase_index=1),
     ]
     assert [x for x, _ in whole_steps(lines, result("a", 0, phases=phases))] == [30, 40]
+
+
+def test_updates_of_the_upper_level_alone_are_counted_where_a_phase_has_no_others() -> None:
+    phases = [
+        {"name": "training", "lower_steps": 30, "upper_steps": 0},
+        {"name": "values", "lower_steps": 0, "upper_steps": 8},
+    ]
+    lines = [
+        evaluation(0, 130 + k, loss=1.0, accuracy=0.5, phase_index=1) | {"round": k} for k in (4, 8)
+    ]
+    assert [x for x, _ in whole_steps(lines, result("a", 0, phases=phases))] == [34, 38]
 
 
 def test_variants_look_different_from_each_other() -> None:

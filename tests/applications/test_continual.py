@@ -3,9 +3,11 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,15 +15,18 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from adapters import levels, next_task
 from applications import continual
 from applications.errors import UsageError
-from applications.options.arguments import ModelOptions
-from applications.options.sequences import SequenceOptions
+from applications.options.arguments import ModelOptions, Options
+from applications.options.command_line import parse_options
+from applications.options.sequences import SEQUENCE_GROUPS, SequenceOptions
 from applications.sequences import run as sequence_run
 from applications.sequences.learning import Learner, Task, cost
 from applications.sequences.losses import incremental_cross_entropy
+from applications.sequences.material import gathered, placed
 from applications.sequences.scores import Scores, accuracies
 from applications.sequences.tasks import drawn, kept
 from applications.sequences.variants import ROWS
@@ -73,6 +78,9 @@ def test_the_scores_are_those_of_a_sequence_by_hand() -> None:
     assert scores.last == 0.5
     assert scores.average == pytest.approx(2 / 3)
     assert scores.forgetting == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+    # A task may be at its best after a later one, and better at the end than ever before.
+    later = Scores([[0.5], [0.7, 0.8], [0.6, 0.9, 0.7]], [0.5, 0.7, 0.7])
+    assert later.forgetting == pytest.approx(((0.7 - 0.6) + (0.8 - 0.9)) / 2)
     labels = torch.tensor([0, 0, 1, 2, 3, 3])
     each, whole = accuracies(torch.tensor([0, 1, 1, 2, 2, 2]), labels, [2, 4])
     assert each == pytest.approx([2 / 3, 1 / 3])
@@ -324,3 +332,103 @@ def test_a_dry_run_lists_what_is_left(
     ]
     assert all(re.search(r", [1-9]\d* gradient units$", line) for line in lines)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_order_task_and_level_draws_its_own_batches() -> None:
+    place, variant = ModelOptions(device="cpu"), ROWS["sd_lora_two_level"]
+    seeds = [
+        Learner(after_a_task("lora"), variant, OPTIONS, place, stacked, order)
+        ._batches(ROWS_OF_TWO_TASKS, replace(SECOND, number=number), stream)
+        .generator.initial_seed()
+        for order in (0, 1)
+        for number in (0, 1)
+        for stream in (0, 1)
+    ]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_steps_of_a_task_are_those_of_all_its_examples() -> None:
+    """Eight of its own are four batches of two, the six that are not kept three."""
+    options = replace(OPTIONS, per_device_train_batch_size=2, num_train_epochs=1.0)
+    place, name = ModelOptions(device="cpu"), "sd_lora_afterwards"
+    taken = Learner(after_a_task(name), ROWS[name], options, place, stacked, 0).learn(SECOND)
+    assert taken == 4 + 2
+
+
+class Known(torch.nn.Module):
+    """Surest of a class that has not come, then of the class that the second token names."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        logits = 2.0 * F.one_hot(input_ids[:, 1], 6)
+        logits[:, 5] = 9.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_a_task_is_tested_among_the_classes_that_have_come(tiny_model: str) -> None:
+    rows = [
+        {"input_ids": [2, said, 3], "attention_mask": [1] * 3, "labels": label}
+        for said, label in ((0, 0), (1, 0), (2, 2), (3, 3), (1, 2), (4, 4), (0, 5))
+    ]
+    material: Any = SimpleNamespace(
+        options=Options(model=ModelOptions(device="cpu")),
+        sequence=OPTIONS,
+        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    each, whole = sequence_run.tested(Known(), rows, [2, 4], material)
+    assert each == pytest.approx([1 / 2, 2 / 3])
+    assert whole == pytest.approx(3 / 5)
+
+
+def test_the_levels_of_every_task_have_their_own_examples(
+    asked: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a task and the rest of it are all of it; of later tasks nothing is there."""
+    seen: list[Task] = []
+    seeds: list[int] = []
+
+    class Recorder(Learner):
+        def learn(self, task: Task) -> int:
+            seen.append(task)
+            seeds.append(torch.initial_seed())
+            move(self.model, 0.1)
+            return 3 + task.number
+
+    monkeypatch.setattr(sequence_run, "Learner", Recorder)
+    assert continual.main(asked("run", "--variants", "sd_lora_afterwards")) == 0
+
+    def counted(rows: Any) -> Counter[tuple[Any, ...]]:
+        return Counter((tuple(one["input_ids"]), one["labels"]) for one in rows)
+
+    assert [(task.first, task.seen) for task in seen] == [(0, 2), (2, 4)]
+    for task in seen:
+        assert {one["labels"] for one in task.own} == set(range(task.first, task.seen))
+        kept_of_it = [one for one in task.memory if one["labels"] >= task.first]
+        assert counted(task.own) == counted([*task.rest, *kept_of_it])
+        labels = Counter(one["labels"] for one in task.memory)
+        assert labels == dict.fromkeys(range(task.seen), 2)
+    (line,) = results(tmp_path / "run")
+    assert line["num_gradients"] == 3 + 4
+    assert len(set(seeds)) == 2
+
+
+def test_the_adapter_and_the_rates_are_those_that_are_asked_for() -> None:
+    options = replace(OPTIONS, lora_r=3, lora_alpha=12, learning_rate=0.02)
+    for name, level in (("sd_lora", "lower"), ("sd_lora_two_level", "upper")):
+        config: Any = ROWS[name].config(options)
+        assert (config.r, config.lora_alpha, config.share) == (3, 12, "layer")
+        assert config.magnitude_level == level
+    learner = Learner(
+        after_a_task("lora"), ROWS["lora"], options, ModelOptions(device="cpu"), stacked, 0
+    )
+    assert learner._direction().param_groups[0]["lr"] == 0.02
+
+
+@pytest.mark.parametrize("split, count", [("test", 8), ("validation", 5)])
+def test_sequences_are_tested_on_the_split_that_is_asked_for(
+    asked: Callable[..., list[str]], tmp_path: Path, split: str, count: int
+) -> None:
+    lines = (tmp_path / "test.csv").read_text().splitlines()[:6]
+    (tmp_path / "validation.csv").write_text("\n".join(lines) + "\n")
+    words = asked("run", "--test_on", split)
+    found = gathered(placed(parse_options(words, groups=SEQUENCE_GROUPS)))
+    assert (len(found.train), len(found.test)) == (24, count)

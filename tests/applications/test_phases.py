@@ -17,6 +17,7 @@ from adapters import masking, retrain_config
 from applications.data.splits import split_task
 from applications.errors import UsageError
 from applications.options.completion import completed
+from applications.runs import closing, report
 from applications.runs.experiment import scorer
 from applications.runs.phases import phases, prepare
 from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run, trained
@@ -301,6 +302,22 @@ def test_the_selected_step_is_the_run_that_ends_there(method: str, tiny: Run) ->
     plain, plain_folder = run(tiny(method, *flags[4:], folder="plain"))
     assert same(values(folder), values(plain_folder))
     assert summary["test_loss"] == plain["test_loss"] != chosen["test_loss"]
+
+
+def test_the_selected_step_of_the_upper_level_alone_is_counted_in_its_own_updates(
+    tiny: Run,
+) -> None:
+    flags = (*SELECT, "--control", "two_stage", "--upper_learning_rate", "3")
+    summary, folder = run(tiny("bilora", *flags))
+    lines = [line for line in logged(folder) if "validation" in line and line["phase"] == "values"]
+    losses = [line["validation"]["loss"] for line in lines]
+    chosen = summary["selected"]
+    assert len(losses) == 6
+    best = min(range(6), key=losses.__getitem__) + 1
+    assert (chosen["lower_steps"], chosen["validation_loss"]) == (best, losses[best - 1])
+    assert closing.selected_lines(summary, folder)[0].endswith(f"after {best} of 6 updates")
+    (table,) = report.steps(summary)
+    assert [row[1].text for row in table.rows] == [str(best), "6"]
 
 
 def test_d2_selects_for_a_method_that_does_not_train_on_it(tiny: Run) -> None:

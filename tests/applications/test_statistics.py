@@ -142,6 +142,13 @@ def test_few_differences_have_students_interval() -> None:
     assert (found.low, found.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
 
 
+def test_cells_share_one_variance_with_a_freedom_less_for_each_of_them() -> None:
+    """Means .2 and 1.2, squares .02 and .08 about them: a variance of .1 / 2 for two freedoms."""
+    found = mean_interval([[0.1, 0.3], [1.0, 1.4]])
+    half = scipy.stats.t.ppf(0.975, 2) * math.sqrt(0.05 / 4)
+    assert (found.low, found.high) == (pytest.approx(0.7 - half), pytest.approx(0.7 + half))
+
+
 def test_many_differences_have_the_interval_of_the_normal_distribution() -> None:
     values = np.random.default_rng(0).normal(1, 2, 400)
     found = mean_interval([values.tolist()])

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from applications.comparison.statistics import mean_interval
 from applications.options.weighting import CONTROLS as NAMES
-from applications.weighting.comparing import compared, rows
+from applications.weighting.comparing import Compared, compared, rows
 from applications.weighting.controls import (
     CONTROLS,
     TARGET_WEIGHTS,
     Comparison,
+    Outcome,
     agreements,
     cross_validated,
     greedy,
@@ -22,7 +24,7 @@ from applications.weighting.controls import (
 )
 from applications.weighting.folds import folds
 from applications.weighting.heads import Examples, accuracy, fit, mean_loss, objective
-from applications.weighting.route import learn
+from applications.weighting.route import Learned, learn
 from applications.weighting.search import Search, Sources
 
 SIZES = (40, 20, 30)
@@ -147,3 +149,53 @@ def test_the_objective_pulls_to_its_centre(given):
     centre = torch.ones(3, 2, dtype=torch.float64)
     at_centre = objective(centre, given.target, given.target.ones, ridge=7.0, centre=centre)
     assert float(at_centre) == pytest.approx(mean_loss(centre, given.target))
+
+
+def outcome(name, head, seconds=1.0, weights=None):
+    return Compared(name, Outcome(torch.tensor(head, dtype=torch.float64), weights), seconds)
+
+
+def test_a_difference_is_what_the_learned_weights_get_right_more():
+    """By one feature: the first head is right in all four, the second in the first alone."""
+    test = Examples(
+        torch.tensor([[1.0, 1.0], [2.0, -1.0], [-1.0, 2.0], [-2.0, 1.0]]).double(),
+        torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).double(),
+    )
+    ours = outcome("weights", [[1.0, 0.0], [0.0, 0.0]], weights=torch.tensor([0.5, 1.5]))
+    first, second = rows([ours, outcome("other", [[0.0, 0.0], [1.0, 0.0]])], test)
+    assert (first["test_metric"], second["test_metric"]) == (1.0, 0.25)
+    assert (first["difference"], second["difference"]) == (None, 0.75)
+    assert first["weights"] == [0.5, 1.5]
+    ends = mean_interval([[0.0, 1.0, 1.0, 1.0]])
+    assert (second["low"], second["high"]) == (ends.low, ends.high)
+
+
+def test_a_difference_of_numbers_is_the_fall_of_the_squared_error():
+    test = Examples(torch.tensor([[1.0], [2.0], [4.0]]).double(), torch.ones(3, 1).double())
+    _, second = rows([outcome("weights", [[1.0]]), outcome("other", [[2.0]])], test)
+    # Errors 0, 1, 3 and 1, 3, 7.
+    assert second["difference"] == pytest.approx((1 + 9 + 49 - 0 - 1 - 9) / 3)
+
+
+def test_the_learned_weights_are_compared_with_the_time_of_their_search(given, monkeypatch):
+    weights = torch.tensor([0.2, 2.0, 1.0], dtype=torch.float64)
+    empty = torch.zeros(3)
+    learned = Learned(weights, empty, empty, 1, empty, given.head(weights), 7, 1000.0)
+    (found,) = compared(given, learned, [])
+    assert found.outcome.weights is weights
+    torch.testing.assert_close(found.outcome.head, given.finish(given.head(weights)))
+    assert found.seconds >= 1000
+
+
+def test_the_number_of_fits_is_that_of_the_heads_fitted(given, monkeypatch):
+    calls = []
+    fitted = Sources.fit
+
+    def counted(*args, **named):
+        calls.append(named)
+        return fitted(*args, **named)
+
+    monkeypatch.setattr(Sources, "fit", counted)
+    settings = Search(ridge=0.05, max_steps=2)
+    found = learn(given.sources, given.target, settings, num_folds=2, num_seeds=2)
+    assert found.fits == len(calls)

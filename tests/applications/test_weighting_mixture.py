@@ -7,8 +7,15 @@ import pytest
 import yaml
 from trl import DatasetMixtureConfig, get_dataset
 
+from applications.data.examples import TaskData
+from applications.data.splits import Splits
 from applications.errors import UsageError
+from applications.options.arguments import Options
+from applications.options.weighting import WeightingOptions
+from applications.weighting.gathering import Gathered, Group
 from applications.weighting.mixture import Weighed, mixture, write_mixture
+from applications.weighting.report import weight_rows
+from applications.weighting.running import Found, write
 
 
 @pytest.fixture
@@ -79,3 +86,23 @@ def test_llama_factory_gets_as_many_probabilities_as_names(weighed, tmp_path):
 def test_a_mixture_of_nothing_is_refused(weighed):
     with pytest.raises(UsageError, match="every source has the weight 0"):
         mixture([weighed[2]])
+
+
+def test_an_example_of_two_sources_is_in_the_share_of_each_by_half(tmp_path):
+    """Ten of a, ten of a and b, whose rows weigh 1 and (1 + 2) / 2: 25 in all, 15 of them a's."""
+    rows = datasets.Dataset.from_dict({"text": ["x"] * 10, "label": [0] * 10})
+    groups = (Group("a", "a", ("a",), rows), Group("a+b", "ab", ("a", "b"), rows))
+    task = TaskData("pets", "classification", "accuracy", ("x", "y"), {"train": rows})
+    found = Found({"a": 1.0, "b": 2.0}, {}, {}, {"route": "features"})
+    sources = write(
+        tmp_path,
+        Options(),
+        WeightingOptions(),
+        Gathered(task, groups),
+        Splits(rows, None, rows, ()),
+        found,
+    )
+    table = [(row[0], row[1], row[4]) for row in weight_rows(sources)]
+    assert table == [("a", "20", "60.0 %"), ("b", "10", "40.0 %")]
+    mixed = json.loads((tmp_path / "mixture.json").read_text())
+    assert mixed["probabilities"] == pytest.approx([10 / 25, 15 / 25])

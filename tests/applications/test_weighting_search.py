@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from applications.weighting.folds import RIDGES, SCALES, finished, folds
+from applications.weighting.folds import RIDGES, SCALES, cross_validated, finished, folds
 from applications.weighting.heads import Examples, fit, losses, objective
 from applications.weighting.route import learn
 from applications.weighting.search import Search, Sources, search, weight_gradient
@@ -31,7 +31,7 @@ def three_sources(classes, number=30):
 
 def test_a_fitted_head_of_decimals_is_the_weighted_ridge_solution():
     examples = drawn(20, 1)
-    weights = torch.linspace(0, 2, 20, dtype=torch.float64)
+    weights = torch.linspace(0, 3, 20, dtype=torch.float64)
     centre = torch.ones(4, 1, dtype=torch.float64)
     x, y, w = examples.features, examples.answers, torch.diag(weights) / 20
     normal = x.T @ w @ x + RIDGE * torch.eye(4, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_a_fitted_head_of_decimals_is_the_weighted_ridge_solution():
 
 
 def test_a_fitted_head_of_classes_has_no_gradient_left():
-    examples, weights = drawn(20, 3), torch.linspace(0, 2, 20, dtype=torch.float64)
+    examples, weights = drawn(20, 3), torch.linspace(0, 3, 20, dtype=torch.float64)
     head = fit(examples, weights, ridge=RIDGE).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(head, examples, weights, ridge=RIDGE), head)
     assert gradient.norm() <= 1e-6
@@ -223,3 +223,43 @@ def test_too_few_folds_or_seeds_are_refused(name):
     sources, target, settings = poisoned()
     with pytest.raises(ValueError, match=f"{name} must be at least"):
         learn(sources, target, settings, **{name: 0})
+
+
+def test_every_held_out_example_counts_the_same_in_folds_of_unequal_size():
+    """Folds of 2, 2 and 1; heads that are told apart by the number of examples they are made of."""
+    target = drawn(5, 1)
+    heads = {3: torch.ones(4, 1).double(), 4: torch.full((4, 1), -2.0).double()}
+    total = 0.0
+    for kept, out in folds(target, 3, seed=0):
+        away = target.features[out] @ heads[len(kept)] - target.answers[out]
+        total += float(0.5 * away.square().sum())
+    found = cross_validated(target, folds(target, 3, seed=0), lambda kept: heads[len(kept)])
+    assert found == pytest.approx(total / 5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_search_is_adam_on_the_weight_gradient_with_heads_fitted_anew(form):
+    sources, target, held_out = three_sources(3), drawn(7, 3, seed=1), drawn(5, 3, seed=2)
+    settings = Search(form, floor=0.3, ridge=RIDGE, lr=0.8, max_steps=2)
+    weights = Weights(sources.sizes, form, 0.3)
+    upper = weights.start.clone().requires_grad_()
+    adam = torch.optim.Adam([upper], lr=0.8)
+    made, on_target, on_held_out = [], [], []
+    for step in range(3):
+        now = weights(upper.detach())
+        head = fit(sources.examples, sources.members @ now, ridge=RIDGE)
+        made.append(now)
+        on_target.append(float(losses(head, target).mean()))
+        on_held_out.append(float(losses(head, held_out).mean()))
+        if step < 2:
+            upper.grad, _ = weight_gradient(
+                sources, target, upper.detach(), head, weights=weights, ridge=RIDGE, method=cg(15)
+            )
+            adam.step()
+            with torch.no_grad():
+                upper.clamp_(min=0 if form == "non_negative" else -torch.inf)
+    found = search(sources, target, settings, held_out=held_out)
+    torch.testing.assert_close(found.weights, torch.stack(made), rtol=1e-3, atol=1e-4)
+    assert found.target.tolist() == pytest.approx(on_target, abs=1e-4)
+    assert found.held_out.tolist() == pytest.approx(on_held_out, abs=1e-4)
+    torch.testing.assert_close(found.head, head, rtol=0, atol=1e-3)

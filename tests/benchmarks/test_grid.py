@@ -16,10 +16,23 @@ from applications.families.classification import TextClassification
 from applications.options.arguments import DataOptions, LevelOptions, Options
 from applications.runs.phases import Workload
 from benchmarks.grid.__main__ import GRID
-from benchmarks.grid.page import blocks, starts
-from benchmarks.grid.pairs import differences, paired
+from benchmarks.grid.page import (
+    IN_REGIMES,
+    OF_RESPONSES,
+    QUESTIONS,
+    blocks,
+    comparisons,
+    mean,
+    progress,
+    retraining,
+    said,
+    starts,
+    tries,
+)
+from benchmarks.grid.pairs import Paired, differences, paired
 from benchmarks.grid.regimes import another_domain, in_regime, mislabelled
-from benchmarks.grid.rows import append, left, read, settings
+from benchmarks.grid.rows import KEPT, append, left, read, settings
+from benchmarks.grid.rows import row as made_row
 from benchmarks.grid.slices import Regime, read_slices
 
 FLAGS = {"data_dir": "data"}
@@ -175,3 +188,106 @@ def test_other_starts_of_lora_stand_beside_what_the_retrainings_drew() -> None:
     ]
     line = starts(rows).splitlines()[2]
     assert line == "| a | test metric | 3 | 0.600 ± 0.100 | 0.500 to 0.700 | 0.250 | 0.125 |"
+
+
+def test_noise_is_drawn_anew_for_every_seed() -> None:
+    clean = task([0, 1, 2, 3] * 25).splits["train"]
+    one, other = (mislabelled(clean, share=0.4, classes=4, seed=seed) for seed in (3, 4))
+    assert one["label"] != other["label"]
+
+
+def test_a_row_has_the_end_of_the_search_and_the_loss_on_held_out_data() -> None:
+    run = read_slices(GRID)["tasks"].runs(FLAGS, seeds=[0])[0]
+    splits = {
+        "test": {"loss": 0.5, "accuracy": 0.7},
+        "validation": {"loss": 0.25, "accuracy": 0.75},
+    }
+    searched = {"name": "search", "metrics": {"test": {"loss": 2.0, "accuracy": 0.5}}}
+    retrained = {"name": "retraining", "metrics": {"test": {"loss": 0.5, "accuracy": 0.7}}}
+    summary: dict[str, Any] = dict.fromkeys(KEPT, 0.0) | {
+        "metric_name": "accuracy",
+        "metrics": splits,
+        "phases": [searched, retrained],
+        "train_size": 100,
+        "versions": {},
+    }
+    found = made_row("tasks", run, summary)
+    assert found["search"] == {"test_metric": 0.5, "accuracy": 0.5, "loss": 2.0}
+    assert found["validation_loss"] == 0.25
+    alone = made_row("tasks", run, summary | {"phases": [retrained], "metrics": {}})
+    assert (alone["search"], alone["validation_loss"]) == (None, None)
+
+
+def by_seed(method: str, values: list[float], **changes: Any) -> list[dict[str, Any]]:
+    return [
+        row(method, seed, 0.0, test_metric=value, **changes) for seed, value in enumerate(values)
+    ]
+
+
+def test_a_comparison_is_told_in_points_with_its_interval_and_holms_p() -> None:
+    """Six differences of 1 to 6 points, and of 1 to 6 with one negative."""
+    gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    rows = by_seed("lora", [0.5] * 6)
+    rows += by_seed("dora", [0.5 + gain for gain in gains])
+    rows += by_seed("bilora_real", [0.5 - gains[0], *(0.5 + gain for gain in gains[1:])])
+    pairs = {("dora", "lora"): "first", ("bilora_real", "lora"): "second"}
+    first, second = comparisons(rows, pairs, "test_metric").splitlines()[2:]
+    limits = stats.t.interval(0.95, 5, 3.5, stats.sem(range(1, 7)))
+    interval = f"[{limits[0]:+.2f}, {limits[1]:+.2f}]"
+    p_t = stats.ttest_1samp(range(1, 7), 0).pvalue
+    # Wilcoxon: 2 / 2^6 and, with the smallest negative, 4 / 2^6; Holm: twice the first.
+    expected = f"| first | 6 of 1 | +3.50 | {interval} | - | {p_t:.3f} | 0.031 | 0.062 |"
+    assert first == expected
+    assert second.endswith("| 0.062 | 0.062 |")
+
+
+def test_deviations_are_those_of_samples() -> None:
+    assert mean([{"x": 1.0}, {"x": 2.0}, {"x": None}, {"x": 4.5}], "x") == "2.500 ± 1.803"
+    assert mean([{"x": 1.0}], "x") == "1.000"
+    assert mean([{}], "x") == "-"
+
+
+def test_retraining_stands_beside_the_search_that_it_follows() -> None:
+    searched = {"test_metric": 0.25, "loss": 2.0}
+    made = row("bilora_real", 0, 0.0, test_metric=0.75, test_loss=0.5, search=searched)
+    (line,) = retraining([made]).splitlines()[2:]
+    assert line == "| a | `bilora_real` | 1 | 0.250 | 0.750 | 2.000 | 0.500 |"
+    assert retraining([made, row("bilora_real", 1, 0.0, search=None)]).count("\n") == 1
+
+
+def test_subsets_count_as_finished_with_every_method_alone() -> None:
+    rows = [row("lora", 0, 0.0), row("dora", 0, 0.0), row("lora", 1, 0.0)]
+    assert progress(rows).splitlines()[2] == "| tasks | a | 2 | 1 | 3 |"
+
+
+@pytest.mark.parametrize(
+    "interval, said_of_it",
+    [
+        ((0.01, 0.03), "+2.0 points [+1.0, +3.0]"),
+        ((-0.03, -0.01), "+2.0 points [-3.0, -1.0]"),
+        ((-0.01, 0.05), "+2.0 points [-1.0, +5.0], which cannot be told from none"),
+        (None, "+2.0 points, without a spread to judge it by"),
+    ],
+)
+def test_a_difference_is_clear_where_its_interval_leaves_zero_out(
+    interval: Any, said_of_it: str
+) -> None:
+    assert said(Paired(3, 1, 0.02, interval, None, None, None), " points", 100, 1) == said_of_it
+
+
+def test_tries_show_what_held_out_data_said() -> None:
+    made = {
+        "method": "lora-0.001",
+        **{"validation_loss": 0.1, "validation_metric": 0.2, "train_metric": 0.3},
+        **{"test_loss": 0.4, "test_metric": 0.5},
+    }
+    assert tries([made]).splitlines()[2] == "| `lora` | 0.001 | 0.100 | 0.200 | 0.300 |"
+
+
+@pytest.mark.parametrize("pairs", [QUESTIONS, IN_REGIMES, OF_RESPONSES])
+def test_a_text_names_the_methods_of_its_pair_in_their_order(pairs: Any) -> None:
+    named = {"bilora": "BiLoRA", "bidora": "BiDoRA", "dora": "DoRA", "lora": "LoRA"}
+    for pair, text in pairs.items():
+        for method, part in zip(pair, text.split(" less "), strict=True):
+            words = set(part.replace(",", "").split()) & set(named.values())
+            assert words <= {named.get(method.split("_")[0])}, text
