@@ -402,7 +402,7 @@ class TwoLevelMixin(_Base):
         return parts[1]
 
     def _with_references(self, dataset: Any) -> Any:
-        """The upper data with what TRL computes of the reference model beforehand, where it does."""
+        """The upper data with what TRL computes of the reference beforehand, where it does."""
         compute = getattr(self, "_precompute_ref_logps", None)
         if compute is None or not self.args.precompute_ref_log_probs:
             return dataset
