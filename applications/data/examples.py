@@ -1,6 +1,6 @@
 """Labelled texts in one form, whatever columns they came in."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +46,26 @@ class TaskData:
         return max(1, len(self.label_names))
 
 
-def load_task(options: DataOptions) -> TaskData:
+def load_task(
+    options: DataOptions, *, part: bool = False, unread: Collection[str] = ()
+) -> TaskData:
     """The texts to classify that the options ask for, in the splits in which they are distributed.
+
+    Args:
+        options: which data.
+        part: they are a part of what is trained on: one class will do, and other splits may hold
+            classes that it lacks.
+        unread: columns that are no texts to be read, whatever they hold.
 
     Raises:
         UsageError: an unknown task, missing files or columns, no way to the Hub.
     """
     source = load_source(options, "nlu", TABLES)
     splits, label = source.splits, source.label
-    texts = source.texts or options.text_columns or text_columns(splits["train"], label)
+    texts = source.texts or options.text_columns or text_columns(splits["train"], label, unread)
+    notes = source.notes
+    if len(texts) == 2 and not (source.texts or options.text_columns):
+        notes += (f"the texts are pairs of {texts[0]!r} and {texts[1]!r} (--text_columns)",)
     check_names(source.name, splits, [*texts, label])
     if label in texts:
         raise UsageError(
@@ -74,11 +85,12 @@ def load_task(options: DataOptions) -> TaskData:
         texts=texts,
         label=label,
         metric=source.metric,
-        notes=source.notes,
+        notes=notes,
         regression=is_regression(
             splits["train"], label, options.problem_type, source.where("train")
         ),
         where=source.where,
+        part=part,
     )
 
 
@@ -109,13 +121,14 @@ def task_data(
     notes: Sequence[str] = (),
     regression: bool | None = None,
     where: Callable[[str], str] | None = None,
+    part: bool = False,
 ) -> TaskData:
     """The splits in ``raw`` in the common form.
 
-    With ``where``, from a split to its name in messages, the training labels must differ, too. The
-    kind follows from the training labels, if ``regression`` does not say it: decimals mean
-    regression. Classes are numbered in
-    the order of a ``ClassLabel`` feature, else in sorted order. A split whose labels are all -1
+    With ``where``, from a split to its name in messages, the training labels must differ, too,
+    unless they are a ``part`` of them; then every split's classes have a number. The kind follows
+    from the training labels, if ``regression`` does not say it: decimals mean regression.
+    Classes are numbered in the order of a ``ClassLabel`` feature, else in sorted order. A split whose labels are all -1
     (hidden labels) is left out, with a note.
 
     Raises:
@@ -127,6 +140,9 @@ def task_data(
     if regression is None:
         regression = str(getattr(feature, "dtype", "")).startswith("float")
     classes: list[int | str] = [] if regression else in_order(raw["train"], label)
+    if part and not regression and not isinstance(feature, ClassLabel):
+        others = dict.fromkeys(value for rows in raw.values() for value in rows[label])
+        classes += sorted((v for v in others if v not in classes and v != -1), key=str)
     names = list(feature.names if isinstance(feature, ClassLabel) else map(str, classes))
     splits: dict[str, Dataset] = {}
     said = list(notes)
@@ -144,7 +160,7 @@ def task_data(
             f"task {name!r}: the {split} split",
             None if where is None else where(split),
         )
-        if split == "train" and where is not None:
+        if split == "train" and where is not None and not part:
             texts_of = [columns[name] for name in ("text", "pair") if name in columns]
             check_texts(list(zip(*texts_of, strict=True)), where(split))
             shown = columns["label"] if regression else [names[n] for n in columns["label"]]
@@ -200,12 +216,14 @@ def numbers(
     return found
 
 
-def text_columns(rows: Dataset, label: str) -> list[str]:
-    """The columns of text besides the label, when there are one or two of them."""
+def text_columns(rows: Dataset, label: str, unread: Collection[str] = ()) -> list[str]:
+    """The columns of text besides the label and those ``unread``, when there are one or two."""
     strings = [
         name
         for name, feature in rows.features.items()
-        if name != label and getattr(feature, "dtype", "") in ("string", "large_string")
+        if name != label
+        and name not in unread
+        and getattr(feature, "dtype", "") in ("string", "large_string")
     ]
     found = [name for name in strings if not all(map(is_number, rows[name]))] or strings
     if len(found) not in (1, 2):

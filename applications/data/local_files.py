@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from applications.data.conll import read_conll
 from applications.data.text_files import read_rows, read_table
@@ -199,11 +200,30 @@ def find_layout(task: str, folder: Path) -> tuple[Layout, Path]:
     )
 
 
+def read_parquet(file: Path) -> Dataset:
+    """The rows of a parquet file.
+
+    Raises:
+        UsageError: it is missing, no parquet, or has no rows.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: check --train_file and its like")
+    try:
+        rows = Dataset.from_parquet(str(file))
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise UsageError(f"{file} cannot be read as parquet: write it anew") from error
+    assert isinstance(rows, Dataset)
+    if not len(rows):
+        raise UsageError(f"{file} has no rows: add examples")
+    return rows
+
+
 TABLES: Readers = {
     ".csv": read_table,
     ".tsv": read_table,
     ".json": read_rows,
     ".jsonl": read_rows,
+    ".parquet": read_parquet,
 }
 
 

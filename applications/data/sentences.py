@@ -35,6 +35,7 @@ def tagging_data(
     metric: str = "f1",
     notes: Sequence[str] = (),
     place: Callable[[str], str] | None = None,
+    part: bool = False,
 ) -> TaskData:
     """The splits in ``raw`` with columns ``tokens`` and ``tags``, the numbers of ``label_names``.
 
@@ -50,7 +51,9 @@ def tagging_data(
         tag_names: the names of tags that are numbers without a ``ClassLabel``.
         metric: the task's metric.
         notes: what was decided about the data before.
-        place: from a split to its name in messages; then training must show an entity, too.
+        place: from a split to its name in messages; then training must show an entity, too, unless
+            it is a ``part`` of what is trained on.
+        part: whether it is.
 
     Raises:
         UsageError: a column is missing or of another kind, a sentence has not as many tags as
@@ -70,7 +73,8 @@ def tagging_data(
                 f"{len(found.words) - len(kept.words)} rows of the {split} split have no words"
             )
         if split == "train" and place is not None:
-            check_entities(kept.tags, OUTSIDE, where)
+            if not part:
+                check_entities(kept.tags, OUTSIDE, where)
             kinds = {str(entity_type(tag)) for row in kept.tags for tag in row if tag != OUTSIDE}
             check_spelling(sorted(kinds), "types", where)
     seen = {split: {tag for row in found.tags for tag in row} for split, found in named.items()}

@@ -1,7 +1,7 @@
 """Texts, or pairs of texts, with a class or a number each."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,9 +38,11 @@ class TextClassification:
     task_type: TaskType = TaskType.SEQ_CLS
     auto_model: type[Any] = AutoModelForSequenceClassification
 
-    def load_task(self, options: DataOptions) -> TaskData:
+    def load_task(
+        self, options: DataOptions, *, part: bool = False, unread: Collection[str] = ()
+    ) -> TaskData:
         """The examples that the options ask for."""
-        return load_task(options)
+        return load_task(options, part=part, unread=unread)
 
     def load_base(
         self, options: ModelOptions, task: TaskData

@@ -1,6 +1,6 @@
 """What differs between the commands, and nothing else: data, head, batches, evaluation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -50,8 +50,17 @@ class Family(Protocol):
     def task_type(self) -> TaskType:
         """PEFT's name of the head, which decides what is trained beside the adapter."""
 
-    def load_task(self, options: DataOptions) -> TaskData:
-        """The examples that the options ask for, in the splits in which they are distributed."""
+    def load_task(
+        self, options: DataOptions, *, part: bool = False, unread: Collection[str] = ()
+    ) -> TaskData:
+        """The examples that the options ask for, in the splits in which they are distributed.
+
+        Args:
+            options: which data.
+            part: they are a part of what is trained on: one class will do, and other splits may
+                hold classes that it lacks.
+            unread: columns that are no texts to be read, whatever they hold.
+        """
 
     def load_base(
         self, options: ModelOptions, task: TaskData

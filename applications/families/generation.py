@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,8 +59,11 @@ class TextGeneration:
     task_type: TaskType = TaskType.CAUSAL_LM
     auto_model: type[Any] = AutoModelForCausalLM
 
-    def load_task(self, options: DataOptions) -> TaskData:
-        """The inputs that the options ask for, each with all its references.
+    def load_task(
+        self, options: DataOptions, *, part: bool = False, unread: Collection[str] = ()
+    ) -> TaskData:
+        """The inputs that the options ask for, each with all its references; columns are known by
+        name.
 
         Raises:
             UsageError: unknown or missing data, or what texts are scored with is not installed.

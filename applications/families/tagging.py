@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from applications.data.batches import Collator, Encoded, evaluation_batches
 from applications.data.conll import read_conll
 from applications.data.examples import TaskData
 from applications.data.inputs import input_texts
-from applications.data.local_files import Readers
+from applications.data.local_files import Readers, read_parquet
 from applications.data.sentences import TAG_COLUMNS, WORD_COLUMNS, column, tagging_data
 from applications.data.sources import load_source
 from applications.data.tags import OUTSIDE, entity_type
@@ -41,6 +41,7 @@ IGNORED = -100
 READERS: Readers = {
     **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".tsv", ".txt"), read_conll),
     **dict.fromkeys((".json", ".jsonl"), read_rows),
+    ".parquet": read_parquet,
 }
 
 
@@ -60,8 +61,10 @@ class TokenClassification:
     task_type: TaskType = TaskType.TOKEN_CLS
     auto_model: type[Any] = AutoModelForTokenClassification
 
-    def load_task(self, options: DataOptions) -> TaskData:
-        """The sentences that the options ask for."""
+    def load_task(
+        self, options: DataOptions, *, part: bool = False, unread: Collection[str] = ()
+    ) -> TaskData:
+        """The sentences that the options ask for; columns of words and tags are known by name."""
         source = load_source(options, self.command, READERS)
         training = source.splits["train"]
         asked = options.text_columns
@@ -78,6 +81,7 @@ class TokenClassification:
             metric=source.metric or "f1",
             notes=source.notes,
             place=source.where,
+            part=part,
         )
 
     def load_base(

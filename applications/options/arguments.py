@@ -132,8 +132,9 @@ class DataOptions:
     )
     train_file: str | None = option(
         None,
-        "file with the training examples: csv, tsv, json or jsonl; for token_classification json "
-        "or jsonl with lists, or conll, iob, tsv, txt with a word and its tag a line",
+        "file with the training examples: csv, tsv, json, jsonl or parquet; for "
+        "token_classification json, jsonl or parquet with lists, or conll, iob, tsv, txt with a "
+        "word and its tag a line",
     )
     validation_file: str | None = option(None, "held-out examples for choosing settings")
     test_file: str | None = option(None, "examples on which nothing is chosen")

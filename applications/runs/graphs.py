@@ -91,6 +91,11 @@ def training_loss(model: nn.Module, options: AdapterOptions) -> Loss:
         result: Tensor = model(**batch).loss
         return result
 
+    return averaged(model, loss, options)
+
+
+def averaged(model: nn.Module, loss: Loss, options: AdapterOptions) -> Loss:
+    """The loss; under LoRA Dropout its mean under ``num_masks`` masks."""
     return mean_loss(model, loss, num_masks=options.num_masks) if options.masks else loss
 
 

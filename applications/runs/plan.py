@@ -75,7 +75,8 @@ def described(problem: Problem, rates: Mapping[str, float]) -> str:
 
 def unused_line(options: Options) -> str | None:
     """What was asked of an upper level that the method does not have; None where nothing was."""
-    if options.adapter.bi_level:
+    online = options.weighting is not None and options.weighting.route == "online"
+    if options.adapter.bi_level or online:
         return None
     asked = [
         f"--{one.name}"

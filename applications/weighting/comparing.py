@@ -40,7 +40,7 @@ def compared(given: Comparison, learned: Learned, controls: Sequence[str]) -> li
 def rows(found: Sequence[Compared], test: Examples) -> list[dict[str, Any]]:
     """For every method its metric on the test examples, and the first method minus it: the mean
     over the examples of right minus right (for regression, of the fall of the squared error), with
-    its 95 % interval.
+    its 95 % interval, over sentences where the examples are their words.
     """
     scores = {each.method: score(each.outcome.head, test) for each in found}
     ours = scores[found[0].method]
@@ -48,7 +48,7 @@ def rows(found: Sequence[Compared], test: Examples) -> list[dict[str, Any]]:
     for each in found:
         away = ours - scores[each.method]
         first = each is found[0]
-        ends = None if first else mean_interval([away.tolist()])
+        ends = None if first else mean_interval([by_unit(away, test).tolist()])
         result.append(
             {
                 "method": each.method,
@@ -61,6 +61,18 @@ def rows(found: Sequence[Compared], test: Examples) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def by_unit(values: Tensor, test: Examples) -> Tensor:
+    """A value for each unit, with the mean ``r`` of all ``n`` values and the spread of the units:
+    ``r + S/n sum_i (v_i - r)`` over the examples of each of ``S`` units; single examples' own.
+    """
+    if test.together is None:
+        return values
+    units, mean = test.units, values.mean()
+    count = int(units.max()) + 1
+    sums = torch.zeros(count, dtype=values.dtype).index_add(0, units, values - mean)
+    return mean + sums * count / len(values)
 
 
 def score(head: Tensor, test: Examples) -> Tensor:

@@ -12,7 +12,7 @@ from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
 from applications.weighting.features import IGNORED, Projection, answers, frozen
-from applications.weighting.gathering import Gathered, Group
+from applications.weighting.gathering import Gathered, flat
 from applications.weighting.heads import Examples
 from applications.weighting.search import Sources
 from applications.weighting.weights import membership
@@ -47,10 +47,19 @@ class Reader:
     options: Options
     classes: int
 
+    @property
+    def words(self) -> bool:
+        """Whether every word is an example."""
+        return self.family.command == "token_classification"
+
+    def together(self, owners: Tensor) -> Tensor | None:
+        """What `Examples` asks: the sentences of words."""
+        return owners if self.words else None
+
     def __call__(self, examples: Dataset) -> tuple[Tensor, Tensor, Tensor]:
         """Features, answers and the number of the example of each row."""
         rows = self.family.encode(examples, self.tokenizer, self.options)
-        words = self.family.command == "token_classification"
+        words = self.words
         collator = self.family.collator(self.tokenizer)
         features, owners = frozen(self.model, rows, collator, self.options, words=words)
         if words:
@@ -65,7 +74,7 @@ def embedded(
 ) -> Embedded:
     """All examples through the frozen model, once; the projection is made of sources and target."""
     names = gathered.names
-    found, targets, places, members = [], [], [], []
+    found, targets, places, members, times = [], [], [], [], []
     for number, group in enumerate(gathered.groups):
         chosen = sampled(len(group.examples), weighting, read.options.data.split_seed)
         features, labels, owners = read(group.examples.select(chosen))
@@ -73,15 +82,16 @@ def embedded(
         targets.append(labels)
         places += [(number, chosen[owner]) for owner in owners.tolist()]
         members += [[names.index(name) for name in group.members]] * len(features)
-    target, target_answers, _ = read(splits.train)
-    test, test_answers, _ = read(splits.test)
+        times += [len(group.examples) / len(chosen)] * len(features)
+    target, target_answers, target_owners = read(splits.train)
+    test, test_answers, test_owners = read(splits.test)
     projection = Projection.of(torch.cat([*found, target]), kept=weighting.num_axes)
     examples = Examples(projection(torch.cat(found)), torch.cat(targets))
     return Embedded(
-        Sources(examples, membership(members, len(names))),
+        Sources(examples, membership(members, len(names), times=times)),
         places,
-        Examples(projection(target), target_answers),
-        Examples(projection(test), test_answers),
+        Examples(projection(target), target_answers, read.together(target_owners)),
+        Examples(projection(test), test_answers, read.together(test_owners)),
         right(gathered),
     )
 
@@ -98,24 +108,24 @@ def sampled(count: int, weighting: WeightingOptions, seed: int) -> list[int]:
 def right(gathered: Gathered) -> Tensor | None:
     """The share of the labels of each source that are right, where that is known.
 
-    Of tags the share of those of words; for regression None.
+    Of tags the share of those of words; of numbers their correlation with the true ones, 0 where it
+    is negative.
     """
-    if gathered.task.kind == "regression" or gathered.groups[0].truth is None:
-        return None
-    names = gathered.names
-    same, count = torch.zeros(2, len(names), dtype=torch.float64)
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in gathered.names}
     for group in gathered.groups:
-        given, true = flat(group, group.examples), flat(group, group.truth)
-        equal = sum(a == b for a, b in zip(given, true, strict=True))
+        if group.truth is None:
+            return None
+        both = list(zip(flat(group.examples), flat(group.truth), strict=True))
         for name in group.members:
-            same[names.index(name)] += equal
-            count[names.index(name)] += len(given)
-    found: Tensor = same / count
-    return found
+            pairs[name] += both
+    numbers = gathered.task.kind == "regression"
+    return torch.stack([share_right(found, numbers=numbers) for found in pairs.values()])
 
 
-def flat(group: Group, examples: Dataset | None) -> list[int]:
-    """The answers of a group one after the other."""
-    assert examples is not None, group.name
-    values = examples[examples.column_names[-1]]
-    return [v for value in values for v in (value if isinstance(value, list) else [value])]
+def share_right(pairs: list[tuple[float, float]], *, numbers: bool) -> Tensor:
+    """How right given answers are, each beside its true one."""
+    given, true = torch.tensor(pairs, dtype=torch.float64).T
+    if not numbers or bool((given == true).all()):
+        return torch.as_tensor((given == true).double().mean())
+    found: Tensor = torch.corrcoef(torch.stack([given, true]))[0, 1]
+    return found.nan_to_num().clamp(min=0)

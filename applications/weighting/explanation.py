@@ -7,9 +7,6 @@ from datasets import Dataset
 from torch import Tensor
 
 from applications.weighting.gathering import Gathered
-from applications.weighting.heads import Examples, losses, objective
-from applications.weighting.search import Sources
-from blo import Method, hypergradient
 
 LONGEST = 160
 
@@ -23,32 +20,6 @@ class Pull:
     pull: float
 
 
-def pulls(
-    sources: Sources,
-    target: Examples,
-    weights: Tensor,
-    head: Tensor,
-    *,
-    ridge: float,
-    method: Method,
-) -> Tensor:
-    """How much the loss on the target falls with the weight of each example ``(n,)``.
-
-    ``-n dF/d omega_i`` for the row weights ``omega = M w``: the implicit hypergradient with a
-    weight for each row above. The pull on the weight of a source is the mean over its rows.
-    """
-    count = len(sources.examples)
-    rows = sources.members @ weights
-    result = hypergradient(
-        lambda x, y: losses(y[0], target).mean(),
-        lambda x, y: objective(y[0], sources.examples, x[0], ridge=ridge),
-        (rows,),
-        (head,),
-        method=method,
-    )
-    return -count * result.grads[0]
-
-
 def explained(
     found: Tensor,
     places: Sequence[tuple[int, int]],
@@ -59,7 +30,7 @@ def explained(
     """For each source the examples with the largest pulls ``up`` and ``down``.
 
     Args:
-        found: the `pulls`.
+        found: the `applications.weighting.pull.pulls`.
         places: group and row of each.
         gathered: where the texts are.
         number: examples each way.
@@ -96,11 +67,6 @@ def told(examples: Dataset, row: int, names: Sequence[str]) -> tuple[str, str]:
     elif names:
         given = names[given]
     return text if len(text) <= LONGEST else text[:LONGEST] + " ...", str(given)
-
-
-def mean_pulls(found: Tensor, sources: Sources) -> Tensor:
-    """The mean pull of the rows of each source ``(sources,)``."""
-    return sources.members.T @ found / sources.sizes
 
 
 def as_data(

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from applications.data.splits import Splits
 from applications.errors import UsageError
-from applications.families.family import Family
+from applications.families.family import Family, Setting
+from applications.models.soundness import check_known
 from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
 from applications.runs import graphs
@@ -36,8 +37,15 @@ def workload(
             f"argument --cross_fitting: the target is the upper level's data, got "
             f"{options.levels.cross_fitting}; leave it out"
         )
+    control, able = options.levels.control, ("none", "joint", "two_stage")
+    if control not in (able if options.adapter.bi_level else able[:1]):
+        raise UsageError(
+            f"argument --control: the sources are the data below and the target that above, got "
+            f"{control!r} with --method {options.adapter.method}; leave it out"
+        )
     set_seed(options.run.seed)
     base, tokenizer = family.load_base(options.model, gathered.task)
+    check_readable(options, family, gathered, target, base, tokenizer)
     mixed = [
         (group.examples, sum(weights[name] for name in group.members) / len(group.members))
         for group in gathered.groups
@@ -48,6 +56,23 @@ def workload(
     splits = Splits(union, target.validation, target.test, target.notes)
     upper = target.train if options.adapter.bi_level else union
     return Workload(options, gathered.task, tokenizer, family, splits, base, union, upper, mixed)
+
+
+def check_readable(
+    options: Options,
+    family: Family,
+    gathered: Gathered,
+    target: Splits,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Raise a UsageError for examples that the model cannot read, and for a target in words that
+    it does not know; sources may be of such.
+    """
+    parts = {f"source {group.name!r}": group.examples for group in gathered.groups}
+    parts |= {"target": target.train, "test": target.test}
+    family.check(base, parts, Setting(options, gathered.task, tokenizer))
+    check_known(family.texts(target.train), tokenizer, options.model.model_name_or_path)
 
 
 def weighted_phases(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
 from applications.weighting.heads import Examples, fit, mean_loss
@@ -15,21 +16,26 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 and without this the target would be fitted to make it surer."""
 
 Parts = list[tuple[Tensor, Tensor]]
+LEVEL = 0.95
+"""Of the intervals."""
 
 
 def folds(target: Examples, count: int, *, seed: int) -> Parts:
     """``count`` pairs of positions, kept and held out; every example is held out once.
 
-    Classes are dealt out in turn, so that every fold has its share of each. With fewer examples
-    than folds there are as many folds as examples.
+    Classes are dealt out in turn, so that every fold has its share of each. Words of one sentence
+    are held out together, sentences at random. With fewer examples (or sentences) than folds there
+    are as many folds as those.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(target), generator=generator)
-    if target.answers.shape[1] > 1:
+    units = target.units
+    size = int(units.max()) + 1
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if target.together is None and target.answers.shape[1] > 1:
         order = order[target.answers[order].argmax(-1).argsort(stable=True)]
-    number = min(count, len(target))
-    fold = torch.empty(len(target), dtype=torch.long)
-    fold[order] = torch.arange(len(target)) % number
+    number = min(count, size)
+    dealt = torch.empty(size, dtype=torch.long)
+    dealt[order] = torch.arange(size) % number
+    fold = dealt[units]
     return [
         ((fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()) for k in range(number)
     ]
@@ -42,6 +48,23 @@ def cross_validated(target: Examples, parts: Parts, fitted: Callable[[Examples],
         held_out = target.select(out)
         total += mean_loss(fitted(target.select(kept)), held_out) * len(held_out)
     return total / len(target)
+
+
+def jackknife(left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard error of what was found, from what is found without one fold, and half of the
+    95 % interval, which is Student's t for K - 1 times the error.
+
+    ``sqrt((K - 1) / K sum_k (v_k - mean v)^2)``; the variance is the mean over the divisions.
+
+    Args:
+        left_out: ``(divisions, K, ...)``.
+
+    Reference: Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
+    """
+    count = left_out.shape[1]
+    variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
+    error = variance.mean(0).sqrt()
+    return error, float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * error
 
 
 def finished(

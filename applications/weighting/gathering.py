@@ -1,29 +1,32 @@
 """The sources and the target of a run, read and brought to one form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
 
 from applications.data.examples import TaskData
-from applications.data.local_files import read_file
+from applications.data.splits import Splits, texts
+from applications.data.tags import OUTSIDE
+from applications.data.validation import check_entities, check_several, check_spelling
 from applications.errors import UsageError
 from applications.families.family import Family
 from applications.options.arguments import DataOptions
 from applications.options.weighting import WeightingOptions
-from applications.pages.writing import write_whole
+from applications.weighting.places import Place, at, located, own_file, write_rows
 
-CROSSED = "/"
-JOINED = "+"
+SHOWN = 5
+Load = Callable[[DataOptions], TaskData]
 
 
 @dataclass(frozen=True)
 class Group:
     """Examples that belong to the same sources: one, or several where a cell lists them.
 
-    ``truth`` holds the same examples with their true answers, where those are known.
+    ``truth`` holds the same examples with their true answers, where those are known. ``path`` is
+    what other tools can read.
     """
 
     name: str
@@ -54,63 +57,75 @@ class Gathered:
 def gather(
     data: DataOptions, weighting: WeightingOptions, family: Family, folder: Path
 ) -> Gathered:
-    """Read what the options ask for; rows of ``--source_column`` go to a file a group first.
+    """Read what the options ask for.
 
-    Labels are one numbering over target and sources, by name.
+    Labels are one numbering over target and sources, by name. A source may hold one class alone,
+    and labels that the target lacks; the test split may hold those of a source.
 
     Raises:
         UsageError: no sources or target, one source alone, columns that are missing, a source
-            that shares no label with the target.
+            that shares no label with the target, a label of the test split that nothing teaches.
+    """
+    check_options(data, weighting)
+    places = located(data, weighting, folder)
+    if len({name for place in places for name in place.members}) < 2:
+        raise UsageError(
+            f"argument --{places[0].argument}: at least two sources are weighed, got "
+            f"{[place.name for place in places]}"
+        )
+    unread = [name for name in (weighting.truth_column, data.label_column) if name is not None]
+    bare = replace(data, task_name=None, train_file=None, validation_file=None, test_file=None)
+
+    def part(options: DataOptions) -> TaskData:
+        return family.load_task(options, part=True, unread=unread)
+
+    target = read_target(data, bare, weighting, part)
+    bare = replace(bare, problem_type=problem_type(target))
+    loaded = [part(at(bare, place)) for place in places]
+    check_labels(target, places, loaded)
+    names = list(dict.fromkeys(name for task in (target, *loaded) for name in task.label_names))
+    if target.kind == "classification":
+        check_spelling(names, "labels", "target and sources")
+    notes = (*target.notes, *untaught(target, loaded))
+    truths: list[TaskData | None] = [None] * len(places)
+    if weighting.truth_column is not None:
+        truths = list(true_answers(bare, weighting.truth_column, places, loaded, part))
+    known = [*names, *(name for task in truths if task for name in task.label_names)]
+    groups = []
+    for number, (place, task, true) in enumerate(zip(places, loaded, truths, strict=True)):
+        path = place.path
+        if not place.readable:
+            path = str(own_file(folder, number, place.name))
+            write_rows(in_words(task), Path(path))
+        truth = None if true is None else renumbered(true, "train", known)
+        examples = renumbered(task, "train", names)
+        groups.append(Group(place.name, path, place.members, examples, truth))
+    splits = {split: renumbered(target, split, names) for split in target.splits}
+    task = replace(target, label_names=tuple(names), splits=splits, notes=notes)
+    return Gathered(task, tuple(groups))
+
+
+def check_options(data: DataOptions, weighting: WeightingOptions) -> None:
+    """Raise a UsageError without a target, with data that have no part in it, or where one file is
+    two of target, test set, validation set and sources.
     """
     if weighting.target_file is None:
         raise UsageError(
             "argument --target_file: give the small trusted set that says what is good, got None"
         )
-    places = located(data, weighting, folder)
-    check_apart(data, weighting)
-    bare = replace(data, task_name=None, train_file=None, validation_file=None, test_file=None)
-    target_data = at(replace(bare, test_file=data.test_file), weighting.target_file)
-    target = family.load_task(replace(target_data, max_train_samples=None))
-    loaded = {name: family.load_task(at(bare, path)) for name, path, _ in places}
-    truths: dict[str, TaskData] = {}
-    if weighting.truth_column is not None:
-        true_data = replace(bare, label_column=weighting.truth_column)
-        truths = {name: family.load_task(at(true_data, path)) for name, path, _ in places}
-    check_kinds(target, loaded)
-    everything = [target, *loaded.values(), *truths.values()]
-    names = list(dict.fromkeys(name for task in everything for name in task.label_names))
-    groups = tuple(
-        Group(
-            name,
-            path,
-            members,
-            renumbered(loaded[name], "train", names),
-            renumbered(truths[name], "train", names) if name in truths else None,
-        )
-        for name, path, members in places
-    )
-    for group in groups:
-        if group.truth is not None and len(group.truth) != len(group.examples):
-            raise UsageError(
-                f"argument --truth_column: source {group.name!r} has {len(group.examples)} "
-                f"examples but {len(group.truth)} with a true label, got "
-                f"{weighting.truth_column!r}"
-            )
-    splits = {split: renumbered(target, split, names) for split in target.splits}
-    task = replace(target, label_names=tuple(names), splits=splits)
-    gathered = Gathered(task, groups)
-    if len(gathered.names) < 2:
+    if data.task_name is not None:
         raise UsageError(
-            f"argument --sources: at least two sources are weighed, got {gathered.names}"
+            f"argument --task_name: the data are those of --sources and --target_file, where a "
+            f"task can be named, got {data.task_name!r}; leave it out"
         )
-    return gathered
-
-
-def check_apart(data: DataOptions, weighting: WeightingOptions) -> None:
-    """Raise a UsageError where one file is the target, the test set or a source twice."""
-    given = [("--target_file", weighting.target_file), ("--test_file", data.test_file)]
+    given = [
+        ("--target_file", weighting.target_file),
+        ("--test_file", data.test_file),
+        ("--validation_file", data.validation_file),
+    ]
     pairs = [each.partition("=") for each in weighting.sources or ()]
     given += [(f"source {name!r}", path) for name, _, path in pairs]
+    given += [("--train_file", data.train_file)]
     seen: dict[Path, str] = {}
     for name, path in given:
         if path is None or not Path(path).exists():
@@ -124,100 +139,122 @@ def check_apart(data: DataOptions, weighting: WeightingOptions) -> None:
             )
 
 
-def at(data: DataOptions, path: str) -> DataOptions:
-    """The options that read from a file, a folder, or else a task or data set by its name."""
-    if Path(path).is_file():
-        return replace(data, train_file=path, data_dir=None)
-    if Path(path).is_dir():
-        return replace(data, data_dir=path, test_file=None)
-    if Path(path).suffix and "/" not in path.removeprefix("/"):
-        raise UsageError(f"argument --sources: there is no file {path!r}; check the path")
-    return replace(data, task_name=path)
+def read_target(
+    data: DataOptions, bare: DataOptions, weighting: WeightingOptions, part: Load
+) -> TaskData:
+    """The target with the splits that are named beside it.
 
-
-def located(
-    data: DataOptions, weighting: WeightingOptions, folder: Path
-) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Name, path and sources of each group."""
-    if weighting.sources is not None:
-        if data.train_file is not None:
-            raise UsageError(
-                f"argument --train_file: goes with --source_column, got {data.train_file!r} beside "
-                f"--sources; give one of them"
-            )
-        pairs = [given.partition("=") for given in weighting.sources]
-        return [(name, path, (name,)) for name, _, path in pairs]
-    if data.train_file is None or weighting.source_column is None:
-        raise UsageError(
-            "argument --sources: no sources; give NAME=PATH,... or --train_file FILE with "
-            "--source_column COLUMN, got None"
-        )
-    return divided(Path(data.train_file), weighting.source_column, folder)
-
-
-def divided(
-    file: Path, columns: Sequence[str], folder: Path
-) -> list[tuple[str, str, tuple[str, ...]]]:
-    """The rows of a file by the cells of the columns, a jsonl file a group in ``sources/``."""
-    rows = read_file(file)
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        raise UsageError(
-            f"argument --source_column: {file} has no column {missing[0]!r}, only "
-            f"{rows.column_names}"
-        )
-    positions: dict[tuple[str, ...], list[int]] = {}
-    for position, cells in enumerate(zip(*(rows[column] for column in columns), strict=True)):
-        positions.setdefault(members_of(cells, file, columns), []).append(position)
-    rest = rows.remove_columns(list(columns))
-    found = []
-    for number, (members, chosen) in enumerate(positions.items()):
-        path = folder / "sources" / f"{number:03d}-{file_name(members)}.jsonl"
-        part = rest.select(chosen)
-        write_rows(part, path)
-        found.append((JOINED.join(members), str(path), members))
-    return found
-
-
-def write_rows(rows: Dataset, path: Path) -> None:
-    """Write rows as a jsonl file."""
-    write_whole(path, lambda draft: rows.to_json(str(draft)))
-
-
-def members_of(cells: Sequence[Any], file: Path, columns: Sequence[str]) -> tuple[str, ...]:
-    """The sources of a row: those that its one cell lists, or the cell of several columns."""
-    if len(cells) == 1 and isinstance(cells[0], list):
-        members = tuple(dict.fromkeys(str(member) for member in cells[0]))
+    Raises:
+        UsageError: nothing can be learned from it.
+    """
+    place = Place("target", str(weighting.target_file), ("target",), "target_file")
+    options = at(bare, place)
+    named = {"validation": data.validation_file, "test": data.test_file}
+    if options.train_file is not None:
+        options = replace(options, validation_file=named["validation"], test_file=named["test"])
+        target = part(options)
     else:
-        members = (CROSSED.join(str(cell) for cell in cells),)
-    if not members or any(cell is None or cell == "" for cell in cells):
+        target = part(options)
+        for split, file in named.items():
+            if file is not None:
+                kind = problem_type(target)
+                other = part(replace(bare, train_file=file, data_dir=None, problem_type=kind))
+                names = tuple(dict.fromkeys((*target.label_names, *other.label_names)))
+                rows = renumbered(other, "train", names)
+                target = replace(target, label_names=names, splits={**target.splits, split: rows})
+    rows = target.splits["train"]
+    if len(rows) < 2:
         raise UsageError(
-            f"argument --source_column: a row of {file} names no source, got {list(cells)} in "
-            f"{list(columns)}; remove the row or name one"
+            f"argument --target_file: {place.path!r} has one example; give 20 or more, two at least"
         )
-    return members
+    answers = [target.label_names[a] if target.label_names else a for a in flat(rows)]
+    if target.kind == "tagging":
+        check_entities([answers], OUTSIDE, place.path)
+    elif target.kind != "generation":
+        check_several(answers, target.kind, place.path)
+    return target
 
 
-def file_name(members: Sequence[str]) -> str:
-    """The sources as part of a file's name."""
-    text = JOINED.join(members)
-    return "".join(c if c.isalnum() or c in "+-_." else "_" for c in text)[:60]
+def problem_type(task: TaskData) -> Literal["classification", "regression"] | None:
+    """What its labels are, as the option says it."""
+    if task.kind == "classification":
+        return "classification"
+    return "regression" if task.kind == "regression" else None
 
 
-def check_kinds(target: TaskData, loaded: Mapping[str, TaskData]) -> None:
+def flat(rows: Dataset) -> list[Any]:
+    """The answers of all rows, one after the other; no texts."""
+    values = rows[rows.column_names[-1]]
+    return [v for value in values for v in (value if isinstance(value, list) else [value])]
+
+
+def held(task: TaskData, split: str = "train") -> list[str]:
+    """The labels that the examples of a split have, in the order of their numbers."""
+    found = set(flat(task.splits[split])) if task.label_names else set()
+    return [name for number, name in enumerate(task.label_names) if number in found]
+
+
+def check_labels(target: TaskData, places: Sequence[Place], loaded: Sequence[TaskData]) -> None:
     """Refuse sources of another kind than the target, or with no label in common with it."""
-    for name, task in loaded.items():
+    wanted = held(target)
+    for place, task in zip(places, loaded, strict=True):
         if task.kind != target.kind:
             raise UsageError(
-                f"argument --sources: source {name!r} is for {task.kind}, the target for "
-                f"{target.kind}; give both the same kind of labels"
+                f"argument --{place.argument}: source {place.name!r} is for {task.kind}, the "
+                f"target for {target.kind}; give both the same kind of labels"
             )
-        shared = set(task.label_names) & set(target.label_names)
-        if target.label_names and not shared:
+        found = held(task)
+        if wanted and not set(found) & set(wanted):
             raise UsageError(
-                f"argument --sources: source {name!r} has the labels {list(task.label_names)}, "
-                f"the target {list(target.label_names)}: none in common; spell them alike"
+                f"argument --{place.argument}: source {place.name!r} has the labels "
+                f"{found[:20]}, the target {wanted[:20]}: none in common; spell them alike"
             )
+
+
+def untaught(target: TaskData, loaded: Sequence[TaskData]) -> tuple[str, ...]:
+    """What is to be said of classes that the target's other splits hold and nothing teaches.
+
+    Raises:
+        UsageError: such a split has no label that anything teaches.
+    """
+    if target.kind != "classification":
+        return ()
+    taught = {name for task in (target, *loaded) for name in held(task)}
+    said = []
+    for split in target.splits:
+        found = held(target, split)
+        lost = [name for name in found if name not in taught]
+        if lost and len(lost) == len(found):
+            raise UsageError(
+                f"the {split} split has the labels {found[:20]}, target and sources "
+                f"{sorted(taught)[:20]}: none in common; spell them alike"
+            )
+        if lost:
+            names = ", ".join(lost[:SHOWN])
+            said.append(f"neither target nor sources teach labels of the {split} split: {names}")
+    return tuple(said)
+
+
+def true_answers(
+    bare: DataOptions,
+    column: str,
+    places: Sequence[Place],
+    loaded: Sequence[TaskData],
+    part: Load,
+) -> Iterable[TaskData]:
+    """The sources with their true labels, for the oracle alone."""
+    for place, task in zip(places, loaded, strict=True):
+        try:
+            true = part(at(replace(bare, label_column=column), place))
+        except UsageError as error:
+            raise UsageError(f"argument --truth_column: {error}") from error
+        count, known = len(task.splits["train"]), len(true.splits["train"])
+        if count != known:
+            raise UsageError(
+                f"argument --truth_column: source {place.name!r} has {count} examples but {known} "
+                f"with a true label, got {column!r}"
+            )
+        yield true
 
 
 def renumbered(task: TaskData, split: str, names: Sequence[str]) -> Dataset:
@@ -225,12 +262,51 @@ def renumbered(task: TaskData, split: str, names: Sequence[str]) -> Dataset:
     rows = task.splits[split]
     if not task.label_names:
         return rows
-    answer = rows.column_names[-1]
     number = {old: names.index(name) for old, name in enumerate(task.label_names)}
 
     def translated(value: Any) -> Any:
         return [number[v] for v in value] if isinstance(value, list) else number[value]
 
-    values = [translated(value) for value in rows[answer]]
-    columns = {name: list(rows[name]) for name in rows.column_names[:-1]}
-    return Dataset.from_dict({**columns, answer: values})
+    return with_answers(rows, translated)
+
+
+def in_words(task: TaskData) -> Dataset:
+    """The training examples with the names of their labels."""
+    rows, names = task.splits["train"], task.label_names
+    if not names:
+        return rows
+    return with_answers(rows, lambda v: [names[n] for n in v] if isinstance(v, list) else names[v])
+
+
+def with_answers(rows: Dataset, translated: Callable[[Any], Any]) -> Dataset:
+    """The rows with their answers, the last column, translated."""
+    *inputs, answer = rows.column_names
+    columns = {name: list(rows[name]) for name in inputs}
+    return Dataset.from_dict({**columns, answer: [translated(v) for v in rows[answer]]})
+
+
+def repeated(gathered: Gathered, splits: Splits) -> tuple[str, ...]:
+    """What is to be said of texts that sources share with the target, or with the test split."""
+    said = []
+    for what, rows, then in (
+        ("the test split", splits.test, "what is measured there has been trained on"),
+        ("the target", splits.train, "their weight is judged by what they repeat"),
+    ):
+        known, found = texts(rows), []
+        for group in gathered.groups:
+            inputs = group.examples.column_names[:-1]
+            columns = [group.examples[name] for name in inputs]
+            whole = [
+                tuple(v if isinstance(v, str) else " ".join(v) for v in row)
+                for row in zip(*columns, strict=True)
+            ]
+            shared = sum(row in known for row in whole)
+            if shared:
+                found.append(f"{group.name} ({shared} of {len(whole)})")
+        if found:
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            said.append(
+                f"sources hold texts of {what}: {', '.join(found[:SHOWN])}{more}; {then}, so take "
+                f"them out of the sources"
+            )
+    return tuple(said)

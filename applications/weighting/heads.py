@@ -18,24 +18,35 @@ SUFFICIENT = 1e-4
 @dataclass(frozen=True)
 class Examples:
     """Features ``(n, d)`` in float64 and answers: ``(n, classes)`` probabilities of each class, or
-    ``(n, 1)`` decimals for regression.
+    ``(n, 1)`` decimals for regression. ``together`` numbers what they were taken from ``(n,)``,
+    such as the sentence of a word, where that is not each its own.
     """
 
     features: Tensor
     answers: Tensor
+    together: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def select(self, positions: Tensor) -> "Examples":
         """Some of the examples."""
-        return Examples(self.features[positions], self.answers[positions])
+        units = None if self.together is None else self.together[positions]
+        return Examples(self.features[positions], self.answers[positions], units)
 
     def joined(self, other: "Examples") -> "Examples":
         """These examples, then the others."""
         return Examples(
             torch.cat([self.features, other.features]), torch.cat([self.answers, other.answers])
         )
+
+    @property
+    def units(self) -> Tensor:
+        """From 0 the number of what each example was taken from ``(n,)``: itself unless known."""
+        if self.together is None:
+            return torch.arange(len(self))
+        numbers: Tensor = self.together.unique(return_inverse=True)[1]
+        return numbers
 
     @property
     def ones(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Learned weights as other tools mix: each tool's fields, in each tool's meaning."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,12 @@ def mixture(sources: Sequence[Weighed]) -> dict[str, Any]:
     - ``trl``: ``fraction`` is a source's share of the final mixture; TRL makes the mixture as large
       as it can be without a row taken twice.
     - ``axolotl``: ``weight`` is the share of a source's rows that is kept, ``w_s / max w``.
-    - ``llama_factory``: ``interleave_probs`` are probabilities of drawing, as text.
+    - ``llama_factory``: ``interleave_probs`` are probabilities of drawing, as text; ``dataset``
+      names the entries of ``dataset_info``, which it reads from the file of that name.
     """
     used = kept(sources)
     share = probabilities(sources)
+    plain = plain_names([source.name for source in used])
     largest = max(source.weight for source in used)
     return {
         "weights": {
@@ -84,11 +87,36 @@ def mixture(sources: Sequence[Weighed]) -> dict[str, Any]:
             ]
         },
         "llama_factory": {
-            "dataset": ",".join(source.name for source in used),
+            "dataset": ",".join(plain),
             "mix_strategy": "interleave_over",
             "interleave_probs": ",".join(repr(share[source.name]) for source in used),
         },
+        "dataset_info": {
+            name: llama_factory_location(source.path)
+            for name, source in zip(plain, used, strict=True)
+        },
     }
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """The names as LLaMA-Factory takes them, which divides a list of them at commas and strips
+    each; numbered where two become one.
+    """
+    found: list[str] = []
+    for name in names:
+        plain = name.replace(",", "_").strip()
+        while plain in found:
+            plain += f"_{len(found)}"
+        found.append(plain)
+    return found
+
+
+def llama_factory_location(path: str) -> dict[str, Any]:
+    """The entry of a source in LLaMA-Factory's dataset_info.json; columns are yours to add."""
+    place = Path(path)
+    if place.suffix in BUILDERS or place.is_dir():
+        return {"file_name": str(place.resolve())}
+    return {"hf_hub_url": path}
 
 
 def location(path: str) -> dict[str, Any]:
@@ -113,8 +141,10 @@ def write_mixture(folder: Path, sources: Sequence[Weighed]) -> dict[str, Any]:
     def write(draft: Path) -> None:
         draft.mkdir()
         for tool in ("trl", "axolotl", "llama_factory"):
-            text = yaml.safe_dump(found[tool], sort_keys=False)
+            text = yaml.safe_dump(found[tool], sort_keys=False, allow_unicode=True)
             (draft / f"{tool}.yaml").write_text(text, encoding="utf-8")
+        info = json.dumps(found["dataset_info"], indent=2, ensure_ascii=False)
+        (draft / "dataset_info.json").write_text(info + "\n", encoding="utf-8")
 
     write_whole(folder / "mixture", write)
     return found

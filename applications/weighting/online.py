@@ -19,7 +19,7 @@ from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
 from applications.runs import graphs
 from applications.runs.graphs import Plan
-from applications.runs.phases import Phase, Workload, num_rows, place, trainable
+from applications.runs.phases import Phase, Workload, hooks, num_rows, place, trainable
 from applications.weighting.finetuning import on_target, workload
 from applications.weighting.gathering import Gathered
 from applications.weighting.weights import Weights
@@ -58,6 +58,14 @@ def each_loss(outputs: Any, labels: Tensor, task_type: TaskType) -> Tensor:
     return found.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
+def num_answers(labels: Tensor, task_type: TaskType) -> Tensor:
+    """What each row counts in the model's own loss ``(rows,)``: a text 1, else its answers."""
+    if task_type == TaskType.SEQ_CLS:
+        return torch.ones(len(labels), device=labels.device)
+    answers = labels[:, 1:] if task_type == TaskType.CAUSAL_LM else labels
+    return (answers != IGNORED).sum(1)
+
+
 def online(
     work: Workload,
     groups: Sequence[tuple[Dataset, Sequence[float]]],
@@ -94,16 +102,18 @@ def online(
     lower = graphs.adamw(trainable(model), options.learning_rate, run.weight_decay, run)
     upper = torch.optim.Adam(weights.parameters(), weighting.weight_learning_rate or LR)
 
-    def lower_loss(batch: Batch) -> Tensor:
+    def weighted_loss(batch: Batch) -> Tensor:
         inputs = {name: value for name, value in batch.items() if name != MEMBERS}
-        each = each_loss(model(**inputs), batch["labels"], work.family.task_type)
+        outputs, labels = model(**inputs), batch["labels"]
+        each = each_loss(outputs, labels, work.family.task_type)
         result: Tensor = ((batch[MEMBERS] @ weights()) * each).mean()
+        if getattr(config, "orth_reg_weight", 0):  # AdaLoRA's penalty, which PEFT adds to the loss
+            shares = num_answers(labels, work.family.task_type)
+            result = result + outputs.loss - (each * shares).sum() / shares.sum()
         return result
 
-    def upper_loss(batch: Batch) -> Tensor:
-        found: Tensor = model(**batch).loss
-        return found
-
+    lower_loss = graphs.averaged(model, weighted_loss, options.adapter)
+    upper_loss = graphs.training_loss(model, options.adapter)
     if weighting.form == "non_negative":
         upper.register_step_post_hook(lambda *_: non_negative(weights))
     problems = [
@@ -121,7 +131,8 @@ def online(
         ),
     ]
     graph = ProblemGraph(problems)
-    return Phase("sources", model, graph, updates, False), weights
+    stateful = hooks(work, model, lower, updates.num_lower_steps)
+    return Phase("sources", model, graph, updates, False, stateful), weights
 
 
 def online_phases(

@@ -12,9 +12,16 @@ from applications.pages.table import Entry, Mark, Table, entries, named, shown
 from applications.pages.writing import write_whole
 from applications.weighting.explanation import Pull
 from applications.weighting.mixture import Weighed, probabilities
+from applications.weighting.pull import Sign
 
 Explained = Mapping[str, Mapping[str, Sequence[Pull]]]
 HEAD = ("source", "examples", "weight", "95 % interval", "share of the mixture")
+SIGNS = ("source", "pull", "95 % interval", "agreement")
+PULL = (
+    "Pull: what a larger share of the source, where all weigh alike, would take off the loss on "
+    "the target; below zero it would raise it. Agreement: the share of its labels (of decimals, "
+    "the correlation) that a model of the target alone predicts."
+)
 COMPARED = ("method", "test", "weights minus it", "95 % interval", "seconds")
 
 
@@ -31,6 +38,22 @@ def weight_rows(sources: Sequence[Weighed]) -> list[list[str]]:
         ]
         for source in sources
     ]
+
+
+def sign_rows(signs: Mapping[str, Sign]) -> list[list[Entry]]:
+    """A row a source: its pull, marked where the whole interval is on one side, and agreement."""
+    found = []
+    for name, sign in signs.items():
+        mark: Mark = "worse" if sign.harms else "better" if sign.low > 0 else ""
+        found.append(
+            [
+                Entry(name),
+                Entry(f"{sign.pull:+.3f}", mark),
+                Entry(interval(sign.low, sign.high, 3), mark),
+                Entry(f"{sign.agreement:.2f}"),
+            ]
+        )
+    return found
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
@@ -98,6 +121,7 @@ def write_page(
     title: str,
     lead: str,
     sources: Sequence[Weighed],
+    signs: Mapping[str, Sign],
     controls: Sequence[Mapping[str, Any]],
     explained: Explained,
     steps: tuple[Sequence[float], int] | None,
@@ -109,6 +133,11 @@ def write_page(
     table = Table("Weights", HEAD, [entries(*row) for row in weight_rows(sources)])
     sections = [
         Section("Weights", tables=[table], drawings=[chart]),
+        Section(
+            "Which sources are bad",
+            text=PULL,
+            tables=[Table("Which sources are bad", SIGNS, sign_rows(signs))] if signs else [],
+        ),
         Section("Upper steps", drawings=[] if steps is None else [curve(*steps)]),
         Section(
             "Controls",

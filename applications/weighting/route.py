@@ -1,17 +1,17 @@
 """The route over frozen features: weights with intervals, upper steps by cross-validation."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import special  # type: ignore[import-untyped]
 from torch import Tensor
 
-from applications.weighting.folds import folds
+from applications.weighting.folds import Parts, folds, jackknife
 from applications.weighting.heads import Examples
+from applications.weighting.pull import source_pulls
 from applications.weighting.search import Search, Sources, search
-
-LEVEL = 0.95
+from applications.weighting.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Learned:
         low: the lower end of each weight's 95 % interval.
         high: the upper end.
         steps: upper steps, chosen by cross-validation; 0 leaves every weight at one.
-        curve: the cross-validated loss after 0, 1, ... upper steps ``(max_steps + 1,)``.
+        curve: the cross-validated loss after 0, 1, ... upper steps ``(max_steps + 1,)``; empty
+            where nothing was searched.
         head: the head on the sources under the weights.
         fits: heads that were fitted.
         seconds: what it took.
@@ -53,9 +54,8 @@ def learn(
     For every fold of the target the weights are searched on the rest, and the held-out loss is
     followed over the upper steps. The number of steps is where its mean, over the folds of all
     seeds, is smallest; the result is the search on the whole target, stopped there. The interval of
-    a weight is that of the jackknife that leaves out one fold, at the same number of steps:
-    ``w -+ t sqrt((K - 1) / K sum_k (w_k - mean w)^2)`` with Student's t for K - 1, the variance
-    being the mean over the seeds, cut off at 0.
+    a weight is that of the jackknife that leaves out one fold, at the same number of steps
+    (`jackknife`), cut off where the form of the weights ends.
 
     Args:
         sources: the examples to weigh.
@@ -67,8 +67,6 @@ def learn(
 
     Raises:
         ValueError: fewer than two target examples, folds, or no seed.
-
-    Reference: Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
     """
     for name, value, least in (
         ("target", len(target), 2),
@@ -92,16 +90,42 @@ def learn(
     final = search(sources, target, settings, steps=steps)
     weights = final.weights[-1]
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
-    count = left_out.shape[1]
-    variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
-    half = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * variance.mean(0).sqrt()
+    _, half = jackknife(left_out)
+    form = Weights(sources.sizes, settings.form, settings.floor)
     return Learned(
         weights=weights,
-        low=(weights - half).clamp(min=0),
-        high=weights + half,
+        low=(weights - half).clamp(min=form.least),
+        high=torch.minimum(weights + half, form.most),
         steps=steps,
         curve=curve,
         head=final.head,
         fits=len(traces) * (settings.max_steps + 1) + steps + 1,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def kept(
+    sources: Sources, target: Examples, divisions: Sequence[Parts], settings: Search
+) -> Learned:
+    """All sources alike but those of which more would raise the loss on the target: one implicit
+    hypergradient where all weigh alike, and no search.
+
+    A source is dropped where its pull lies below zero by more than its standard error
+    (`source_pulls`); the others weigh alike, 1 on average over all examples. The interval of a
+    weight reaches to 0 where that of the pull reaches below, and to the weight of the others where
+    it reaches above.
+    """
+    started = time.perf_counter()
+    pulled = source_pulls(sources, target, divisions, settings)
+    weights = sources.normalised(pulled.helps.double())
+    others = weights.max()
+    return Learned(
+        weights=weights,
+        low=others * (pulled.low >= 0),
+        high=others * (pulled.high >= 0),
+        steps=0,
+        curve=torch.empty(0),
+        head=sources.fit(weights, ridge=settings.ridge),
+        fits=2,
         seconds=time.perf_counter() - started,
     )

@@ -13,7 +13,7 @@ from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.options.versions import versions
-from applications.options.weighting import WeightingOptions
+from applications.options.weighting import HELPFUL, WeightingOptions
 from applications.pages.writing import write_json
 from applications.runs.claim import Claim
 from applications.runs.experiment import held, trained_in
@@ -21,17 +21,19 @@ from applications.runs.interruption import Signals
 from applications.runs.mark import early_mark
 from applications.runs.outputs import SUMMARY_KEYS
 from applications.weighting.comparing import compared, named, rows
-from applications.weighting.controls import Comparison
+from applications.weighting.controls import Comparison, agreements
 from applications.weighting.embedding import Reader, embedded
-from applications.weighting.explanation import as_data, explained, pulls
-from applications.weighting.finetuning import weighted_phases, workload
-from applications.weighting.folds import folds
-from applications.weighting.gathering import Gathered, gather
+from applications.weighting.explanation import as_data, explained
+from applications.weighting.finetuning import check_readable, weighted_phases, workload
+from applications.weighting.folds import Parts, folds
+from applications.weighting.gathering import Gathered, gather, repeated
+from applications.weighting.heads import Examples
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
+from applications.weighting.pull import Sign, pulls, signs, source_pulls
 from applications.weighting.report import Explained, write_page
-from applications.weighting.route import learn
-from applications.weighting.search import Search
+from applications.weighting.route import Learned, kept, learn
+from applications.weighting.search import Search, Sources
 
 Say = Callable[[str], None]
 LR = 0.5
@@ -46,6 +48,7 @@ class Found:
         low: the lower ends of their intervals, where there are any.
         high: the upper ends.
         about: what weights.json says beside them.
+        signs: what else tells a bad source, on frozen features.
         controls: a row a method.
         explained: the examples that pull.
         steps: the cross-validated loss by upper step, and the number chosen.
@@ -55,6 +58,7 @@ class Found:
     low: Mapping[str, float]
     high: Mapping[str, float]
     about: dict[str, Any]
+    signs: Mapping[str, Sign] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     explained: Explained = field(default_factory=dict)
     steps: tuple[Sequence[float], int] | None = None
@@ -106,8 +110,10 @@ def weighed(
     claim.reserve(early)
     gathered = gather(options.data, weighting, family, folder)
     splits = split_task(gathered.task, options.data)
-    for note in splits.notes:
-        say(f"target: {note}")
+    splits = replace(splits, notes=(*splits.notes, *repeated(gathered, splits)))
+    if not weighting.fine_tune:  # training says them itself
+        for note in splits.notes:
+            say(f"{gathered.task.name}: {note}")
     if weighting.route == "features":
         found, metric = by_features(options, weighting, family, gathered, splits, say)
         sources = write(folder, options, weighting, gathered, splits, found)
@@ -139,12 +145,13 @@ def by_features(
     """The route over frozen features, its controls, and its head's test metric."""
     set_seed(options.run.seed)
     model, tokenizer = family.load_base(options.model, gathered.task)
+    check_readable(options, family, gathered, splits, model, tokenizer)
     started = time.perf_counter()
     read = Reader(family, model, tokenizer, options, gathered.task.num_labels)
     data = embedded(read, gathered, splits, weighting)
     seconds = time.perf_counter() - started
     settings = Search(
-        form=weighting.form,  # type: ignore[arg-type]
+        form="softmax" if weighting.form == HELPFUL else weighting.form,  # type: ignore[arg-type]
         floor=weighting.floor,
         ridge=weighting.ridge,
         lr=weighting.weight_learning_rate or LR,
@@ -152,25 +159,31 @@ def by_features(
     )
     count = len(data.sources.examples)
     say(f"features: {count} examples of {len(gathered.names)} sources in {seconds:.1f} s")
-    learned = learn(
-        data.sources,
-        data.target,
-        settings,
-        num_folds=weighting.weight_folds,
-        num_seeds=weighting.weight_seeds,
-        seed=options.run.seed,
+    divisions = [
+        folds(data.target, weighting.weight_folds, seed=options.run.seed + offset)
+        for offset in range(weighting.weight_seeds)
+    ]
+    learned = learned_by(
+        data.sources, data.target, divisions, settings, weighting, seed=options.run.seed
     )
-    say(f"weights: {learned.steps} upper steps, {learned.fits} fits in {learned.seconds:.1f} s")
-    parts = folds(data.target, weighting.weight_folds, seed=options.run.seed)
+    how = f"{learned.steps} upper steps" if len(learned.curve) else "by their pull"
+    say(f"weights: {how}, {learned.fits} fits in {learned.seconds:.1f} s")
     given = Comparison(
         data.sources,
         data.target,
-        parts,
+        divisions[0],
         settings,
         seed=options.run.seed,
-        fits=learned.fits,
+        fits=weighting.most_fits,
         right=data.right,
     )
+    names = gathered.names
+    pulled = source_pulls(data.sources, data.target, divisions, settings)
+    told = signs(names, pulled, agreements(given))
+    harmful = (
+        ", ".join(name for name, sign in told.items() if sign.harms) or "no source for certain"
+    )
+    say(f"pull: more of these would raise the loss on the target: {harmful}")
     table = rows(compared(given, learned, weighting.controls or ()), data.test)
     shown: Explained = {}
     if weighting.explain:
@@ -183,7 +196,6 @@ def by_features(
             method=settings.method,
         )
         shown = explained(pull, data.places, gathered, number=weighting.num_explained)
-    names = gathered.names
     about = {
         "route": "features",
         "form": weighting.form,
@@ -199,11 +211,34 @@ def by_features(
         named(learned.low, names),
         named(learned.high, names),
         about,
+        told,
         table if weighting.controls else [],
         shown,
-        (learned.curve.tolist(), learned.steps),
+        (learned.curve.tolist(), learned.steps) if len(learned.curve) else None,
     )
     return found, table[0]["test_metric"]
+
+
+def learned_by(
+    sources: Sources,
+    target: Examples,
+    divisions: Sequence[Parts],
+    settings: Search,
+    weighting: WeightingOptions,
+    *,
+    seed: int,
+) -> Learned:
+    """The weights in the form that is asked for."""
+    if weighting.form == HELPFUL:
+        return kept(sources, target, divisions, settings)
+    return learn(
+        sources,
+        target,
+        settings,
+        num_folds=weighting.weight_folds,
+        num_seeds=weighting.weight_seeds,
+        seed=seed,
+    )
 
 
 def along(
@@ -250,7 +285,7 @@ def write(
             *(
                 (None, None)
                 if len(g.members) > 1
-                else (found.low.get(g.name), found.high.get(g.name))
+                else (found.low.get(g.members[0]), found.high.get(g.members[0]))
             ),
         )
         for g in gathered.groups
@@ -263,6 +298,7 @@ def write(
                 s.name: {"weight": s.weight, "low": s.low, "high": s.high, "size": s.size}
                 for s in sources
             },
+            "signs": {name: {**vars(s), "harms": s.harms} for name, s in found.signs.items()},
             **found.about,
             "controls": found.controls,
             "explained": as_data(found.explained),
@@ -276,6 +312,7 @@ def write(
         lead=f"{len(splits.train)} trusted examples, route {found.about['route']}, form "
         f"{weighting.form}.",
         sources=sources,
+        signs=found.signs,
         controls=found.controls,
         explained=found.explained,
         steps=found.steps,

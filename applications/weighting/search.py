@@ -12,14 +12,16 @@ from blo import Method, cg, hypergradient
 
 @dataclass(frozen=True)
 class Sources:
-    """Examples of several sources; ``members`` is the `membership` ``(n, sources)``."""
+    """Examples of several sources; ``members`` is the `membership` ``(n, sources)``, whose rows sum
+    to 1, or to more where an example stands for others of its source, which were not drawn.
+    """
 
     examples: Examples
     members: Tensor
 
     @property
     def sizes(self) -> Tensor:
-        """Examples of each source; one that belongs to k sources counts 1/k in each."""
+        """Examples of each source, all that it has; of k sources one counts 1/k in each."""
         return self.members.sum(0)
 
     def __len__(self) -> int:
@@ -27,7 +29,16 @@ class Sources:
 
     def fit(self, weights: Tensor, *, ridge: float, start: Tensor | None = None) -> Tensor:
         """The head fitted to the sources under one weight each."""
-        return fit(self.examples, self.members @ weights, ridge=ridge, start=start)
+        return fit(self.examples, self.rows(weights), ridge=ridge, start=start)
+
+    def normalised(self, weights: Tensor) -> Tensor:
+        """The weights times what makes the mean weight of an example 1."""
+        return weights * self.sizes.sum() / (weights * self.sizes).sum()
+
+    def rows(self, weights: Tensor) -> Tensor:
+        """The weight of each example ``(n,)``, of mean 1 where every source has the weight 1."""
+        times = len(self.examples) / float(self.members.sum())
+        return times * (self.members @ weights)
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,7 @@ def weight_gradient(
     """
     result = hypergradient(
         lambda x, y: losses(y[0], target).mean(),
-        lambda x, y: objective(
-            y[0], sources.examples, sources.members @ weights(x[0]), ridge=ridge
-        ),
+        lambda x, y: objective(y[0], sources.examples, sources.rows(weights(x[0])), ridge=ridge),
         (upper,),
         (head,),
         method=method,

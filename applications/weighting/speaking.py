@@ -1,8 +1,10 @@
 """What applications.reweight does once its options are read, and what it says."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +13,14 @@ from applications.data.splits import split_task
 from applications.families.family import Family
 from applications.families.named import family_of
 from applications.options.arguments import Options
-from applications.options.weighting import WeightingOptions
+from applications.options.weighting import HELPFUL, WeightingOptions
 from applications.runs.closing import closing
 from applications.runs.estimate import Estimate, estimated, plan_table
 from applications.weighting.finetuning import weighted_phases, workload
 from applications.weighting.gathering import Gathered, gather
 from applications.weighting.mixture import Weighed
 from applications.weighting.online import online_phases
-from applications.weighting.report import HEAD, weight_rows
+from applications.weighting.report import COMPARED, HEAD, compared_rows, weight_rows
 from applications.weighting.running import prepared, reweight
 
 
@@ -29,8 +31,12 @@ def run(options: Options) -> None:
         plan(options, family)
         return
     summary, sources = reweight(options, family)
-    Console().print(weights_table(sources))
+    console = Console()
+    console.print(weights_table(sources))
     options, _ = prepared(options, family)
+    found = json.loads((Path(str(options.run.output_dir)) / "weights.json").read_text("utf-8"))
+    if found["controls"]:
+        console.print(controls_table(found["controls"]))
     print("\n".join(closing(summary, options, family)))
 
 
@@ -39,6 +45,14 @@ def weights_table(sources: Sequence[Weighed]) -> Table:
     table = Table(*HEAD, title="Weights")
     for row in weight_rows(sources):
         table.add_row(*row)
+    return table
+
+
+def controls_table(controls: Sequence[Mapping[str, Any]]) -> Table:
+    """The controls beside the learned weights, for the screen."""
+    table = Table(*COMPARED, title="Controls, on frozen features")
+    for row in compared_rows(controls):
+        table.add_row(*(entry.text for entry in row))
     return table
 
 
@@ -56,8 +70,10 @@ def plan(options: Options, family: Family) -> None:
     console = Console()
     console.print(table)
     target = len(gathered.task.splits["train"])
-    fits = (weighting.weight_folds * weighting.weight_seeds + 1) * (weighting.max_weight_steps + 1)
-    search = f"at most {fits} heads fitted" if weighting.route == "features" else "none"
+    search = "none"
+    if weighting.route == "features":
+        searched = f"at most {weighting.most_fits} heads fitted"
+        search = "one hypergradient" if weighting.form == HELPFUL else searched
     console.print(f"target: {target} examples; search on features: {search}", highlight=False)
     if costs:
         console.print(plan_table(costs))

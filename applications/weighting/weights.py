@@ -1,5 +1,6 @@
 """One weight a source: what the upper level moves, and the weights that follow from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,20 @@ class Weights:
     floor: float = 0.1
 
     @property
+    def least(self) -> float:
+        """What no weight is below."""
+        return self.floor if self.form == "floor" else 0.0
+
+    @property
+    def most(self) -> Tensor:
+        """What no weight is above ``(sources,)``: where a source is the whole mixture."""
+        sizes = self.sizes.double()
+        if self.form == "non_negative":
+            return torch.full_like(sizes, torch.inf)
+        whole = sizes.sum() / sizes
+        return whole if self.form == "softmax" else self.floor + (1 - self.floor) * whole
+
+    @property
     def start(self) -> Tensor:
         """The upper values at which every weight is one."""
         sizes = self.sizes.double()
@@ -56,13 +71,16 @@ def probabilities(weights: Tensor, sizes: Tensor) -> Tensor:
     return found / found.sum()
 
 
-def membership(groups: list[list[int]], number: int) -> Tensor:
+def membership(
+    groups: list[list[int]], number: int, *, times: Sequence[float] | None = None
+) -> Tensor:
     """``(examples, sources)``: 1/k where the example belongs to a source, and to k in all.
 
-    The weight of an example is the mean of the weights of its sources.
+    The weight of an example is the mean of the weights of its sources; ``times`` that, where it
+    stands for others that were not drawn.
     """
     result = torch.zeros(len(groups), number, dtype=torch.float64)
     for row, members in enumerate(groups):
         for source in members:
-            result[row, source] += 1 / len(members)
+            result[row, source] += (1.0 if times is None else times[row]) / len(members)
     return result

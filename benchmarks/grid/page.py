@@ -40,7 +40,10 @@ IN_REGIMES = {
         "bilora_softmax",
         "bilora_unmoved",
     ): "softmax BiLoRA less the same with values that do not move",
-    ("bilora_unmoved", "lora_eighth"): "values that do not move, retrained, less LoRA on everything",
+    (
+        "bilora_unmoved",
+        "lora_eighth",
+    ): "values that do not move less LoRA on everything",
 }
 OF_RESPONSES = {
     ("bilora_unrolled", "bilora_float32"): "exact hypergradient less the difference of gradients",

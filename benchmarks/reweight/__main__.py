@@ -2,8 +2,9 @@
 
 ``features`` is the grid on frozen features, ``tune`` tries learning rates of MiniLM with LoRA on
 seeds of their own, ``finetune`` is the grid with MiniLM and LoRA at the best of them, ``trec_weak``
-weighs labelling functions, ``generation`` sources of texts that SmolLM2 is to write, ``costs``
-counts what weighing takes, ``table`` prints what there is and writes docs/reweight.md's tables.
+weighs labelling functions, ``telling`` asks which scores tell sources of wrong labels,
+``generation`` weighs sources of texts that SmolLM2 is to write, ``costs`` counts what weighing
+takes, ``table`` prints what there is and writes docs/reweight.md's tables.
 Every cell without a row in benchmarks/results/reweight/ is run, so the same command goes on after
 an interruption.
 """
@@ -28,12 +29,13 @@ from benchmarks.reweight.plan import (
     tuning,
     writing,
 )
-from benchmarks.reweight.rows import RESULTS, append, done, read
+from benchmarks.reweight.rows import RESULTS, append, done, has, read
 
 Row = Mapping[str, Any]
 TUNED = RESULTS.with_name("tuning.jsonl")
 WRITTEN = RESULTS.with_name("generation.jsonl")
 COSTS = RESULTS.with_name("costs.jsonl")
+TOLD = RESULTS.with_name("telling.jsonl")
 COUNTED = 10
 """Updates that are counted to know what a training takes."""
 PAGE = Path("docs/reweight.md")
@@ -125,6 +127,20 @@ def trec_weak(asked: argparse.Namespace) -> None:
                 print(row, flush=True)
 
 
+def telling(asked: argparse.Namespace) -> None:
+    """Which scores tell sources of wrong labels from the others."""
+    from benchmarks.reweight.telling import CELLS, rows
+
+    for seed in asked.seeds or SEEDS:
+        for task, numbers in CELLS.items():
+            for labels in numbers:
+                cell = {"task": task, "labels": labels, "seed": seed}
+                if not has(read(TOLD), cell):
+                    for row in list(rows(task, asked.data_dir, labels=labels, seed=seed)):
+                        append(row, TOLD)
+                        print(row, flush=True)
+
+
 def costs(asked: argparse.Namespace) -> None:
     """What weighing costs beside one plain training; the rows of before are replaced."""
     from benchmarks.reweight.costs import measured
@@ -143,6 +159,9 @@ def write_tables() -> None:
 
     print(tables.markdown(read()))
     parts = {
+        "features": page.on_features(read(), page.ON_FEATURES),
+        "telling": page.told(read(TOLD)),
+        "functions": page.on_features(read(), page.WEAK),
         "minilm_lora": page.finetuned(read(), read(TUNED)),
         "generation": page.generated(read(WRITTEN)),
         "costs": page.costs(read(COSTS)),
@@ -150,7 +169,10 @@ def write_tables() -> None:
     page.write(PAGE, parts)
 
 
-PARTS = {each.__name__: each for each in (features, tune, finetune, trec_weak, generation, costs)}
+PARTS = {
+    each.__name__: each
+    for each in (features, tune, finetune, trec_weak, telling, generation, costs)
+}
 
 
 def main() -> None:

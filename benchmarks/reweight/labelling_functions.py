@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,20 @@ def read(folder: Path, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def rows(folder: Path, *, labels: int, seed: int, done: set[str]) -> Iterator[dict[str, Any]]:
-    """A row a method that is not done."""
+@dataclass(frozen=True)
+class Weak:
+    """What every method is given, the votes on each text, the texts under their majority, and the
+    test examples.
+    """
+
+    given: Comparison
+    votes: list[list[tuple[int, int]]]
+    texts: Examples
+    test: Examples
+
+
+def drawn(folder: Path, *, labels: int, seed: int) -> Weak:
+    """The cell of a seed: true labels of some texts, and votes on the others."""
     train, valid = read(folder, "train"), read(folder, "valid")
     known = features("trec_weak_train", [row["text"] for row in train])
     tested = features("trec_weak_valid", [row["text"] for row in valid])
@@ -65,6 +78,14 @@ def rows(folder: Path, *, labels: int, seed: int, done: set[str]) -> Iterator[di
         right=right,
     )
     texts = Examples(projection(known[torch.tensor(rest)]), majority(votes, CLASSES))
+    return Weak(given, votes, texts, test)
+
+
+def rows(folder: Path, *, labels: int, seed: int, done: set[str]) -> Iterator[dict[str, Any]]:
+    """A row a method that is not done."""
+    weak = drawn(folder, labels=labels, seed=seed)
+    given, votes, texts, right = weak.given, weak.votes, weak.texts, weak.given.right
+    assert right is not None
     methods: Mapping[str, Callable[[Comparison], Outcome]] = {
         LEARNED: learned,
         "majority_vote": partial(soft, texts=texts),
@@ -88,7 +109,7 @@ def rows(folder: Path, *, labels: int, seed: int, done: set[str]) -> Iterator[di
             "labels": labels,
             "seed": seed,
             "method": method,
-            "test_metric": accuracy(outcome.head, test),
+            "test_metric": accuracy(outcome.head, weak.test),
             "cpu_seconds": round(seconds, 2),
             **found,
         }

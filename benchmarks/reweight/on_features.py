@@ -97,6 +97,13 @@ def about(weights: Tensor | None, rates: Tensor) -> dict[str, Any]:
     means = {
         str(round(float(r), 3)): round(float(weights[rates == r].mean()), 3) for r in rates.unique()
     }
-    clean, wrong = weights[rates == 0], weights[rates > 0]
-    larger = (clean[:, None] > wrong).double() + 0.5 * (clean[:, None] == wrong).double()
-    return {"weights": means, "auc": round(float(larger.mean()), 4)}
+    return {"weights": means, "auc": area(weights, rates > 0)}
+
+
+def area(scores: Tensor, wrong: Tensor) -> float:
+    """The probability that a source of right labels has a larger score than one of wrong labels,
+    the area under the ROC curve; a tie counts a half.
+    """
+    right, others = scores[~wrong], scores[wrong]
+    larger = (right[:, None] > others).double() + 0.5 * (right[:, None] == others).double()
+    return round(float(larger.mean()), 4)

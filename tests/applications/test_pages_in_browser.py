@@ -10,6 +10,7 @@ import pytest
 from applications.comparison.page import write_report
 from applications.families.temperature import CALIBRATED
 from applications.weighting.mixture import Weighed
+from applications.weighting.pull import Sign
 from applications.weighting.report import write_page
 from tests.applications import browser
 from tests.applications.synthetic_grids import evaluation, put_run
@@ -72,6 +73,7 @@ def weights(folder: Path) -> Path:
         title="Weights",
         lead="Three sources.",
         sources=sources,
+        signs={s.name: Sign(s.weight - 1, s.weight - 1.2, s.weight - 0.8, 0.5) for s in sources},
         controls=[],
         explained={},
         steps=([0.9, 0.8], 1),

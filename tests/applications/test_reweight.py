@@ -85,7 +85,12 @@ def test_a_run_leaves_weights_mixture_adapter_summary_and_page(words, tmp_path, 
         assert row["difference"] == pytest.approx(
             weights["controls"][0]["test_metric"] - row["test_metric"]
         )
-    assert set(weights["explained"]) == {"good", "also", "bad"}
+    assert set(weights["explained"]) == set(weights["signs"]) == {"good", "also", "bad"}
+    signs = weights["signs"]
+    assert min(signs, key=lambda name: signs[name]["pull"]) == "bad"
+    assert signs["bad"]["pull"] < 0 < signs["good"]["pull"]
+    assert not signs["bad"]["harms"]  # two folds of 12 leave a wide interval
+    assert signs["bad"]["agreement"] < signs["good"]["agreement"]
     assert sum(mixed["probabilities"]) == pytest.approx(1)
     summary = read(tmp_path, "summary.json")
     assert tuple(summary) == SUMMARY_KEYS
@@ -111,11 +116,18 @@ class TextClassificationTask:
         self.num_labels = num_labels
 
 
-def test_a_column_of_a_file_names_the_sources(words, files, tmp_path):
+@pytest.mark.parametrize("form", ["helpful", "softmax"])
+def test_a_column_of_a_file_names_the_sources(words, files, tmp_path, form):
     column = ("--train_file", str(files / "one.jsonl"), "--source_column", "source")
-    assert main(words(*column, "--fine_tune", "false", sources=False)) == 0
-    weights = read(tmp_path, "weights.json")["sources"]
+    flags = ("--fine_tune", "false", "--form", form)
+    assert main(words(*column, *flags, sources=False)) == 0
+    found = read(tmp_path, "weights.json")
+    weights = found["sources"]
     assert weights["bob"]["weight"] < weights["ann"]["weight"]
+    assert (found["form"], len(found["curve"])) == (form, 5 if form == "softmax" else 0)
+    assert ("Upper steps" in (tmp_path / "run/weights.html").read_text()) == (form == "softmax")
+    if form == "helpful":  # 48 rows of two annotators, of which one is kept
+        assert (weights["bob"]["weight"], weights["ann"]["weight"]) == (0, 2)
     for entry in read(tmp_path, "mixture.json")["trl"]["datasets"]:
         rows = Path(entry["data_files"]).read_text().splitlines()
         assert len(rows) == 24
@@ -209,6 +221,8 @@ def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
         (("--sources", "a=x,a=y"), "none twice, got ['a']"),
         (("--train_file", "x.csv"), "goes with --source_column"),
         (("--controls", "greedly"), "must be among union"),
+        (("--weight_learning_rate", "0.1"), "with --form helpful there is none"),
+        (("--route", "online", "--form", "helpful"), "is found on frozen features"),
         (("--controls", "oracle"), "needs --truth_column"),
         (("--controls", "union", "--route", "online"), "needs --route features"),
         (("--route", "online", "--method", "bilora"), "which has one of its own"),
