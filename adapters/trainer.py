@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset, random_split
-from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import Trainer, TrainerCallback
 
 from adapters.training.partition import levels
 from adapters.training.problems import Penalty, two_level
 from blo import Clip, Engine, Method, Status
 from blo.engine import Total
+from blo.steps.registry import unwrapped
 from blo.streams import BatchStream
 
 __all__ = ["TwoLevelMixin", "TwoLevelTrainer"]
@@ -40,8 +41,6 @@ GENERATING = {
 }
 # What trainers of TRL count while they compute a loss, for their logs.
 COUNTS = ("_metrics", "_stored_metrics", "_total_train_tokens")
-# Schedules that follow the evaluation, which the upper level has none of.
-BY_EVALUATION = {"reduce_lr_on_plateau", "greedy"}
 
 
 class MicroBatch(NamedTuple):
@@ -90,8 +89,9 @@ class TwoLevelMixin(_Base):
             ``train_dataset``, in (0, 1), that is split off for it (with ``data_seed`` or ``seed``).
         upper_optimizer: Holds ``levels(model).upper``; a function of these parameters that returns
             one; or a pair of an optimizer and its scheduler (stepped once an upper update, None for
-            none). By default Trainer's optimizer, learning rate and schedule, over the upper
-            updates, without weight decay; constant where Trainer's schedule follows the evaluation.
+            none). By default an optimizer of the kind, rate and options of Trainer's, without
+            weight decay. Without a pair its rate follows Trainer's: it is the fraction of its own
+            that the last lower step was taken at.
         method: How the lower solution responds to the upper parameters; None for ``darts()``.
         steps: Lower updates for each upper one.
         penalty: Added to the lower loss: a function of the model, or several.
@@ -153,6 +153,8 @@ class TwoLevelMixin(_Base):
         self._resumed: dict[str, Any] | None = None
         self._counting = False
         self._upper_totals: list[Total] = []
+        self._upper_optimizer: Optimizer | None = None
+        self._share_of_rate = 1.0
         self.add_callback(_Levels(self))
 
     # What Trainer asks for.
@@ -175,6 +177,7 @@ class TwoLevelMixin(_Base):
         self._engine.graph.probe(self._engine.graph["lower"], batches[0])
         if self._engine.round == 0 and self._engine.turn.step == 1:
             self._warn_of_scaled_loss(batches[0])
+        self._share_of_rate = _share_of_rate(self.optimizer)
         with _replaced(self, "_counting", True):
             total = self._engine.backward("lower", batches)
         return torch.tensor(total.loss, device=self.args.device)
@@ -232,8 +235,7 @@ class TwoLevelMixin(_Base):
     def _begin(self) -> None:
         """Make the two problems, once Trainer has prepared model, optimizer and schedule."""
         self._check_saving()
-        rounds = max(1, self.state.max_steps // self.steps)
-        upper, scheduler = self._upper_level(rounds)
+        upper, scheduler = self._upper_level()
         clipping = self.args.max_grad_norm
         graph = two_level(
             self.model,
@@ -269,6 +271,8 @@ class TwoLevelMixin(_Base):
         drawn = iter(self._upper_stream.next, None)
         samples, items = self.get_batch_samples(drawn, number, self.args.device)
         batches = [MicroBatch(s, items, number) for s in samples]
+        if not isinstance(self.upper_optimizer, tuple):
+            _set_rate(self._engine.graph["upper"].optimizer, self._share_of_rate)
         self._upper_totals.append(self._engine.step("upper", batches))
 
     def _loss(self, batch: MicroBatch) -> Tensor:
@@ -286,6 +290,12 @@ class TwoLevelMixin(_Base):
         for parameter, flag in flags:  # DPO switches the adapter off and on within its loss
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
+        if len(taken) != 1:
+            raise NotImplementedError(
+                f"training_step of {type(self).__name__} must hand one loss to "
+                f"accelerator.backward, got {len(taken)}: two levels differentiate the loss "
+                "themselves; override compute_loss in place of training_step"
+            )
         (loss,) = taken
         return loss if batch.of == 1 else loss * batch.of
 
@@ -333,30 +343,18 @@ class TwoLevelMixin(_Base):
         for name, value in kept.items():
             setattr(self, name, value)
 
-    def _upper_level(self, rounds: int) -> tuple[Optimizer, Any]:
+    def _upper_level(self) -> tuple[Optimizer, Any]:
         """The upper level's optimizer and scheduler."""
-        parameters = levels(self.model).upper
-        given = self.upper_optimizer
+        given, parameters = self.upper_optimizer, levels(self.model).upper
         if isinstance(given, tuple):
             return given
         if isinstance(given, Optimizer):
-            self._upper_optimizer = given
-        elif given is not None:
-            self._upper_optimizer = given(parameters)
-        elif not hasattr(self, "_upper_optimizer"):
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            options.pop("weight_decay", None)
-            self._upper_optimizer = kind(parameters, weight_decay=0.0, **options)
-        schedule = self.args.lr_scheduler_type
-        if schedule in BY_EVALUATION:
-            return self._upper_optimizer, None
-        return self._upper_optimizer, get_scheduler(
-            schedule,
-            self._upper_optimizer,
-            self.args.get_warmup_steps(rounds),
-            rounds,
-            scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-        )
+            return given, None
+        if given is not None:
+            return given(parameters), None
+        if self._upper_optimizer is None or not _holds(self._upper_optimizer, parameters):
+            self._upper_optimizer = _alike(self.optimizer, parameters)
+        return self._upper_optimizer, None
 
     def _upper_dataloader(self) -> Iterable[Any]:
         """The upper data as Trainer loads its training data."""
@@ -377,7 +375,8 @@ class TwoLevelMixin(_Base):
                 "formatting_func": getattr(self, "_formatting_func", None),
                 "dataset_name": "upper",
             }
-            return prepare(**{name: known[name] for name in signature(prepare).parameters})
+            prepared = prepare(**{name: known[name] for name in signature(prepare).parameters})
+            return self._with_references(prepared)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if hasattr(self.train_dataset, "train_test_split"):
             parts = self.train_dataset.train_test_split(test_size=given, seed=seed)
@@ -401,6 +400,14 @@ class TwoLevelMixin(_Base):
         parts = random_split(self.train_dataset, [size - number, number], generator)
         self.train_dataset = parts[0]
         return parts[1]
+
+    def _with_references(self, dataset: Any) -> Any:
+        """The upper data with what TRL computes of the reference beforehand, where it does."""
+        compute = getattr(self, "_precompute_ref_logps", None)
+        if compute is None or not self.args.precompute_ref_log_probs:
+            return dataset
+        size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+        return compute(dataset, "upper", size)
 
     def _check_saving(self) -> None:
         """Raise where a checkpoint would be taken between two steps that the method takes again."""
@@ -501,6 +508,37 @@ def _held_fixed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def _alike(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """Return an optimizer of the same kind and options for other parameters, without weight
+    decay.
+    """
+    kind = type(unwrapped(optimizer))
+    options = {**unwrapped(optimizer).defaults, "weight_decay": 0.0}
+    taken = signature(kind).parameters
+    return kind(parameters, **{name: v for name, v in options.items() if name in taken})
+
+
+def _holds(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
+    """Return whether an optimizer holds these parameters: ``model_init`` makes others."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return held == {id(p) for p in parameters}
+
+
+def _share_of_rate(optimizer: Optimizer) -> float:
+    """Return the fraction of its first learning rate that an optimizer takes its steps at."""
+    group = optimizer.param_groups[0]
+    rate, first = group.get("lr"), group.get("initial_lr", optimizer.defaults.get("lr"))
+    return 1.0 if rate is None or not first else float(rate) / float(first)
+
+
+def _set_rate(optimizer: Optimizer, share: float) -> None:
+    """Let an optimizer take its steps at a share of its first learning rates."""
+    for group in optimizer.param_groups:
+        first = group.setdefault("initial_lr", group.get("lr"))
+        if first is not None:
+            group["lr"] = share * first
 
 
 def _check_share(upper_dataset: Any) -> None:

@@ -400,3 +400,32 @@ def refuse_changed(name: str, known: Sequence[Tensor], now: Sequence[Tensor]) ->
         "was made; build the Problem, the ProblemGraph and the Engine again after freezing, "
         "unfreezing or add_param_group (modules, optimizers and their states can be used again)"
     )
+
+
+def refuse_hooks(name: str, parameters: Sequence[Tensor], tried: set[int]) -> None:
+    """Raise where a hook of a parameter (``register_hook``) changes its gradient: it runs in some
+    evaluations and not in others, and no method differentiates it.
+
+    Args:
+        name: of the problem.
+        parameters: of the problem.
+        tried: the numbers of the hooks that were looked at, each of which is called with zeros
+            once; those of new ones are added.
+
+    Raises:
+        RuntimeError: with the remedy.
+    """
+    for i, parameter in enumerate(parameters):
+        hooks = parameter._backward_hooks or {}
+        for number in [n for n in hooks if n not in tried]:
+            tried.add(number)
+            with torch.no_grad():
+                given = torch.zeros_like(parameter)
+                returned = hooks[number](given)
+            if given._version or not (returned is None or returned is given):
+                raise RuntimeError(
+                    f"a hook (register_hook) changes the gradient of parameter {i} of problem "
+                    f"{name!r}, of shape {tuple(parameter.shape)}, which the methods do not see: "
+                    "put it in the loss, such as mask * y + ((1 - mask) * y).detach() for elements "
+                    "that stay, or clip by Problem(clip=Clip(...))"
+                )

@@ -52,7 +52,7 @@ def state_of(graph: ProblemGraph) -> dict[str, Any]:
             "method": class_name(p.method),
             "generators": stored(own)["own"],
             "reads": list(graph.reads[p.name]),
-            "changes": list(p.changes),
+            "changes": list(graph.changes[p.name]),
             "draws": p.draws,
             "computed_in": p.computed_in,
         }
@@ -110,7 +110,7 @@ def _put_problem(graph: ProblemGraph, p: Problem, saved: Mapping[str, Any]) -> N
         p.scheduler.load_state_dict(copied(saved["scheduler"]))
     own = zip(p.generators, saved.get("generators", ()), strict="generators" in saved)
     RandomState((), own=tuple((g, recalled_generator(g, s)) for g, s in own)).restore()
-    p.changes = tuple(saved.get("changes", p.changes))
+    graph.changes[p.name] = tuple(saved.get("changes", graph.changes[p.name]))
     p.draws = saved.get("draws", p.draws)
     p.computed_in = saved.get("computed_in", p.computed_in)
 

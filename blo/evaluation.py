@@ -76,6 +76,10 @@ class ParameterSpace:
         """Return whether some module holds `parameter`."""
         return id(parameter) in self._places
 
+    def holds(self, parameter: Tensor) -> bool:
+        """Return whether `parameter` is still where it was found."""
+        return all(held.get(name) is parameter for held, name in self._places[id(parameter)])
+
     def parameters(self) -> tuple[Tensor, ...]:
         """Return every parameter, once."""
         return tuple(tensors[name] for ((tensors, name), *_) in self._places.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from blo import soundness
 from blo.evaluation import ParameterSpace
@@ -71,10 +71,13 @@ class ProblemGraph:
     Args:
         problems: top to bottom; a tuple or list inside the sequence holds problems side by side.
 
+    Attributes:
+        changes: the numbers in `space` of the buffers that each loss changes, by problem.
+
     Raises:
         ValueError: if the problems cannot be solved together, naming the problem and the remedy:
-            names or parameters used twice, parameters outside the modules, declared reads that are
-            not there, a hypergradient that reaches nobody.
+            names, parameters or memory used twice, parameters outside the modules, declared reads
+            that are not there, a hypergradient that reaches nobody.
 
     Example:
         >>> import torch
@@ -97,6 +100,7 @@ class ProblemGraph:
         soundness.check_names(self.problems)
         soundness.check_parameters(self.problems, self.space)
         self._entries: dict[str, Problem] = {}
+        self.changes: dict[str, tuple[int, ...]] = {p.name: () for p in self.problems}
         self.streams = {p.name: BatchStream(p.batches, p.name) for p in self.problems}
         soundness.refuse_shared(self.problems, self.streams)
         self._unprobed = {p.name for p in self.problems if p.batches is None}
@@ -119,6 +123,14 @@ class ProblemGraph:
     def __getitem__(self, name: str) -> Problem:
         """Return the problem called `name`."""
         return self._by_name[name]
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Refuse: losses are functions of the modules that they were written with."""
+        raise TypeError(
+            "a ProblemGraph or an Engine cannot be copied by copy.deepcopy: its losses would go on "
+            "using the modules of the first; make the problems again from copies of the modules, "
+            "or keep a state by engine.state_dict()"
+        )
 
     @property
     def top(self) -> Problem:
@@ -161,6 +173,21 @@ class ProblemGraph:
         self._unprobed.discard(problem.name)
         self.add_read(problem, (self[name] for name in found))
 
+    def check_unchanged(self) -> None:
+        """Raise unless optimizers and modules hold the parameters that they held at first, and no
+        hook of a parameter changes its gradient where a hypergradient depends on it.
+
+        Raises:
+            RuntimeError: naming the problem, and the parameter that was added, frozen, set free,
+                replaced or given a hook.
+        """
+        for problem in self.problems:
+            problem.check_parameters()
+            role = self.role(problem)
+            if role.responding or (role.answers and role.needs.responds):
+                problem.check_hooks()
+        soundness.refuse_replaced(self.problems, self.space)
+
     def set_reads(self, reads: Mapping[str, Sequence[str]]) -> None:
         """Put what `add_read` may have changed: who reads whom, by name."""
         if self.reads != reads:
@@ -177,7 +204,7 @@ class ProblemGraph:
         twin._entries = {name: twin._by_name[q.name] for name, q in self._entries.items()}
         twin._unprobed = set(self._unprobed)
         twin.streams = {p.name: BatchStream(p.batches, p.name) for p in problems}
-        twin.reads = dict(self.reads)
+        twin.reads, twin.changes = dict(self.reads), dict(self.changes)
         twin._derive()
         return twin
 
@@ -326,7 +353,7 @@ class ProblemGraph:
         it changes and draws from.
         """
         seen = probe(problem, self.problems, self.space, batch)
-        problem.edits_batch, problem.changes, problem.draws = seen[1:]
+        problem.edits_batch, self.changes[problem.name], problem.draws = seen[1:]
         return self._declared(problem) if seen.reads is None else seen.reads
 
     def _declared(self, problem: Problem) -> tuple[str, ...]:

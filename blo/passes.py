@@ -141,9 +141,9 @@ def evaluate(
         split,
         tuple(piece.random_state for piece in pieces if piece.random_state is not None),
         tuple(piece.buffers for piece in pieces if keep),
-        graph.space.copies_of(problem.changes) if keep else {},
+        graph.space.copies_of(graph.changes[problem.name]) if keep else {},
         tuple(p for p in graph.problems if p.name in met),
-        None if met or problem.changes else kept,
+        None if met or graph.changes[problem.name] else kept,
     )
 
 
@@ -219,7 +219,7 @@ def _piece(
     if keep:
         devices = dict.fromkeys(t.device for t in parameters)
         state = RandomState.capture(devices, problem.generators, foreign=problem.draws)
-        buffers = space.copies_of(problem.changes)
+        buffers = space.copies_of(graph.changes[problem.name])
         marks = None if problem.draws else foreign_marks()
     given = fresh(batch) if problem.edits_batch else own_copy(batch)
     before, seen = versions(given), space.versions()
@@ -232,7 +232,7 @@ def _piece(
     loss = scalar(output, f"loss of problem {problem.name!r}")
     if not problem.edits_batch:
         _refuse_edits(problem, edited(before))
-    _note_buffers(problem, space.changed(seen), keep)
+    _note_buffers(graph, problem, space.changed(seen), keep)
     if marks is not None and drawn_from(marks):
         # It begins to draw from Python's or numpy's generators: once more, from a known state.
         problem.draws = True
@@ -271,11 +271,13 @@ def _refuse_edits(problem: Problem, names: Sequence[str]) -> None:
         )
 
 
-def _note_buffers(problem: Problem, changed: Sequence[int], keep: bool) -> None:
+def _note_buffers(
+    graph: ProblemGraph, problem: Problem, changed: Sequence[int], keep: bool
+) -> None:
     """Take in which buffers the loss changes, so that they are kept from the next update on."""
-    late = set(changed) - set(problem.changes)
-    if late:
-        problem.changes = tuple(sorted({*problem.changes, *changed}))
+    known = graph.changes[problem.name]
+    if set(changed) - set(known):
+        graph.changes[problem.name] = tuple(sorted({*known, *changed}))
         if keep:
             logger.warning(
                 "the loss of problem %r begins to change buffers that it did not change on its "

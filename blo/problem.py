@@ -131,9 +131,9 @@ class Problem:
         self.generators = (*generators, *generators_of(loss, modules))
         self.edits_batch = False
         self.draws = False
-        self.changes: tuple[int, ...] = ()
         self.computed_in: torch.dtype | None = None
         self.unrecorded: set[str] = set()
+        self._tried_hooks: set[int] = set()
         self.parameters = self._held()
         arguments.check_parameters(name, self.parameters)
         arguments.check_values(self.parameters, name)
@@ -204,6 +204,14 @@ class Problem:
             RuntimeError: naming the parameter that was added, frozen or set free.
         """
         arguments.refuse_changed(self.name, self.parameters, self._held())
+
+    def check_hooks(self) -> None:
+        """Raise if a hook of a parameter changes its gradient.
+
+        Raises:
+            RuntimeError: naming the parameter.
+        """
+        arguments.refuse_hooks(self.name, self.parameters, self._tried_hooks)
 
     def hand(self, gradient: Gradient) -> list[Tensor | None]:
         """Put `gradient` where the optimizer looks for it, in the ``.grad`` of the parameters, and

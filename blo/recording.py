@@ -62,7 +62,8 @@ class Recorder:
         role, space = self._graph.role(problem), self._graph.space
         if not (role.needs.graph and self.wants(problem, update) and role.differentiable):
             return None
-        if role.responding or problem.changes or space.is_sharded or space.has_sparse_gradients:
+        changes = self._graph.changes[problem.name]
+        if role.responding or changes or space.is_sharded or space.has_sparse_gradients:
             return None
         if self._place(problem, update) == 0:
             self._join(problem)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from blo.arguments import described
@@ -124,6 +125,41 @@ def check_parameters(problems: Sequence[Problem], space: ParameterSpace) -> None
                     "problem"
                 )
             owner[id(parameter)] = p.name
+    _refuse_overlapping(problems, space)
+
+
+def _refuse_overlapping(problems: Sequence[Problem], space: ParameterSpace) -> None:
+    """Raise where two parameters are one memory, so that a step of one moves the other."""
+    held = [
+        (str(t.device), t.data_ptr(), t.data_ptr() + t.nbytes, space.names[id(t)])
+        for p in problems
+        for t in p.parameters
+        if not is_sharded(t) and t.is_contiguous() and t.numel()
+    ]
+    for (device, _, end, name), (other, start, _, following) in pairwise(sorted(held)):
+        if device == other and start < end:
+            raise ValueError(
+                f"parameters {name!r} and {following!r} share memory, so that a step of one moves "
+                "the other unseen; register one nn.Parameter at both places, or clone one"
+            )
+
+
+def refuse_replaced(problems: Sequence[Problem], space: ParameterSpace) -> None:
+    """Raise where a module holds another tensor in the place of a parameter, which the optimizer
+    does not move.
+
+    Raises:
+        RuntimeError: naming the parameter.
+    """
+    for p in () if space.is_sharded else problems:
+        for parameter in p.parameters:
+            if not space.holds(parameter):
+                raise RuntimeError(
+                    f"parameter {space.names[id(parameter)]!r} of problem {p.name!r} is no more in "
+                    "its module, where another tensor was put since the graph was made (a merged "
+                    "adapter, a resized embedding, a parametrisation?); build the optimizer, the "
+                    "Problem, the ProblemGraph and the Engine again after that"
+                )
 
 
 def check_declared(graph: Related) -> None:

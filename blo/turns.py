@@ -49,11 +49,10 @@ class Turns:
         """Return the update that comes next, the first of a new round if none is left.
 
         Raises:
-            RuntimeError: if an optimizer holds other parameters than at first.
+            RuntimeError: if an optimizer or a module holds other parameters than at first.
         """
         if not self.left:
-            for problem in self._graph.problems:
-                problem.check_parameters()
+            self._graph.check_unchanged()
             self.left = list(self._graph.schedule())
             self.losses, self.metrics, self.infos = {}, {}, {}
         self.is_open = True

@@ -20,6 +20,9 @@ from adapters.glue.variants import BiLevelVariant, add_parameter
 
 __all__ = ["BiLevelLinear", "LayerConfig", "LoraLayer"]
 
+# TRL adds an adapter of this name, as a copy of the one called "default", to what is trained on.
+REFERENCE = "ref"
+
 
 class LayerConfig(LoraConfig):
     """A ``LoraConfig`` that says what its method adds to a layer."""
@@ -60,6 +63,21 @@ class BiLevelLinear(Linear):
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
         if isinstance(config, LayerConfig):
             self._watch(adapter_name, config.joint_watch())
+        if adapter_name == REFERENCE:
+            self._refer_to("default")
+
+    def _refer_to(self, adapter: str) -> None:
+        """Give the reference what its method adds to another adapter of the same kind: TRL copies
+        what it finds by ".default." in names, and "lora_diagonal.default" ends there.
+        """
+        kinds = {type(self.lora_variant.get(name)) for name in (REFERENCE, adapter)}
+        for container in self.adapter_layer_names if len(kinds) == 1 else ():
+            held = getattr(self, container, None)
+            if isinstance(held, nn.ParameterDict) and {REFERENCE, adapter} <= {*held}:
+                own, other = held[REFERENCE], held[adapter]
+                if own.shape == other.shape:
+                    with torch.no_grad():
+                        own.copy_(other)
 
     def _watch(self, adapter_name: str, watch: JointWatch | None) -> None:
         """Have a backward pass through both levels of an adapter noticed."""

@@ -152,7 +152,7 @@ class EngineSubject:
     def suspects(self) -> dict[str, str]:
         """Return what a hypergradient could leave out, with the finding if it does."""
         below = [self._graph[name] for name in self.below]
-        changing = [n for n in self.losses.draws if self._graph[n].changes]
+        changing = [n for n in self.losses.draws if self._graph.changes[n]]
         stands = "the response is not taken where the lower step stood: the"
         found = {
             "problems": (

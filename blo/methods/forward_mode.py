@@ -129,7 +129,8 @@ class ForwardMode:
             num_gradients=len(history.steps),
             num_products=n * len(history.steps),
         )
-        return Response(unflatten(value, x), None, info)
+        found = zip(unflatten(value, x), x, strict=True)
+        return Response(tuple(v.to(t.dtype) for v, t in found), None, info)
 
     def attach(self, lower: Attached, upper: Tensors) -> Tensors:
         """Return the end of the recorded steps, taken again in one graph."""

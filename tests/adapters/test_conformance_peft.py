@@ -19,6 +19,7 @@ from tests.adapters.models import (
     ALL,
     BASES,
     DIAGONAL,
+    NETWORKS,
     adapted,
     base_model,
     config,
@@ -53,6 +54,19 @@ def test_an_adapter_keeps_the_name_it_was_given(method: str, tmp_path: Path) -> 
     assert all("yours" in n.split(".") for n, _ in loaded.named_parameters() if "lora_" in n)
     batch = inputs("bert")
     torch.testing.assert_close(output(loaded, batch), output(model, batch), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [*ALL, *NETWORKS])
+def test_an_adapter_called_ref_is_the_copy_that_trl_takes_it_for(method: str) -> None:
+    """TRL's trainers add it with the same config, and copy what has ".default." in its name."""
+    model = adapted("bert", method, moved=0.3).eval()
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    expected = output(model, inputs("bert"))
+    model.set_adapter("ref")
+    torch.testing.assert_close(output(model, inputs("bert")), expected, rtol=0, atol=0)
 
 
 @every

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from adapters import Orthogonality, WeightDecay, levels, two_level
-from adapters.trainer import TwoLevelTrainer
+from adapters.trainer import TwoLevelMixin, TwoLevelTrainer
 from blo import Engine, Method, cg, darts, soba, t1t2, unrolled
 from tests.adapters.models import adapted
 
@@ -185,9 +185,8 @@ def test_the_trainer_is_a_loop_written_by_hand_that_normalises_as_trainer_does(
     split = levels(twin.train())
     below = torch.optim.AdamW(split.lower, 2e-2, weight_decay=0.0)
     above = torch.optim.AdamW(split.upper, 2e-2, weight_decay=0.0)
-    # Over 6 lower and 3 upper updates, warm-up of 2 each.
     rates = [2e-2 * r for r in (0.0, 0.5, 1.0, 0.75, 0.5, 0.25)]
-    upper_rates = [2e-2 * r for r in (0.0, 0.5, 1.0)]
+    upper_rates = rates[1::2]  # those of the last lower steps
 
     def loss(data: list[Any], i: int) -> Tensor:
         pairs = [pad(data[4 * i + j : 4 * i + j + 2]) for j in (0, 2)]
@@ -362,6 +361,75 @@ def test_an_upper_loss_of_its_own(tmp_path: Path) -> None:
     grads = torch.autograd.grad(upper_loss(twin.train(), default_collate(data)), upper)
     for after, before, grad in zip(levels(model).upper, upper, grads, strict=True):
         torch.testing.assert_close(after, before - grad)
+
+
+def test_the_upper_rate_is_the_share_of_its_own_that_the_lower_steps_are_taken_at(
+    tmp_path: Path,
+) -> None:
+    """A warm-up of six lower steps is one of two upper steps, not of six."""
+    trainer = made(
+        tmp_path,
+        steps=3,
+        max_steps=12,
+        lr_scheduler_type="linear",
+        warmup_steps=6,
+        upper_optimizer=lambda parameters: torch.optim.SGD(parameters, 0.5),
+        logging_strategy="steps",
+        logging_steps=3,
+    )
+    trainer.train()
+    found = [log["upper_learning_rate"] for log in trainer.state.log_history if "loss" in log]
+    # Of the steps 3, 6, 9 and 12, from 0: up to 1 in six steps and down to 0 in six.
+    assert found == pytest.approx([0.5 * r for r in (2 / 6, 5 / 6, 4 / 6, 1 / 6)])
+
+
+def test_the_upper_optimizer_is_like_the_one_that_trainer_was_given(tmp_path: Path) -> None:
+    model = adapted("bert", "real")
+    given = torch.optim.SGD(levels(model).lower, 0.3, momentum=0.9, weight_decay=0.1)
+    trainer = TwoLevelTrainer(
+        model,
+        arguments(tmp_path, max_steps=1),
+        train_dataset=examples("bert", 16, 1),
+        upper_dataset=0.25,
+        optimizers=(given, None),
+    )
+    trainer.train()
+    assert trainer._engine is not None
+    upper = trainer._engine.graph["upper"].optimizer
+    assert type(upper) is torch.optim.SGD
+    options = upper.param_groups[0]
+    assert [options[n] for n in ("lr", "momentum", "weight_decay")] == [0.3, 0.9, 0.0]
+
+
+def test_a_model_that_is_made_anew_gets_an_upper_optimizer_of_its_own(tmp_path: Path) -> None:
+    """Trainer calls ``model_init`` whenever training begins, as a search for options does."""
+    trainer = TwoLevelTrainer(
+        model_init=lambda: adapted("bert", "real", moved=0.3),
+        args=arguments(tmp_path, max_steps=2),
+        train_dataset=examples("bert", 16, 1),
+        upper_dataset=0.25,
+    )
+    trainer.train()
+    first = values(trainer.model)
+    trainer.train()
+    assert all(torch.equal(value, first[n]) for n, value in values(trainer.model).items())
+
+
+def test_a_step_that_takes_its_own_backward_pass_is_refused(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss.backward()
+            return loss.detach()
+
+    class Two(TwoLevelMixin, Own):
+        """The step above on two levels."""
+
+    data = examples("bert", 16, 1)
+    args = arguments(tmp_path, max_steps=1)
+    trainer = Two(adapted("bert", "real"), args, train_dataset=data, upper_dataset=0.25)
+    with pytest.raises(NotImplementedError, match=r"one loss to accelerator\.backward, got 0"):
+        trainer.train()
 
 
 def test_what_the_upper_level_does_is_logged(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Two levels in TRL's trainers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -165,6 +167,41 @@ def test_preference_trainers(kind: Any, tmp_path: Path) -> None:
     moved = [n for n, v in values(trainer.model).items() if not torch.equal(v, start[n])]
     assert any("diagonal" in n for n in moved)
     assert any("lora_B" in n for n in moved)
+
+
+def warm() -> Any:
+    """A trained adapter."""
+    model = get_peft_model(llama(), BiLoraConfig(**CONFIG, task_type="CAUSAL_LM"))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in values_of(model):
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+def values_of(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("beforehand", [False, True])
+def test_the_reference_of_a_trained_adapter_is_the_adapter(
+    beforehand: bool, tmp_path: Path
+) -> None:
+    """Before the first step the log ratios are zero and the DPO loss is log 2, at both levels."""
+    trainer = TwoLevelDPOTrainer(
+        warm(),
+        args=trl.DPOConfig(
+            **options(tmp_path, learning_rate=0.0, max_steps=1, bf16=False),
+            precompute_ref_log_probs=beforehand,
+        ),
+        train_dataset=preferences(8, 1),
+        upper_dataset=preferences(8, 9),
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log["upper_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_trainers_that_generate_are_refused(tmp_path: Path) -> None:

@@ -139,3 +139,21 @@ def test_numbers_without_dimensions_are_parameters_like_others(method):
     )
     Engine(graph).run(1)
     torch.testing.assert_close(seen[0], torch.tensor(1.5).double())
+
+
+def test_upper_and_lower_parameters_may_be_of_several_types():
+    def moved(method):
+        generator = torch.Generator().manual_seed(0)
+        types = ((torch.float64, torch.float32), (torch.float32, torch.float64))
+        draw = lambda t: torch.randn(2, dtype=t, generator=generator)
+        x, y = (nn.ParameterList(draw(t) for t in level) for level in types)
+        fit = lambda _: (y[0] - x[0].sin()).square().sum() + (y[1] - x[0] * x[1]).square().sum()
+        error = lambda _: y[0].square().sum() + y[1].square().sum()
+        above, below = (torch.optim.SGD(level.parameters(), 0.1) for level in (x, y))
+        upper = Problem("upper", error, x, above, [None])
+        lower = Problem("lower", fit, y, below, [None], method=method, steps=2)
+        Engine(ProblemGraph([upper, lower])).run(2)
+        return [t.detach() for t in x]
+
+    for a, b in zip(moved(forward_mode()), moved(unrolled()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
