@@ -128,8 +128,8 @@ def task_data(
     With ``where``, from a split to its name in messages, the training labels must differ, too,
     unless they are a ``part`` of them; then every split's classes have a number. The kind follows
     from the training labels, if ``regression`` does not say it: decimals mean regression.
-    Classes are numbered in the order of a ``ClassLabel`` feature, else in sorted order. A split whose labels are all -1
-    (hidden labels) is left out, with a note.
+    Classes are numbered in the order of a ``ClassLabel`` feature, else in sorted order. A split
+    whose labels are all -1 (hidden labels) is left out, with a note.
 
     Raises:
         UsageError: a column is missing, a split has a label that the training split lacks, or all

@@ -17,7 +17,7 @@ from applications.options.arguments import DataOptions
 from applications.options.weighting import WeightingOptions
 from applications.weighting.places import Place, at, located, own_file, write_rows
 
-SHOWN = 5
+SHOWN = 8
 Load = Callable[[DataOptions], TaskData]
 
 
@@ -230,7 +230,7 @@ def untaught(target: TaskData, loaded: Sequence[TaskData]) -> tuple[str, ...]:
                 f"{sorted(taught)[:20]}: none in common; spell them alike"
             )
         if lost:
-            names = ", ".join(lost[:SHOWN])
+            names = listed(lost)
             said.append(f"neither target nor sources teach labels of the {split} split: {names}")
     return tuple(said)
 
@@ -285,6 +285,12 @@ def with_answers(rows: Dataset, translated: Callable[[Any], Any]) -> Dataset:
     return Dataset.from_dict({**columns, answer: [translated(v) for v in rows[answer]]})
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def repeated(gathered: Gathered, splits: Splits) -> tuple[str, ...]:
     """What is to be said of texts that sources share with the target, or with the test split."""
     said = []
@@ -304,9 +310,8 @@ def repeated(gathered: Gathered, splits: Splits) -> tuple[str, ...]:
             if shared:
                 found.append(f"{group.name} ({shared} of {len(whole)})")
         if found:
-            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             said.append(
-                f"sources hold texts of {what}: {', '.join(found[:SHOWN])}{more}; {then}, so take "
-                f"them out of the sources"
+                f"sources hold texts of {what}: {listed(found)}; {then}, so take them out of the "
+                f"sources"
             )
     return tuple(said)

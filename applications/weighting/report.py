@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from applications.pages.drawing import COLOURS, INK, SOFT, Drawing, drawn, short, tell
 from applications.pages.page import Section, page
@@ -90,7 +91,9 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     said = [f"{n} upper steps\n{value:.4g}" for n, value in enumerate(values)]
     tell(axes, range(len(values)), values, said)
     axes.set(xlabel="upper steps", ylabel="held-out loss")
-    text = f"The loss of held-out target examples; {steps} upper steps have the smallest."
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last = ", the most that were tried" if steps == len(values) - 1 else ""
+    text = f"The loss of held-out target examples; it is least after {steps} upper steps{last}."
     return drawn(figure, "Steps", text)
 
 

@@ -26,7 +26,7 @@ from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import as_data, explained
 from applications.weighting.finetuning import check_readable, weighted_phases, workload
 from applications.weighting.folds import folds
-from applications.weighting.gathering import Gathered, gather, repeated
+from applications.weighting.gathering import Gathered, gather, listed, repeated
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
 from applications.weighting.pull import Sign, pulls, signs, source_pulls
@@ -166,7 +166,9 @@ def by_features(
         num_seeds=weighting.weight_seeds,
         seed=options.run.seed,
     )
-    say(f"weights: {learned.steps} upper steps, {learned.fits} fits in {learned.seconds:.1f} s")
+    most = " (the most that were tried)" if learned.steps == settings.max_steps else ""
+    took = f"{learned.fits} fits in {learned.seconds:.1f} s"
+    say(f"weights: {learned.steps} upper steps{most}, {took}")
     parts = folds(data.target, weighting.weight_folds, seed=options.run.seed)
     given = Comparison(
         data.sources,
@@ -180,9 +182,7 @@ def by_features(
     names = gathered.names
     pulled = source_pulls(data.sources, data.target, parts, settings)
     told = signs(names, pulled, agreements(given))
-    harmful = (
-        ", ".join(name for name, sign in told.items() if sign.harms) or "no source for certain"
-    )
+    harmful = listed([name for name, sign in told.items() if sign.harms]) or "no source for certain"
     say(f"pull: more of these would raise the loss on the target: {harmful}")
     table = rows(compared(given, learned, weighting.controls or ()), data.test)
     shown: Explained = {}
