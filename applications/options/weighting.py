@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from applications.options.arguments import option, require, require_all, separated
 
 ROUTES = ("features", "online")
-FORMS = ("softmax", "non_negative", "floor")
+HELPFUL = "helpful"
+FORMS = (HELPFUL, "softmax", "non_negative", "floor")
 FAMILIES = ("nlu", "token_classification", "nlg")
 CONTROLS = (
     "union",
@@ -15,6 +16,7 @@ CONTROLS = (
     "weighted_union",
     "two_stage",
     "agreement",
+    "helpful",
     "agreeing_examples",
     "greedy",
     "random_search",
@@ -70,10 +72,12 @@ class WeightingOptions:
         "features searches the weights exactly on frozen features, then fine-tunes with them; "
         "online moves them along the fine-tuning by --hypergradient",
     )
-    form: str = option(
-        "softmax",
-        "what a weight can be: a share of the mixture over that of the sizes (softmax), the same "
-        "with a --floor, or any number from 0 (non_negative), where 0 drops the source",
+    form: str | None = option(
+        None,
+        "what a weight can be: 0 for a source of which more would raise the loss on the target, "
+        "the others alike (helpful, by one hypergradient); or searched: a share of the mixture "
+        "over that of the sizes (softmax), the same with a --floor, or any number from 0 "
+        "(non_negative); default: helpful, with --route online softmax",
         choices=FORMS,
     )
     floor: float = option(0.1, "least weight of a source with --form floor")
@@ -113,6 +117,8 @@ class WeightingOptions:
         if self.controls == ["all"]:
             able = [c for c in CONTROLS if c != "oracle" or self.truth_column is not None]
             object.__setattr__(self, "controls", able)
+        if self.form is None:
+            object.__setattr__(self, "form", HELPFUL if self.route == "features" else "softmax")
         for choice, known in (("family", FAMILIES), ("route", ROUTES), ("form", FORMS)):
             value = getattr(self, choice)
             require(value in known, choice, value, f"must be one of {', '.join(known)}")
@@ -141,7 +147,18 @@ class WeightingOptions:
         names = ["max_weight_steps", "weight_seeds", "num_axes", "num_explained"]
         require_all(self, names, 1, "must be at least 1")
         require_all(self, ("weight_folds", "features_per_source"), 2, "must be at least 2")
+        searched = self.form != HELPFUL
+        remedy = "is of a search; with --form helpful there is none, choose --form softmax"
+        rate = self.weight_learning_rate
+        require(searched or rate is None, "weight_learning_rate", rate, remedy)
+        remedy = "is found on frozen features; with --route online choose softmax or non_negative"
+        require(searched or self.route == "features", "form", self.form, remedy)
         require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
+
+    @property
+    def most_fits(self) -> int:
+        """The most heads that a search on features fits, its folds included."""
+        return (self.weight_folds * self.weight_seeds + 1) * (self.max_weight_steps + 1)
 
     def _check_controls(self) -> None:
         chosen = self.controls or []

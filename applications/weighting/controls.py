@@ -9,6 +9,7 @@ from torch import Tensor
 
 from applications.weighting.folds import Parts, cross_validated, finished
 from applications.weighting.heads import Examples, fit, mean_loss
+from applications.weighting.route import kept
 from applications.weighting.search import Search, Sources
 
 TARGET_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -127,7 +128,7 @@ def best_first(given: Comparison, scores: Tensor) -> Outcome:
     for count in range(1, len(order) + 1):
         weights = torch.zeros_like(given.even)
         weights[order[:count]] = 1.0
-        weights = normalised(given, weights)
+        weights = given.sources.normalised(weights)
         loss = mean_loss(given.head(weights), given.target)
         if best is None or loss < best[0]:
             best = loss, weights
@@ -140,6 +141,11 @@ def agreement(given: Comparison) -> Outcome:
     loss on the target.
     """
     return best_first(given, agreements(given))
+
+
+def helpful(given: Comparison) -> Outcome:
+    """The sources that help by their pull (`applications.weighting.route.kept`)."""
+    return weighted(given, kept(given.sources, given.target, [given.parts], given.settings).weights)
 
 
 def agreeing_examples(given: Comparison) -> Outcome:
@@ -158,8 +164,8 @@ def agreeing_examples(given: Comparison) -> Outcome:
     if not same.any():
         return two_stage(given)
     same = same * given.sources.members.sum(1)
-    kept = fit(examples, same * len(same) / same.sum(), ridge=given.settings.ridge)
-    return Outcome(given.finish(kept))
+    head = fit(examples, same * len(same) / same.sum(), ridge=given.settings.ridge)
+    return Outcome(given.finish(head))
 
 
 def greedy(given: Comparison) -> Outcome:
@@ -171,10 +177,10 @@ def greedy(given: Comparison) -> Outcome:
         for source in (chosen == 0).nonzero().flatten().tolist():
             trial = chosen.clone()
             trial[source] = 1.0
-            head = given.head(normalised(given, trial))
+            head = given.head(given.sources.normalised(trial))
             trials.append((mean_loss(head, given.target), trial))
         if not trials or min(loss for loss, _ in trials) >= best:
-            return weighted(given, normalised(given, chosen))
+            return weighted(given, given.sources.normalised(chosen))
         best, chosen = min(trials, key=lambda found: found[0])
 
 
@@ -188,7 +194,7 @@ def random_search(given: Comparison) -> Outcome:
     least = mean_loss(given.head(best), given.target)
     for _ in range(given.fits - 1):
         drawn = -torch.rand(len(given.even), generator=generator, dtype=torch.float64).log()
-        weights = normalised(given, drawn / given.sources.sizes)
+        weights = given.sources.normalised(drawn / given.sources.sizes)
         loss = mean_loss(given.head(weights), given.target)
         if loss < least:
             least, best = loss, weights
@@ -205,14 +211,8 @@ def oracle(given: Comparison) -> Outcome:
         raise ValueError("oracle needs the share of right labels of each source")
     classes = given.target.answers.shape[1]
     chance = 0.0 if classes == 1 else 1 / classes
-    kept = (given.right >= (chance + given.right.max()) / 2).double()
-    return weighted(given, normalised(given, kept))
-
-
-def normalised(given: Comparison, weights: Tensor) -> Tensor:
-    """The weights times what makes the mean weight of an example 1."""
-    sizes = given.sources.sizes
-    return weights * sizes.sum() / (weights * sizes).sum()
+    chosen = (given.right >= (chance + given.right.max()) / 2).double()
+    return weighted(given, given.sources.normalised(chosen))
 
 
 CONTROLS: Mapping[str, Callable[[Comparison], Outcome]] = {
@@ -223,6 +223,7 @@ CONTROLS: Mapping[str, Callable[[Comparison], Outcome]] = {
         weighted_union,
         two_stage,
         agreement,
+        helpful,
         agreeing_examples,
         greedy,
         random_search,

@@ -50,11 +50,11 @@ def cross_validated(target: Examples, parts: Parts, fitted: Callable[[Examples],
     return total / len(target)
 
 
-def jackknife(left_out: Tensor) -> Tensor:
-    """Half of the 95 % interval of what was found, from what is found without one fold.
+def jackknife(left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard error of what was found, from what is found without one fold, and half of the
+    95 % interval, which is Student's t for K - 1 times the error.
 
-    ``t sqrt((K - 1) / K sum_k (v_k - mean v)^2)`` with Student's t for K - 1; the variance is the
-    mean over the divisions.
+    ``sqrt((K - 1) / K sum_k (v_k - mean v)^2)``; the variance is the mean over the divisions.
 
     Args:
         left_out: ``(divisions, K, ...)``.
@@ -63,7 +63,8 @@ def jackknife(left_out: Tensor) -> Tensor:
     """
     count = left_out.shape[1]
     variance = (left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (count - 1) / count
-    return float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * variance.mean(0).sqrt()
+    error = variance.mean(0).sqrt()
+    return error, float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * error
 
 
 def finished(

@@ -14,11 +14,19 @@ from blo import Method, hypergradient
 
 @dataclass(frozen=True)
 class Pulled:
-    """The pull on each source ``(sources,)``, and the ends of its 95 % interval."""
+    """The pull on each source ``(sources,)``, its standard error and 95 % interval."""
 
     value: Tensor
+    error: Tensor
     low: Tensor
     high: Tensor
+
+    @property
+    def helps(self) -> Tensor:
+        """Whether a source is not below zero by more than the standard error ``(sources,)``; true
+        of at least one, because the pulls average to zero.
+        """
+        return self.value + self.error >= 0
 
 
 @dataclass(frozen=True)
@@ -88,16 +96,18 @@ def share_pulls(found: Tensor, sources: Sources, weights: Tensor) -> Tensor:
     return of_source - shares @ of_source
 
 
-def source_pulls(sources: Sources, target: Examples, parts: Parts, settings: Search) -> Pulled:
+def source_pulls(
+    sources: Sources, target: Examples, divisions: Sequence[Parts], settings: Search
+) -> Pulled:
     """The pull on each source where every source weighs as much as it is large.
 
-    Below zero where more of the source would raise the loss on the target. The interval is that of
+    Below zero where more of the source would raise the loss on the target. The error is that of
     the jackknife over the folds of the target (`jackknife`); the head is the same in all of them.
 
     Args:
         sources: the examples of unknown quality.
         target: the trusted ones.
-        parts: folds of the target.
+        divisions: of the target into folds.
         settings: of the search, of which the ridge and the method count.
     """
     even = torch.ones(len(sources), dtype=torch.float64)
@@ -107,6 +117,7 @@ def source_pulls(sources: Sources, target: Examples, parts: Parts, settings: Sea
         rows = pulls(sources, examples, even, head, ridge=settings.ridge, method=settings.method)
         return share_pulls(rows, sources, even)
 
+    left_out = [[at(target.select(rest)) for rest, _ in parts] for parts in divisions]
+    error, half = jackknife(torch.stack([torch.stack(found) for found in left_out]))
     value = at(target)
-    half = jackknife(torch.stack([at(target.select(kept)) for kept, _ in parts])[None])
-    return Pulled(value, value - half, value + half)
+    return Pulled(value, error, value - half, value + half)

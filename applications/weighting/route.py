@@ -1,13 +1,15 @@
 """The route over frozen features: weights with intervals, upper steps by cross-validation."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from applications.weighting.folds import folds, jackknife
+from applications.weighting.folds import Parts, folds, jackknife
 from applications.weighting.heads import Examples
+from applications.weighting.pull import source_pulls
 from applications.weighting.search import Search, Sources, search
 from applications.weighting.weights import Weights
 
@@ -21,7 +23,8 @@ class Learned:
         low: the lower end of each weight's 95 % interval.
         high: the upper end.
         steps: upper steps, chosen by cross-validation; 0 leaves every weight at one.
-        curve: the cross-validated loss after 0, 1, ... upper steps ``(max_steps + 1,)``.
+        curve: the cross-validated loss after 0, 1, ... upper steps ``(max_steps + 1,)``; empty
+            where nothing was searched.
         head: the head on the sources under the weights.
         fits: heads that were fitted.
         seconds: what it took.
@@ -87,7 +90,7 @@ def learn(
     final = search(sources, target, settings, steps=steps)
     weights = final.weights[-1]
     left_out = torch.stack(traces)[:, steps].view(num_seeds, -1, len(sources))
-    half = jackknife(left_out)
+    _, half = jackknife(left_out)
     form = Weights(sources.sizes, settings.form, settings.floor)
     return Learned(
         weights=weights,
@@ -97,5 +100,32 @@ def learn(
         curve=curve,
         head=final.head,
         fits=len(traces) * (settings.max_steps + 1) + steps + 1,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def kept(
+    sources: Sources, target: Examples, divisions: Sequence[Parts], settings: Search
+) -> Learned:
+    """All sources alike but those of which more would raise the loss on the target: one implicit
+    hypergradient where all weigh alike, and no search.
+
+    A source is dropped where its pull lies below zero by more than its standard error
+    (`source_pulls`); the others weigh alike, 1 on average over all examples. The interval of a
+    weight reaches to 0 where that of the pull reaches below, and to the weight of the others where
+    it reaches above.
+    """
+    started = time.perf_counter()
+    pulled = source_pulls(sources, target, divisions, settings)
+    weights = sources.normalised(pulled.helps.double())
+    others = weights.max()
+    return Learned(
+        weights=weights,
+        low=others * (pulled.low >= 0),
+        high=others * (pulled.high >= 0),
+        steps=0,
+        curve=torch.empty(0),
+        head=sources.fit(weights, ridge=settings.ridge),
+        fits=2,
         seconds=time.perf_counter() - started,
     )

@@ -13,7 +13,7 @@ from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.options.versions import versions
-from applications.options.weighting import WeightingOptions
+from applications.options.weighting import HELPFUL, WeightingOptions
 from applications.pages.writing import write_json
 from applications.runs.claim import Claim
 from applications.runs.experiment import held, trained_in
@@ -25,14 +25,15 @@ from applications.weighting.controls import Comparison, agreements
 from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import as_data, explained
 from applications.weighting.finetuning import check_readable, weighted_phases, workload
-from applications.weighting.folds import folds
+from applications.weighting.folds import Parts, folds
 from applications.weighting.gathering import Gathered, gather, listed, repeated
+from applications.weighting.heads import Examples
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
 from applications.weighting.pull import Sign, pulls, signs, source_pulls
 from applications.weighting.report import Explained, write_page
-from applications.weighting.route import learn
-from applications.weighting.search import Search
+from applications.weighting.route import Learned, kept, learn
+from applications.weighting.search import Search, Sources
 
 Say = Callable[[str], None]
 LR = 0.5
@@ -150,7 +151,7 @@ def by_features(
     data = embedded(read, gathered, splits, weighting)
     seconds = time.perf_counter() - started
     settings = Search(
-        form=weighting.form,  # type: ignore[arg-type]
+        form="softmax" if weighting.form == HELPFUL else weighting.form,  # type: ignore[arg-type]
         floor=weighting.floor,
         ridge=weighting.ridge,
         lr=weighting.weight_learning_rate or LR,
@@ -158,29 +159,27 @@ def by_features(
     )
     count = len(data.sources.examples)
     say(f"features: {count} examples of {len(gathered.names)} sources in {seconds:.1f} s")
-    learned = learn(
-        data.sources,
-        data.target,
-        settings,
-        num_folds=weighting.weight_folds,
-        num_seeds=weighting.weight_seeds,
-        seed=options.run.seed,
+    divisions = [
+        folds(data.target, weighting.weight_folds, seed=options.run.seed + offset)
+        for offset in range(weighting.weight_seeds)
+    ]
+    learned = learned_by(
+        data.sources, data.target, divisions, settings, weighting, seed=options.run.seed
     )
-    most = " (the most that were tried)" if learned.steps == settings.max_steps else ""
-    took = f"{learned.fits} fits in {learned.seconds:.1f} s"
-    say(f"weights: {learned.steps} upper steps{most}, {took}")
-    parts = folds(data.target, weighting.weight_folds, seed=options.run.seed)
+    most = " (the most that were tried)" if learned.steps == len(learned.curve) - 1 else ""
+    how = f"{learned.steps} upper steps{most}" if len(learned.curve) else "by their pull"
+    say(f"weights: {how}, {learned.fits} fits in {learned.seconds:.1f} s")
     given = Comparison(
         data.sources,
         data.target,
-        parts,
+        divisions[0],
         settings,
         seed=options.run.seed,
-        fits=learned.fits,
+        fits=weighting.most_fits,
         right=data.right,
     )
     names = gathered.names
-    pulled = source_pulls(data.sources, data.target, parts, settings)
+    pulled = source_pulls(data.sources, data.target, divisions, settings)
     told = signs(names, pulled, agreements(given))
     harmful = listed([name for name, sign in told.items() if sign.harms]) or "no source for certain"
     say(f"pull: more of these would raise the loss on the target: {harmful}")
@@ -214,9 +213,31 @@ def by_features(
         told,
         table if weighting.controls else [],
         shown,
-        (learned.curve.tolist(), learned.steps),
+        (learned.curve.tolist(), learned.steps) if len(learned.curve) else None,
     )
     return found, table[0]["test_metric"]
+
+
+def learned_by(
+    sources: Sources,
+    target: Examples,
+    divisions: Sequence[Parts],
+    settings: Search,
+    weighting: WeightingOptions,
+    *,
+    seed: int,
+) -> Learned:
+    """The weights in the form that is asked for."""
+    if weighting.form == HELPFUL:
+        return kept(sources, target, divisions, settings)
+    return learn(
+        sources,
+        target,
+        settings,
+        num_folds=weighting.weight_folds,
+        num_seeds=weighting.weight_seeds,
+        seed=seed,
+    )
 
 
 def along(

@@ -31,6 +31,10 @@ class Sources:
         """The head fitted to the sources under one weight each."""
         return fit(self.examples, self.rows(weights), ridge=ridge, start=start)
 
+    def normalised(self, weights: Tensor) -> Tensor:
+        """The weights times what makes the mean weight of an example 1."""
+        return weights * self.sizes.sum() / (weights * self.sizes).sum()
+
     def rows(self, weights: Tensor) -> Tensor:
         """The weight of each example ``(n,)``, of mean 1 where every source has the weight 1."""
         times = len(self.examples) / float(self.members.sum())

@@ -13,7 +13,7 @@ from applications.data.splits import split_task
 from applications.families.family import Family
 from applications.families.named import family_of
 from applications.options.arguments import Options
-from applications.options.weighting import WeightingOptions
+from applications.options.weighting import HELPFUL, WeightingOptions
 from applications.runs.closing import closing
 from applications.runs.estimate import Estimate, estimated, plan_table
 from applications.weighting.finetuning import weighted_phases, workload
@@ -70,8 +70,10 @@ def plan(options: Options, family: Family) -> None:
     console = Console()
     console.print(table)
     target = len(gathered.task.splits["train"])
-    fits = (weighting.weight_folds * weighting.weight_seeds + 1) * (weighting.max_weight_steps + 1)
-    search = f"at most {fits} heads fitted" if weighting.route == "features" else "none"
+    search = "none"
+    if weighting.route == "features":
+        searched = f"at most {weighting.most_fits} heads fitted"
+        search = "one hypergradient" if weighting.form == HELPFUL else searched
     console.print(f"target: {target} examples; search on features: {search}", highlight=False)
     if costs:
         console.print(plan_table(costs))

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 ROUTE = "minilm_lora"
 LEARNED = "weights"
 METHODS = (
-    *("two_stage", LEARNED, "agreement", "oracle", "online", "union", "greedy"),
+    *("two_stage", LEARNED, "helpful", "agreement", "oracle", "online", "union", "greedy"),
     "agreeing_examples",
 )
 RATES = (1e-3, 2e-3, 4e-3)

@@ -24,7 +24,7 @@ def weights(given: Comparison, learned: Learned) -> Mapping[str, Tensor]:
 
 def pull(given: Comparison, learned: Learned) -> Mapping[str, Tensor]:
     """The pull on each source where all weigh alike, and the ends of its interval."""
-    found = source_pulls(given.sources, given.target, given.parts, given.settings)
+    found = source_pulls(given.sources, given.target, [given.parts], given.settings)
     return {"pull": found.value, "low": found.low, "high": found.high}
 
 

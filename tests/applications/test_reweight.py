@@ -118,11 +118,18 @@ class TextClassificationTask:
         self.num_labels = num_labels
 
 
-def test_a_column_of_a_file_names_the_sources(words, files, tmp_path):
+@pytest.mark.parametrize("form", ["helpful", "softmax"])
+def test_a_column_of_a_file_names_the_sources(words, files, tmp_path, form):
     column = ("--train_file", str(files / "one.jsonl"), "--source_column", "source")
-    assert main(words(*column, "--fine_tune", "false", sources=False)) == 0
-    weights = read(tmp_path, "weights.json")["sources"]
+    flags = ("--fine_tune", "false", "--form", form)
+    assert main(words(*column, *flags, sources=False)) == 0
+    found = read(tmp_path, "weights.json")
+    weights = found["sources"]
     assert weights["bob"]["weight"] < weights["ann"]["weight"]
+    assert (found["form"], len(found["curve"])) == (form, 5 if form == "softmax" else 0)
+    assert ("Upper steps" in (tmp_path / "run/weights.html").read_text()) == (form == "softmax")
+    if form == "helpful":  # 48 rows of two annotators, of which one is kept
+        assert (weights["bob"]["weight"], weights["ann"]["weight"]) == (0, 2)
     for entry in read(tmp_path, "mixture.json")["trl"]["datasets"]:
         rows = Path(entry["data_files"]).read_text().splitlines()
         assert len(rows) == 24
@@ -218,6 +225,8 @@ def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
         (("--sources", "a=x,a=y"), "none twice, got ['a']"),
         (("--train_file", "x.csv"), "goes with --source_column"),
         (("--controls", "greedly"), "must be among union"),
+        (("--weight_learning_rate", "0.1"), "with --form helpful there is none"),
+        (("--route", "online", "--form", "helpful"), "is found on frozen features"),
         (("--controls", "oracle"), "needs --truth_column"),
         (("--controls", "union", "--route", "online"), "needs --route features"),
         (("--route", "online", "--method", "bilora"), "which has one of its own"),

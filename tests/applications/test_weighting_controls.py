@@ -94,7 +94,7 @@ def test_agreement_is_the_share_of_labels_that_a_target_model_predicts(given):
     assert found[2] < 0.2
 
 
-@pytest.mark.parametrize("name", ["agreement", "greedy", "oracle"])
+@pytest.mark.parametrize("name", ["agreement", "greedy", "helpful", "oracle"])
 def test_choices_of_sources_leave_out_the_one_that_lies(given, name):
     weights = CONTROLS[name](given).weights
     assert weights[2] == 0

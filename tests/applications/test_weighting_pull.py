@@ -5,7 +5,8 @@ import torch
 
 from applications.weighting.folds import folds
 from applications.weighting.heads import Examples, fit, mean_loss
-from applications.weighting.pull import Sign, pulls, share_pulls, signs, source_pulls
+from applications.weighting.pull import Pulled, Sign, pulls, share_pulls, signs, source_pulls
+from applications.weighting.route import kept
 from applications.weighting.search import Search, Sources
 from blo import cg
 
@@ -71,7 +72,7 @@ def test_the_pull_on_a_source_is_the_fall_along_a_larger_share(sources, target, 
 def test_the_source_that_lies_is_pulled_down_by_its_whole_interval(sources, target):
     """And the interval is the jackknife's, the head the same in every fold."""
     parts, settings = folds(target, 3, seed=0), Search(ridge=RIDGE, method=cg(50))
-    found = source_pulls(sources, target, parts, settings)
+    found = source_pulls(sources, target, [parts], settings)
     assert (found.high < 0).tolist() == [False, False, True]
     assert float(found.low[0]) > 0
     head = sources.fit(EVEN, ridge=RIDGE)
@@ -94,9 +95,26 @@ def test_the_source_that_lies_is_pulled_down_by_its_whole_interval(sources, targ
 
 def test_signs_go_to_their_sources(sources, target):
     parts = folds(target, 3, seed=0)
-    pulled = source_pulls(sources, target, parts, Search(ridge=RIDGE))
+    pulled = source_pulls(sources, target, [parts], Search(ridge=RIDGE))
     told = signs(["a", "b", "c"], pulled, torch.tensor([0.9, 0.8, 0.1]))
     assert [sign.harms for sign in told.values()] == [False, False, True]
     low, high = float(pulled.low[2]), float(pulled.high[2])
     agreement = pytest.approx(0.1)
     assert told["c"] == Sign(float(pulled.value[2]), low, high, agreement)
+
+
+def test_sources_that_harm_are_dropped_and_the_others_weigh_alike(sources, target):
+    divisions, settings = [folds(target, 3, seed=s) for s in (0, 1)], Search(ridge=RIDGE)
+    found = kept(sources, target, divisions, settings)
+    assert found.weights.tolist() == pytest.approx([1.5, 1.5, 0])  # 90 rows over the 60 kept
+    torch.testing.assert_close(found.head, sources.fit(found.weights, ridge=RIDGE))
+    pulled = source_pulls(sources, target, divisions, settings)
+    for end, limit in (("low", pulled.low), ("high", pulled.high)):
+        expected = [1.5 if value >= 0 else 0.0 for value in limit.tolist()]
+        assert getattr(found, end).tolist() == pytest.approx(expected)
+    assert found.high[2] == 0
+
+
+def test_a_source_is_kept_within_one_standard_error():
+    value, error = torch.tensor([-0.1, -0.1, 0.2]), torch.tensor([0.2, 0.05, 0.1])
+    assert Pulled(value, error, value, value).helps.tolist() == [True, False, True]
