@@ -94,6 +94,10 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = ", the most that were tried" if steps == len(values) - 1 else ""
     text = f"The loss of held-out target examples; it is least after {steps} upper steps{last}."
+    if steps in (1, 2):
+        text += (
+            " Adam's first steps are of one size, so that after so few the intervals are narrow."
+        )
     return drawn(figure, "Steps", text)
 
 

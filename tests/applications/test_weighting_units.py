@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from applications.weighting import route
 from applications.weighting.comparing import by_unit
 from applications.weighting.controls import Comparison, pooled
 from applications.weighting.folds import folds
@@ -13,6 +14,8 @@ from applications.weighting.heads import Examples
 from applications.weighting.route import learn
 from applications.weighting.search import Search, Sources, search
 from applications.weighting.weights import FORMS, membership
+
+SPREAD = 5  # a target whose folds disagree
 
 
 def drawn(number, *, seed=0, together=None):
@@ -67,10 +70,25 @@ def test_an_interval_over_words_is_that_of_their_sentences():
     assert stats.sem(alone) == pytest.approx(stats.sem(values))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_interval_ends_where_weights_of_its_form_end(form):
+@pytest.mark.parametrize(
+    "form,least,most", [("softmax", 0, 2), ("floor", 0.1, 1.9), ("non_negative", 0, math.inf)]
+)
+def test_an_interval_ends_where_weights_of_its_form_end(monkeypatch, form, least, most):
+    """Errors of nine, so that every interval would go on beyond both ends."""
+    wide = torch.full((2,), 9.0, dtype=torch.float64)
+    monkeypatch.setattr(route, "jackknife", lambda left_out: (wide, wide))
     sources = Sources(drawn(24), membership([[row % 2] for row in range(24)], 2))
-    target = drawn(6, seed=3)
-    found = learn(sources, target, Search(form=form, lr=2.0, max_steps=4), num_folds=3)
-    assert found.low.min() >= (0.1 if form == "floor" else 0)
-    assert found.high.max() <= {"softmax": 2, "floor": 1.9, "non_negative": math.inf}[form] + 1e-9
+    found = learn(sources, drawn(9, seed=1), Search(form=form, max_steps=1), num_folds=2)
+    assert found.low.tolist() == [least] * 2
+    ends = [min(most, weight + 9) for weight in found.weights.tolist()]
+    assert found.high.tolist() == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trace_keeps_the_weights_of_every_step(form):
+    """They start at one, and each differs from the one before it, whatever Adam does in place."""
+    sources = Sources(drawn(24), membership([[row % 2] for row in range(24)], 2))
+    trace = search(sources, drawn(9, seed=SPREAD), Search(form=form, lr=0.4), steps=2).weights
+    assert trace[0].tolist() == pytest.approx([1, 1])
+    assert not torch.equal(trace[1], trace[0])
+    assert not torch.equal(trace[2], trace[1])
