@@ -33,7 +33,7 @@ SOURCES = ("agency", "archive", "desk", "wire", SHIFTED, SHUFFLED)
 SIZE, TRUSTED, TESTED = 100, 40, 1000
 WEIGHTS, UNION, TWO_STAGE = "weights", "union", "two_stage"
 TRAINED_ON = {
-    WEIGHTS: "learned weights, then the trusted",
+    WEIGHTS: "the sources that help, then the trusted",
     TWO_STAGE: "two-stage: all alike, then the trusted",
     UNION: "union: all and the trusted together",
 }
@@ -144,21 +144,27 @@ def run_demo(place: Path, common: Sequence[str], console: Console) -> dict[str, 
 
         summaries[name] = once(options, train)
     found = json.loads((place / WEIGHTS / "weights.json").read_text(encoding="utf-8"))
-    console.print(weights_table(found["sources"]))
+    console.print(weights_table(found["sources"], found["signs"]))
     console.print(accuracy_table(summaries))
     say(conclusion(found["sources"], summaries))
     return summaries
 
 
-def weights_table(weights: Mapping[str, Mapping[str, float]]) -> Table:
-    """The learned weight of each source, and what is wrong with it."""
+def weights_table(
+    weights: Mapping[str, Mapping[str, float]], signs: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """The weight of each source, what more of it would take off the trusted examples' loss, and
+    what is wrong with it.
+    """
     wrong = {SHIFTED: "off by one", SHUFFLED: "at random"}
-    table = Table("source", "its labels are", title="Learned weights (1: as much as its size)")
-    for head in ("weight", "95 % interval"):
+    table = Table("source", "its labels are", title="Weights (1: as much as its size), and pull")
+    for head in ("weight", "pull", "95 % interval"):
         table.add_column(head, justify="right")
     for name, row in weights.items():
-        ends = interval(row["low"], row["high"])
-        table.add_row(name, wrong.get(name, "right"), f"{row['weight']:.2f}", ends)
+        sign = signs[name]
+        ends = interval(sign["low"], sign["high"])
+        pull = f"{sign['pull']:+.2f}"
+        table.add_row(name, wrong.get(name, "right"), f"{row['weight']:.2f}", pull, ends)
     return table
 
 
@@ -177,14 +183,16 @@ def accuracy_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def conclusion(weights: Mapping[str, Mapping[str, float]], summaries: Mapping[str, Summary]) -> str:
-    """Whether the mislabelled sources have the least weights, and what that is worth."""
-    lowest = sorted(weights, key=lambda name: weights[name]["weight"])[:2]
-    right = set(lowest) == {SHIFTED, SHUFFLED}
-    said = "the two mislabelled ones" if right else "not both mislabelled"
+    """Whether the dropped sources are the mislabelled ones, and what that is worth."""
+    dropped = [name for name, row in weights.items() if row["weight"] == 0]
+    wrong = sorted({SHIFTED, SHUFFLED}.intersection(dropped))
+    mislabelled = "the two mislabelled ones"
+    if set(dropped) != {SHIFTED, SHUFFLED}:
+        mislabelled = f"of which mislabelled: {' and '.join(wrong) or 'none'}"
     ours = summaries[WEIGHTS]
     gains = [100 * (ours["test_metric"] - summaries[n]["test_metric"]) for n in (UNION, TWO_STAGE)]
     return (
-        f"-> Least weight: {' and '.join(sorted(lowest))}, {said}. Accuracy {gains[0]:+.1f} points "
-        f"against the union, {gains[1]:+.1f} against two-stage (one seed; below "
-        f"{100 * noise(ours, summaries[TWO_STAGE]):.1f} is noise)."
+        f"-> Dropped: {' and '.join(sorted(dropped)) or 'none'}, {mislabelled}. Accuracy "
+        f"{gains[0]:+.1f} points against the union, {gains[1]:+.1f} against two-stage (one seed; "
+        f"below {100 * noise(ours, summaries[TWO_STAGE]):.1f} is noise)."
     )

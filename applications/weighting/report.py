@@ -64,22 +64,39 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def bars(sources: Sequence[Weighed]) -> Drawing:
-    """The weights with their intervals as a bar chart, largest first."""
-    ordered = sorted(sources, key=lambda source: source.weight)
+Bar = tuple[str, float, float | None, float | None]
+"""A name, a value, and the ends of its interval where there is one."""
+
+
+def weight_bars(sources: Sequence[Weighed]) -> Drawing:
+    """The weights with their intervals."""
+    text = "The weight of each source and its 95 % interval; the line is a weight of one."
+    found = [(source.name, source.weight, source.low, source.high) for source in sources]
+    return bars(found, 1, "weight (1: as much as its size)", "Weights", text)
+
+
+def pull_bars(signs: Mapping[str, Sign]) -> Drawing:
+    """The pulls with their intervals."""
+    text = "The pull on each source and its 95 % interval; left of the line a source harms."
+    found = [(name, sign.pull, sign.low, sign.high) for name, sign in signs.items()]
+    return bars(found, 0, "fall of the loss on the target with its share", "Pull", text)
+
+
+def bars(found: Sequence[Bar], line: float, label: str, title: str, text: str) -> Drawing:
+    """Values with their intervals as a bar chart, largest first, and a line across it."""
+    ordered = sorted(found, key=lambda bar: bar[1])
     figure = Figure(figsize=(7, 1 + 0.26 * len(ordered)), layout="constrained")
     axes = figure.subplots()
-    weights = [source.weight for source in ordered]
-    axes.barh([short(source.name) for source in ordered], weights, color=COLOURS[0])
-    for place, source in enumerate(ordered):
-        if source.low is not None and source.high is not None:
-            axes.plot([source.low, source.high], [place, place], color=INK, linewidth=1)
-    axes.axvline(1, color=SOFT, linewidth=0.8, linestyle="--")
-    said = [f"{s.name}\n{s.weight:.3g} ({interval(s.low, s.high)})" for s in ordered]
-    tell(axes, weights, range(len(weights)), said)
-    axes.set(xlabel="weight (1: as much as its size)")
-    text = "The weight of each source and its 95 % interval; the line is a weight of one."
-    return drawn(figure, "Weights", text)
+    values = [value for _, value, _, _ in ordered]
+    axes.barh([short(name) for name, _, _, _ in ordered], values, color=COLOURS[0])
+    for place, (_, _, low, high) in enumerate(ordered):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=INK, linewidth=1)
+    axes.axvline(line, color=SOFT, linewidth=0.8, linestyle="--")
+    said = [f"{name}\n{value:.3g} ({interval(low, high)})" for name, value, low, high in ordered]
+    tell(axes, values, range(len(values)), said)
+    axes.set(xlabel=label)
+    return drawn(figure, title, text)
 
 
 def curve(values: Sequence[float], steps: int) -> Drawing:
@@ -96,7 +113,7 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     text = f"The loss of held-out target examples; it is least after {steps} upper steps{last}."
     if steps in (1, 2):
         text += (
-            " Adam's first steps are of one size, so that after so few the intervals are narrow."
+            " Adam's first steps are all of one size: intervals after so few are narrow."
         )
     return drawn(figure, "Steps", text)
 
@@ -136,14 +153,15 @@ def write_page(
     notes: Sequence[str],
 ) -> None:
     """Write weights.html and the bar chart, weights.svg."""
-    chart = bars(sources)
+    chart = weight_bars(sources)
     table = Table("Weights", HEAD, [entries(*row) for row in weight_rows(sources)])
     sections = [
         Section("Weights", tables=[table], drawings=[chart]),
         Section(
             "Which sources are bad",
             text=PULL,
-            tables=[Table("Which sources are bad", SIGNS, sign_rows(signs))] if signs else [],
+            tables=[Table("Pull and agreement", SIGNS, sign_rows(signs))] if signs else [],
+            drawings=[pull_bars(signs)] if signs else [],
         ),
         Section("Upper steps", drawings=[] if steps is None else [curve(*steps)]),
         Section(

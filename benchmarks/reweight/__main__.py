@@ -159,6 +159,9 @@ def write_tables() -> None:
 
     print(tables.markdown(read()))
     parts = {
+        "features": page.on_features(read(), page.ON_FEATURES),
+        "telling": page.told(read(TOLD)),
+        "functions": page.on_features(read(), page.WEAK),
         "minilm_lora": page.finetuned(read(), read(TUNED)),
         "generation": page.generated(read(WRITTEN)),
         "costs": page.costs(read(COSTS)),

@@ -1,4 +1,4 @@
-"""The tables of docs/reweight.md that are written from rows: of fine-tuned models."""
+"""The tables of docs/reweight.md, from rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,32 @@ from typing import Any
 
 from applications.comparison.statistics import spread
 from benchmarks.accuracy import write_between
-from benchmarks.reweight.plan import LABELS, LEARNED, METHODS, RATES, ROUTE, best_rates
+from benchmarks.reweight.plan import LABELS, LEARNED, METHODS, OURS, RATES, ROUTE, best_rates
 from benchmarks.reweight.tables import paired
 
 Row = Mapping[str, Any]
 
+ON_FEATURES = {
+    ("sst2_cr", 24): "24 labels",
+    ("sst2_cr", 60): "60 labels",
+    ("sst2_cr", 200): "200 labels",
+    ("trec_shards", 60): "TREC, 60 labels",
+}
+WEAK = {("trec_weak", 50): "50 labels", ("trec_weak", 100): "100 labels"}
+SCORES = {
+    "pull": "pull, all sources alike (`weights.json`: `signs`)",
+    "agreement": "agreement: the share of labels that a model of the target predicts",
+    "pull_at_the_end": "pull under the softmax weights",
+    "weights": "softmax weights",
+}
 NAMES = {
-    LEARNED: "**learned weights**",
+    OURS: "**helpful sources**",
+    LEARNED: "softmax weights",
+    "target_only": "target only",
+    "weighted_union": "union with a weight by cross-validation",
+    "random_search": "random search",
+    "majority_vote": "majority vote",
+    "dawid_skene": "Dawid and Skene's model",
     "two_stage": "two-stage",
     "agreeing_examples": "agreeing examples",
     "oracle": "the oracle's sources",
@@ -26,6 +45,50 @@ def write(page: Path, parts: Mapping[str, str]) -> None:
     """Write each part between its marks on the page."""
     for mark, text in parts.items():
         write_between(page, mark, text)
+
+
+def on_features(rows: Sequence[Row], cells: Mapping[tuple[str, int], str]) -> str:
+    """A row a method, best first in the first column: for each cell its mean accuracy over the
+    seeds, and the helpful sources minus it, in bold where the interval leaves zero out.
+    """
+    found: dict[tuple[str, int], dict[str, dict[int, float]]] = {cell: {} for cell in cells}
+    for row in rows:
+        cell = row["task"], row["labels"]
+        if row["route"] == "features" and cell in found:
+            found[cell].setdefault(row["method"], {})[row["seed"]] = row["test_metric"]
+    first = next(iter(cells))
+    methods = sorted(found[first], key=lambda m: (m != OURS, -fmean(found[first][m].values())))
+    lines = []
+    for method in methods:
+        line = [NAMES.get(method, method.replace("_", " "))]
+        for cell in cells:
+            mine = found[cell].get(method, {})
+            line.append(f"{100 * fmean(mine.values()):.1f}" if mine else "")
+            line.append(bold(paired(found[cell].get(OURS, {}), mine)))
+        lines.append(line)
+    head = [title for name in cells.values() for title in (name, "helpful minus it")]
+    return table(["method", *head], lines)
+
+
+def bold(text: str) -> str:
+    """A difference in bold where its interval leaves zero out."""
+    value, _, ends = text.partition(" (")
+    signs = {end[0] for end in ends.rstrip(")").split(" to ")} if ends else set()
+    return f"**{value}** ({ends}" if len(signs) == 1 else text
+
+
+def told(rows: Sequence[Row]) -> str:
+    """A row a score: the area under the ROC curve in each cell, the mean over the seeds."""
+    cells = ON_FEATURES | {cell: f"functions, {name}" for cell, name in WEAK.items()}
+    lines = []
+    for score, name in SCORES.items():
+        line = [name]
+        for task, labels in cells:
+            of = {"task": task, "labels": labels, "score": score}
+            areas = [row["area"] for row in rows if of.items() <= row.items()]
+            line.append(f"{fmean(areas):.2f}" if areas else "")
+        lines.append(line)
+    return table(["score", *cells.values()], lines)
 
 
 def finetuned(rows: Sequence[Row], tuned: Sequence[Row]) -> str:
@@ -62,7 +125,7 @@ def seeds_of(rows: Iterable[Row]) -> str:
 
 
 def scores(rows: Sequence[Row]) -> str:
-    """A row a method: accuracy, and the learned weights minus it where seeds are common."""
+    """A row a method: accuracy, and the helpful sources minus it where seeds are common."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["seed"]] = row["test_metric"]
@@ -79,12 +142,12 @@ def scores(rows: Sequence[Row]) -> str:
                 f"{mine[0]['learning_rate']:g}",
                 str(whole.n),
                 f"{100 * whole.mean:.1f}{std}",
-                paired(found.get(LEARNED, {}), accuracies),
+                paired(found.get(OURS, {}), accuracies),
                 f"{fmean(aucs):.2f}" if aucs else "",
                 f"{fmean(row['cpu_seconds'] for row in mine):.0f}",
             ]
         )
-    return table(["method", "rate", "seeds", "accuracy", "weights minus it", "AUC", "CPU s"], lines)
+    return table(["method", "rate", "seeds", "accuracy", "helpful minus it", "AUC", "CPU s"], lines)
 
 
 def generated(rows: Sequence[Row]) -> str:

@@ -13,8 +13,9 @@ Row = Mapping[str, Any]
 
 ROUTE = "minilm_lora"
 LEARNED = "weights"
+OURS = "helpful"
 METHODS = (
-    *("two_stage", LEARNED, "helpful", "agreement", "oracle", "online", "union", "greedy"),
+    *("two_stage", LEARNED, OURS, "agreement", "oracle", "online", "union", "greedy"),
     "agreeing_examples",
 )
 RATES = (1e-3, 2e-3, 4e-3)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from scipy.stats import mannwhitneyu
 
 from benchmarks.reweight.generation import POISONED, SIZES, displaced, once, weights
-from benchmarks.reweight.page import costs, scores
+from benchmarks.reweight.on_features import area
+from benchmarks.reweight.page import bold, costs, on_features, scores, told
 from benchmarks.reweight.plan import (
     METHODS,
     RATES,
@@ -97,9 +100,9 @@ def test_the_time_left_is_that_of_each_method() -> None:
 
 
 def test_one_seed_has_a_difference_and_no_interval() -> None:
-    rows = [tried("weights", 1e-3, 0, 0.8), tried("two_stage", 1e-3, 0, 0.7)]
+    rows = [tried("helpful", 1e-3, 0, 0.8), tried("two_stage", 1e-3, 0, 0.7)]
     assert scores(rows).splitlines()[2:] == [
-        "| **learned weights** | 0.001 | 1 | 80.0 |  |  | 1 |",
+        "| **helpful sources** | 0.001 | 1 | 80.0 |  |  | 1 |",
         "| two-stage | 0.001 | 1 | 70.0 | +10.0 |  | 1 |",
     ]
 
@@ -146,3 +149,51 @@ def test_help_does_not_load_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_area_is_that_of_mann_and_whitney() -> None:
+    scores_, wrong = torch.tensor([0.9, 0.5, 0.5, 0.1, 0.7]), torch.tensor([0, 0, 1, 1, 1]) > 0
+    counted = mannwhitneyu(scores_[~wrong], scores_[wrong]).statistic / 6
+    assert area(scores_, wrong) == pytest.approx(counted, abs=1e-4)
+    assert area(-scores_, wrong) == pytest.approx(1 - counted, abs=1e-4)
+
+
+def test_the_table_of_features_has_ours_first_and_pairs_seeds() -> None:
+    values = {"helpful": (0.8, 0.9), "two_stage": (0.7, 0.85), "oracle": (0.95, 0.9)}
+    rows = [
+        {"task": "a", "route": "features", "labels": 24, "seed": s, "method": m, "test_metric": v}
+        for m, both in values.items()
+        for s, v in enumerate(both)
+    ]
+    other = {**rows[2], "route": "minilm_lora", "test_metric": 0.0}
+    lines = on_features([*rows, other], {("a", 24): "24 labels"}).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| **helpful sources**", "85.0"],
+        ["| the oracle's sources", "92.5"],
+        ["| two-stage", "77.5"],
+    ]
+    assert "+7.5 (" in lines[2]  # 10 and 5 points, of the same seeds
+    assert "-7.5 (" in lines[1]  # -15 and 0
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("+2.0 (+1.0 to +3.0)", "**+2.0** (+1.0 to +3.0)"),
+        ("-2.0 (-3.0 to -1.0)", "**-2.0** (-3.0 to -1.0)"),
+        ("+2.0 (-1.0 to +3.0)", "+2.0 (-1.0 to +3.0)"),
+        ("+2.0", "+2.0"),
+        ("", ""),
+    ],
+)
+def test_a_difference_is_bold_where_its_interval_leaves_zero_out(text: str, expected: str) -> None:
+    assert bold(text) == expected
+
+
+def test_a_score_has_its_mean_area_in_each_cell() -> None:
+    rows = [
+        {"task": "sst2_cr", "labels": labels, "score": "pull", "area": value}
+        for labels, value in ((24, 0.9), (24, 0.8), (60, 1.0))
+    ]
+    first = told(rows).splitlines()[2].split(" | ")
+    assert first[1:4] == ["0.85", "1.00", ""]
