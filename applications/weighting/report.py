@@ -112,9 +112,7 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     last = ", the most that were tried" if steps == len(values) - 1 else ""
     text = f"The loss of held-out target examples; it is least after {steps} upper steps{last}."
     if steps in (1, 2):
-        text += (
-            " Adam's first steps are all of one size: intervals after so few are narrow."
-        )
+        text += " Adam's first steps are all of one size: intervals after so few are narrow."
     return drawn(figure, "Steps", text)
 
 
