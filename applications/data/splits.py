@@ -110,7 +110,7 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
         train, _ = cut(train, count, task, seed=seed, stream="train_subset")
         notes.append(f"{count} of {whole} training examples (split seed {seed})")
     notes += lost_classes(task, train)
-    repeated = len(texts(train) & texts(test))
+    repeated = len({*texts(train)} & {*texts(test)})
     if repeated:
         notes.append(f"{repeated} texts of the test split also occur in the training split")
     return Splits(train, validation, test, tuple(notes))
@@ -128,13 +128,13 @@ def lost_classes(task: TaskData, train: Dataset) -> list[str]:
     return [f"no training example is left of {names}{more}, which cannot be learned so"]
 
 
-def texts(examples: Dataset) -> set[tuple[str, ...]]:
-    """The distinct texts (or pairs of texts) of a split, tagged ones with spaces between words."""
+def texts(examples: Dataset) -> list[tuple[str, ...]]:
+    """The texts (or pairs of texts) of a split, tagged ones with spaces between words."""
     inputs = [
         [value if isinstance(value, str) else " ".join(value) for value in examples[name]]
         for name in examples.column_names[:-1]
     ]
-    return set(zip(*inputs, strict=True))
+    return list(zip(*inputs, strict=True))
 
 
 def at_most(examples: Dataset, limit: int | None, task: TaskData, seed: int) -> Dataset:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from warnings import catch_warnings, filterwarnings
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -60,7 +61,9 @@ def drawn(figure: Figure, title: str, text: str) -> Drawing:
     """
     stream = StringIO()
     FigureCanvasSVG(figure)
-    with mpl.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}), catch_warnings():
+        # Text is drawn by the browser, which has other fonts.
+        filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(stream, format="svg", metadata=NO_DATES, transparent=True)
     root = ElementTree.fromstring(stream.getvalue())
     least = LEAST * 72 * figure.get_figwidth()

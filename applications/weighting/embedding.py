@@ -12,8 +12,9 @@ from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
 from applications.weighting.features import IGNORED, Projection, answers, frozen
-from applications.weighting.gathering import Gathered, flat
+from applications.weighting.gathering import Gathered
 from applications.weighting.heads import Examples
+from applications.weighting.labels import flat
 from applications.weighting.search import Sources
 from applications.weighting.weights import membership
 

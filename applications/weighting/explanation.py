@@ -27,7 +27,8 @@ def explained(
     *,
     number: int,
 ) -> dict[str, dict[str, list[Pull]]]:
-    """For each source the examples with the largest pulls ``up`` and ``down``.
+    """For each source the examples with the largest pulls ``up`` and ``down``; that of a tagged
+    sentence is the sum over its words.
 
     Args:
         found: the `applications.weighting.pull.pulls`.
@@ -35,23 +36,22 @@ def explained(
         gathered: where the texts are.
         number: examples each way.
     """
+    whole: dict[tuple[int, int], float] = {}
+    for place, pull in zip(places, found.tolist(), strict=True):
+        whole[place] = whole.get(place, 0.0) + pull
+
+    def shown(place: tuple[int, int]) -> Pull:
+        group, row = place
+        examples = gathered.groups[group].examples
+        return Pull(*told(examples, row, gathered.task.label_names), whole[place])
+
     result: dict[str, dict[str, list[Pull]]] = {}
     for name in gathered.names:
-        mine = [
-            position
-            for position, (group, _) in enumerate(places)
-            if name in gathered.groups[group].members
-        ]
-        order = sorted(mine, key=lambda position: -float(found[position]))
-
-        def shown(position: int) -> Pull:
-            group, row = places[position]
-            examples = gathered.groups[group].examples
-            return Pull(*told(examples, row, gathered.task.label_names), float(found[position]))
-
+        mine = [place for place in whole if name in gathered.groups[place[0]].members]
+        order = sorted(mine, key=lambda place: -whole[place])
         result[name] = {
-            "up": [shown(p) for p in order[:number] if found[p] > 0],
-            "down": [shown(p) for p in order[::-1][:number] if found[p] < 0],
+            "up": [shown(p) for p in order[:number] if whole[p] > 0],
+            "down": [shown(p) for p in order[::-1][:number] if whole[p] < 0],
         }
     return result
 

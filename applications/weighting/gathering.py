@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
 
@@ -15,9 +14,10 @@ from applications.errors import UsageError
 from applications.families.family import Family
 from applications.options.arguments import DataOptions
 from applications.options.weighting import WeightingOptions
+from applications.weighting.labels import flat, held, in_words, problem_type, renumbered
 from applications.weighting.places import Place, at, located, own_file, write_rows
 
-SHOWN = 5
+SHOWN = 8
 Load = Callable[[DataOptions], TaskData]
 
 
@@ -175,25 +175,6 @@ def read_target(
     return target
 
 
-def problem_type(task: TaskData) -> Literal["classification", "regression"] | None:
-    """What its labels are, as the option says it."""
-    if task.kind == "classification":
-        return "classification"
-    return "regression" if task.kind == "regression" else None
-
-
-def flat(rows: Dataset) -> list[Any]:
-    """The answers of all rows, one after the other; no texts."""
-    values = rows[rows.column_names[-1]]
-    return [v for value in values for v in (value if isinstance(value, list) else [value])]
-
-
-def held(task: TaskData, split: str = "train") -> list[str]:
-    """The labels that the examples of a split have, in the order of their numbers."""
-    found = set(flat(task.splits[split])) if task.label_names else set()
-    return [name for number, name in enumerate(task.label_names) if number in found]
-
-
 def check_labels(target: TaskData, places: Sequence[Place], loaded: Sequence[TaskData]) -> None:
     """Refuse sources of another kind than the target, or with no label in common with it."""
     wanted = held(target)
@@ -230,7 +211,7 @@ def untaught(target: TaskData, loaded: Sequence[TaskData]) -> tuple[str, ...]:
                 f"{sorted(taught)[:20]}: none in common; spell them alike"
             )
         if lost:
-            names = ", ".join(lost[:SHOWN])
+            names = listed(lost)
             said.append(f"neither target nor sources teach labels of the {split} split: {names}")
     return tuple(said)
 
@@ -257,32 +238,10 @@ def true_answers(
         yield true
 
 
-def renumbered(task: TaskData, split: str, names: Sequence[str]) -> Dataset:
-    """The examples of a split with their answers numbered as in ``names``."""
-    rows = task.splits[split]
-    if not task.label_names:
-        return rows
-    number = {old: names.index(name) for old, name in enumerate(task.label_names)}
-
-    def translated(value: Any) -> Any:
-        return [number[v] for v in value] if isinstance(value, list) else number[value]
-
-    return with_answers(rows, translated)
-
-
-def in_words(task: TaskData) -> Dataset:
-    """The training examples with the names of their labels."""
-    rows, names = task.splits["train"], task.label_names
-    if not names:
-        return rows
-    return with_answers(rows, lambda v: [names[n] for n in v] if isinstance(v, list) else names[v])
-
-
-def with_answers(rows: Dataset, translated: Callable[[Any], Any]) -> Dataset:
-    """The rows with their answers, the last column, translated."""
-    *inputs, answer = rows.column_names
-    columns = {name: list(rows[name]) for name in inputs}
-    return Dataset.from_dict({**columns, answer: [translated(v) for v in rows[answer]]})
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def repeated(gathered: Gathered, splits: Splits) -> tuple[str, ...]:
@@ -292,21 +251,15 @@ def repeated(gathered: Gathered, splits: Splits) -> tuple[str, ...]:
         ("the test split", splits.test, "what is measured there has been trained on"),
         ("the target", splits.train, "their weight is judged by what they repeat"),
     ):
-        known, found = texts(rows), []
+        known, found = {*texts(rows)}, []
         for group in gathered.groups:
-            inputs = group.examples.column_names[:-1]
-            columns = [group.examples[name] for name in inputs]
-            whole = [
-                tuple(v if isinstance(v, str) else " ".join(v) for v in row)
-                for row in zip(*columns, strict=True)
-            ]
+            whole = texts(group.examples)
             shared = sum(row in known for row in whole)
             if shared:
                 found.append(f"{group.name} ({shared} of {len(whole)})")
         if found:
-            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             said.append(
-                f"sources hold texts of {what}: {', '.join(found[:SHOWN])}{more}; {then}, so take "
-                f"them out of the sources"
+                f"sources hold texts of {what}: {listed(found)}; {then}, so take them out of the "
+                f"sources"
             )
     return tuple(said)

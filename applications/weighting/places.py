@@ -68,7 +68,7 @@ def located(data: DataOptions, weighting: WeightingOptions, folder: Path) -> lis
             "argument --sources: no sources; give NAME=PATH,... or --train_file FILE with "
             "--source_column COLUMN, got None"
         )
-    return divided(Path(data.train_file), weighting.source_column, folder)
+    return divided(data, weighting.source_column, folder)
 
 
 def at(data: DataOptions, place: Place) -> DataOptions:
@@ -90,14 +90,20 @@ def at(data: DataOptions, place: Place) -> DataOptions:
     )
 
 
-def divided(file: Path, columns: Sequence[str], folder: Path) -> list[Place]:
+def divided(data: DataOptions, columns: Sequence[str], folder: Path) -> list[Place]:
     """The rows of a file by the cells of the columns, a jsonl file a group in ``sources/``."""
+    file = Path(str(data.train_file))
     rows = read_file(file)
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise UsageError(
             f"argument --source_column: {file} has no column {missing[0]!r}, only "
             f"{rows.column_names}"
+        )
+    if data.label_column in columns:
+        raise UsageError(
+            f"argument --source_column: {data.label_column!r} is the column of labels, which "
+            f"--label_column names; the source is another"
         )
     positions: dict[tuple[str, ...], list[int]] = {}
     for position, cells in enumerate(zip(*(rows[column] for column in columns), strict=True)):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from applications.pages.drawing import COLOURS, INK, SOFT, Drawing, drawn, short, tell
 from applications.pages.page import Section, page
@@ -107,7 +108,11 @@ def curve(values: Sequence[float], steps: int) -> Drawing:
     said = [f"{n} upper steps\n{value:.4g}" for n, value in enumerate(values)]
     tell(axes, range(len(values)), values, said)
     axes.set(xlabel="upper steps", ylabel="held-out loss")
-    text = f"The loss of held-out target examples; {steps} upper steps have the smallest."
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last = ", the most that were tried" if steps == len(values) - 1 else ""
+    text = f"The loss of held-out target examples; it is least after {steps} upper steps{last}."
+    if steps in (1, 2):
+        text += " Adam's first steps are all of one size: intervals after so few are narrow."
     return drawn(figure, "Steps", text)
 
 

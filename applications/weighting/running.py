@@ -26,7 +26,7 @@ from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import as_data, explained
 from applications.weighting.finetuning import check_readable, weighted_phases, workload
 from applications.weighting.folds import Parts, folds
-from applications.weighting.gathering import Gathered, gather, repeated
+from applications.weighting.gathering import Gathered, gather, listed, repeated
 from applications.weighting.heads import Examples
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
@@ -166,7 +166,8 @@ def by_features(
     learned = learned_by(
         data.sources, data.target, divisions, settings, weighting, seed=options.run.seed
     )
-    how = f"{learned.steps} upper steps" if len(learned.curve) else "by their pull"
+    most = " (the most that were tried)" if learned.steps == len(learned.curve) - 1 else ""
+    how = f"{learned.steps} upper steps{most}" if len(learned.curve) else "by their pull"
     say(f"weights: {how}, {learned.fits} fits in {learned.seconds:.1f} s")
     given = Comparison(
         data.sources,
@@ -180,9 +181,7 @@ def by_features(
     names = gathered.names
     pulled = source_pulls(data.sources, data.target, divisions, settings)
     told = signs(names, pulled, agreements(given))
-    harmful = (
-        ", ".join(name for name, sign in told.items() if sign.harms) or "no source for certain"
-    )
+    harmful = listed([name for name, sign in told.items() if sign.harms]) or "no source for certain"
     say(f"pull: more of these would raise the loss on the target: {harmful}")
     table = rows(compared(given, learned, weighting.controls or ()), data.test)
     shown: Explained = {}

@@ -116,7 +116,7 @@ def search(
     traced, on_target, on_held_out = [], [], []
     count = settings.max_steps if steps is None else steps
     for step in range(count + 1):
-        now = weights(upper.detach())
+        now = weights(upper.detach().clone())  # the optimizer changes its values in place
         head = sources.fit(now, ridge=settings.ridge, start=head)
         traced.append(now)
         if held_out is not None:

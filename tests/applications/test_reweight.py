@@ -103,7 +103,9 @@ def test_a_run_leaves_weights_mixture_adapter_summary_and_page(words, tmp_path, 
     options = parse_options(words(*flags), groups=ALL_GROUPS)
     base, _ = TextClassification().load_base(options.model, TextClassificationTask(3))
     assert isinstance(PeftModel.from_pretrained(base, str(tmp_path / "run/adapter")), PeftModel)
-    assert "bad" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bad" in said
+    assert all(control in said for control in controls.split(","))
 
 
 class TextClassificationTask:
@@ -145,9 +147,11 @@ def test_bi_level_adapters_see_the_sources_below_and_the_target_above(words, tmp
 
 
 @pytest.mark.parametrize("form", ["softmax", "non_negative"])
-def test_the_online_route_moves_the_weights_along_the_training(words, tmp_path, form):
+def test_the_online_route_moves_the_weights_along_the_training(words, tmp_path, capsys, form):
     flags = ("--route", "online", "--form", form, "--max_steps", "6", "--learning_rate", "1e-2")
+    flags += ("--hypergradient", "t1t2")
     assert main(words(*flags, "--method", "lora", "--weight_learning_rate", "0.1")) == 0
+    assert "not used" not in capsys.readouterr().out
     weights = read(tmp_path, "weights.json")
     values = [source["weight"] for source in weights["sources"].values()]
     assert len(set(values)) == 3

@@ -15,11 +15,20 @@ from transformers.loss.loss_utils import (
 from applications.data.batches import training_batches
 from applications.data.examples import TaskData
 from applications.data.splits import Splits
+from applications.errors import UsageError
 from applications.families.classification import TextClassification
-from applications.options.arguments import AdapterOptions, ModelOptions, Options
+from applications.options.arguments import (
+    AdapterOptions,
+    LevelOptions,
+    ModelOptions,
+    Options,
+    RunOptions,
+)
+from applications.options.completion import completed
+from applications.options.weighting import WeightingOptions
 from applications.weighting.finetuning import workload
 from applications.weighting.gathering import Gathered, Group
-from applications.weighting.online import each_loss
+from applications.weighting.online import each_loss, online_phases
 
 
 def test_rows_are_drawn_in_proportion_to_their_weights():
@@ -96,3 +105,51 @@ def test_the_loss_of_each_row_of_tokens_is_that_of_transformers(kind: TaskType):
         else:
             expected = ForTokenClassification(one, known, SimpleNamespace(num_labels=7))
         torch.testing.assert_close(found[row], expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "beam_lora", "sd_lora"])
+def test_online_every_adapter_trains_as_it_does_alone(tiny_model: str, method: str):
+    """With weights of one the loss below is the adapter's own, its penalties included, and what
+    acts after its steps is there: AdaLoRA's ranks, BeamLoRA's beams.
+    """
+    groups = (group("a", ["cat"] * 3), group("b", ["dog"] * 3))
+    target = Dataset.from_dict({"text": ["cat", "dog"], "label": [0, 1]})
+    task = TaskData("pets", "classification", "accuracy", ("x", "y"), {"train": target})
+    options = Options(
+        model=ModelOptions(model_name_or_path=tiny_model, device="cpu"),
+        adapter=AdapterOptions(method=method, lora_r=2),
+        run=RunOptions(max_steps=40),
+    )
+    family, splits = TextClassification(), Splits(target, None, target, ())
+    options = completed(options, family)
+    gathered = Gathered(task, groups)
+    asked = WeightingOptions(route="online")
+    _, _, phases = online_phases(options, family, gathered, splits, asked)
+    phase = next(phases)
+    problem = phase.graph.problems[1]
+    batch = next(iter(problem.batches))
+    plain = {name: value for name, value in batch.items() if name != "members"}
+    phase.model.eval()
+    torch.testing.assert_close(problem.loss(batch), phase.model(**plain).loss)
+    assert bool(phase.stateful) == (method in ("adalora", "beam_lora"))
+
+
+@pytest.mark.parametrize("control", ["two_stage", "same_data"])
+def test_controls_that_divide_other_data_are_refused(tiny_model: str, control: str):
+    groups = (group("a", ["cat"] * 3), group("b", ["dog"] * 3))
+    target = Dataset.from_dict({"text": ["cat", "dog"], "label": [0, 1]})
+    task = TaskData("pets", "classification", "accuracy", ("x", "y"), {"train": target})
+    method = "bilora" if control == "same_data" else "lora"
+    options = Options(
+        model=ModelOptions(model_name_or_path=tiny_model, device="cpu"),
+        adapter=AdapterOptions(method=method),
+        levels=LevelOptions(control=control),
+    )
+    with pytest.raises(UsageError, match=r"--control: the sources are the data below"):
+        workload(
+            options,
+            TextClassification(),
+            Gathered(task, groups),
+            Splits(target, None, target, ()),
+            {"a": 1.0, "b": 1.0},
+        )

@@ -83,6 +83,21 @@ def test_llama_factory_gets_as_many_probabilities_as_names(weighed, tmp_path):
     assert sum(values) == pytest.approx(1, abs=1e-12)
 
 
+def test_names_are_what_llama_factory_finds_in_its_list(tmp_path):
+    """It divides the names at commas and strips each, and looks them up in dataset_info.json."""
+    names = ["web, news", "web_ news", " a/b", "owner/set"]
+    paths = [str(tmp_path / f"{n}.jsonl") for n in range(3)] + ["owner/set"]
+    weighed = [Weighed(n, p, 10, 1.0, None, None) for n, p in zip(names, paths, strict=True)]
+    found = write_mixture(tmp_path, weighed)
+    listed = [name.strip() for name in found["llama_factory"]["dataset"].split(",")]
+    info = json.loads((tmp_path / "mixture" / "dataset_info.json").read_text())
+    assert len(set(listed)) == len(names)
+    assert [info[name] for name in listed] == [
+        *({"file_name": path} for path in paths[:3]),
+        {"hf_hub_url": "owner/set"},
+    ]
+
+
 def test_a_mixture_of_nothing_is_refused(weighed):
     with pytest.raises(UsageError, match="every source has the weight 0"):
         mixture([weighed[2]])
