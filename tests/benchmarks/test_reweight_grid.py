@@ -254,7 +254,7 @@ def test_rates_are_tried_on_seeds_of_their_own_and_task_by_task() -> None:
     assert best_rates([*rows, *others], "sst2_cr", ["weights"]) == {"weights": RATES[-1]}
     more = [{**tried("weights", rate, 100, 0.9 - n), "labels": 200} for n, rate in enumerate(RATES)]
     # Means of .45, 0 and -.45: each number of labels is a try of its own.
-    assert best_rates([*rows, *more], "sst2_cr", ["weights"]) == {"weights": RATES[0]}
+    assert best_rates([*more, *rows], "sst2_cr", ["weights"]) == {"weights": RATES[0]}
 
 
 def test_the_table_of_fine_tuned_models_has_the_runs_at_the_best_rates_alone() -> None:
