@@ -345,7 +345,7 @@ class LevelOptions:
         None, "weight decay of the retraining; default: --weight_decay"
     )
     retraining_steps: int | None = option(
-        None, "updates of the retraining; default: as many as the search had lower ones"
+        None, "updates of the retraining; default: --max_steps, or the epochs over all examples"
     )
 
     upper_fraction: float = option(0.2, "share of the training examples the upper level sees (D2)")
