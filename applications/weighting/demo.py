@@ -23,9 +23,10 @@ from applications.runs.experiment import held, trained_in
 from applications.runs.kept import Summary, once
 from applications.runs.noise import noise
 from applications.weighting.finetuning import weighted_phases, workload
+from applications.weighting.found import Say
 from applications.weighting.gathering import Group, gather
 from applications.weighting.report import interval
-from applications.weighting.running import Say, prepared, reweight
+from applications.weighting.running import prepared, reweight
 
 # What is wrong with two of them: a list of classes that is off by one, and labels drawn at random.
 SHIFTED, SHUFFLED = "crawl", "resale"

@@ -1,67 +1,29 @@
 """One run of applications.reweight, from options to a folder of results."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from transformers import set_seed
 
 from applications.data.splits import Splits, split_task
 from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.options.completion import completed
 from applications.options.versions import versions
-from applications.options.weighting import HELPFUL, WeightingOptions
+from applications.options.weighting import WeightingOptions
 from applications.pages.writing import write_json
 from applications.runs.claim import Claim
 from applications.runs.experiment import held, trained_in
 from applications.runs.interruption import Signals
 from applications.runs.mark import early_mark
 from applications.runs.outputs import SUMMARY_KEYS
-from applications.weighting.comparing import compared, named, rows
-from applications.weighting.controls import Comparison, agreements
-from applications.weighting.embedding import Reader, embedded
-from applications.weighting.explanation import as_data, explained
-from applications.weighting.finetuning import check_readable, weighted_phases, workload
-from applications.weighting.folds import Parts, folds
-from applications.weighting.gathering import Gathered, gather, listed, repeated
-from applications.weighting.heads import Examples
+from applications.weighting.comparing import named
+from applications.weighting.explanation import as_data
+from applications.weighting.finetuning import weighted_phases, workload
+from applications.weighting.found import Found, Say, by_features
+from applications.weighting.gathering import Gathered, gather, repeated
 from applications.weighting.mixture import Weighed, write_mixture
 from applications.weighting.online import online_phases
-from applications.weighting.pull import Sign, pulls, signs, source_pulls
-from applications.weighting.report import Explained, write_page
-from applications.weighting.route import Learned, kept, learn
-from applications.weighting.search import Search, Sources
-
-Say = Callable[[str], None]
-LR = 0.5
-
-
-@dataclass
-class Found:
-    """What a route has found.
-
-    Attributes:
-        weights: by source.
-        low: the lower ends of their intervals, where there are any.
-        high: the upper ends.
-        about: what weights.json says beside them.
-        signs: what else tells a bad source, on frozen features.
-        controls: a row a method.
-        explained: the examples that pull.
-        steps: the cross-validated loss by upper step, and the number chosen.
-    """
-
-    weights: Mapping[str, float]
-    low: Mapping[str, float]
-    high: Mapping[str, float]
-    about: dict[str, Any]
-    signs: Mapping[str, Sign] = field(default_factory=dict)
-    controls: list[dict[str, Any]] = field(default_factory=list)
-    explained: Explained = field(default_factory=dict)
-    steps: tuple[Sequence[float], int] | None = None
+from applications.weighting.report import write_page
 
 
 def prepared(options: Options, family: Family) -> tuple[Options, WeightingOptions]:
@@ -132,112 +94,6 @@ def weighed(
         sources = write(folder, options, weighting, gathered, splits, found)
     say(f"weights: {folder / 'weights.json'}, {folder / 'mixture.json'}, {folder / 'weights.html'}")
     return summary, sources
-
-
-def by_features(
-    options: Options,
-    weighting: WeightingOptions,
-    family: Family,
-    gathered: Gathered,
-    splits: Splits,
-    say: Say,
-) -> tuple[Found, float]:
-    """The route over frozen features, its controls, and its head's test metric."""
-    set_seed(options.run.seed)
-    model, tokenizer = family.load_base(options.model, gathered.task)
-    check_readable(options, family, gathered, splits, model, tokenizer)
-    started = time.perf_counter()
-    read = Reader(family, model, tokenizer, options, gathered.task.num_labels)
-    data = embedded(read, gathered, splits, weighting)
-    seconds = time.perf_counter() - started
-    settings = Search(
-        form="softmax" if weighting.form == HELPFUL else weighting.form,  # type: ignore[arg-type]
-        floor=weighting.floor,
-        ridge=weighting.ridge,
-        lr=weighting.weight_learning_rate or LR,
-        max_steps=weighting.max_weight_steps,
-    )
-    count = len(data.sources.examples)
-    say(f"features: {count} examples of {len(gathered.names)} sources in {seconds:.1f} s")
-    divisions = [
-        folds(data.target, weighting.weight_folds, seed=options.run.seed + offset)
-        for offset in range(weighting.weight_seeds)
-    ]
-    learned = learned_by(
-        data.sources, data.target, divisions, settings, weighting, seed=options.run.seed
-    )
-    most = " (the most that were tried)" if learned.steps == len(learned.curve) - 1 else ""
-    how = f"{learned.steps} upper steps{most}" if len(learned.curve) else "by their pull"
-    say(f"weights: {how}, {learned.fits} fits in {learned.seconds:.1f} s")
-    given = Comparison(
-        data.sources,
-        data.target,
-        divisions[0],
-        settings,
-        seed=options.run.seed,
-        fits=weighting.most_fits,
-        right=data.right,
-    )
-    names = gathered.names
-    pulled = source_pulls(data.sources, data.target, divisions, settings)
-    told = signs(names, pulled, agreements(given))
-    harmful = listed([name for name, sign in told.items() if sign.harms]) or "no source for certain"
-    say(f"pull: more of these would raise the loss on the target: {harmful}")
-    table = rows(compared(given, learned, weighting.controls or ()), data.test)
-    shown: Explained = {}
-    if weighting.explain:
-        pull = pulls(
-            data.sources,
-            data.target,
-            learned.weights,
-            learned.head,
-            ridge=settings.ridge,
-            method=settings.method,
-        )
-        shown = explained(pull, data.places, gathered, number=weighting.num_explained)
-    about = {
-        "route": "features",
-        "form": weighting.form,
-        "steps": learned.steps,
-        "curve": learned.curve.tolist(),
-        "fits": learned.fits,
-        "search_seconds": learned.seconds,
-        "embedding_seconds": seconds,
-        "right": None if data.right is None else named(data.right, names),
-    }
-    found = Found(
-        named(learned.weights, names),
-        named(learned.low, names),
-        named(learned.high, names),
-        about,
-        told,
-        table if weighting.controls else [],
-        shown,
-        (learned.curve.tolist(), learned.steps) if len(learned.curve) else None,
-    )
-    return found, table[0]["test_metric"]
-
-
-def learned_by(
-    sources: Sources,
-    target: Examples,
-    divisions: Sequence[Parts],
-    settings: Search,
-    weighting: WeightingOptions,
-    *,
-    seed: int,
-) -> Learned:
-    """The weights in the form that is asked for."""
-    if weighting.form == HELPFUL:
-        return kept(sources, target, divisions, settings)
-    return learn(
-        sources,
-        target,
-        settings,
-        num_folds=weighting.weight_folds,
-        num_seeds=weighting.weight_seeds,
-        seed=seed,
-    )
 
 
 def along(

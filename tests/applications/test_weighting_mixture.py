@@ -12,10 +12,11 @@ from applications.data.splits import Splits
 from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.weighting import WeightingOptions
+from applications.weighting.found import Found
 from applications.weighting.gathering import Gathered, Group
 from applications.weighting.mixture import Weighed, mixture, write_mixture
 from applications.weighting.report import weight_rows
-from applications.weighting.running import Found, write
+from applications.weighting.running import write
 
 
 @pytest.fixture

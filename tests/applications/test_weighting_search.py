@@ -246,7 +246,7 @@ def test_a_search_is_adam_on_the_weight_gradient_with_heads_fitted_anew(form):
     adam = torch.optim.Adam([upper], lr=0.8)
     made, on_target, on_held_out = [], [], []
     for step in range(3):
-        now = weights(upper.detach())
+        now = weights(upper.detach().clone())
         head = fit(sources.examples, sources.members @ now, ridge=RIDGE)
         made.append(now)
         on_target.append(float(losses(head, target).mean()))
