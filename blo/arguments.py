@@ -402,6 +402,26 @@ def refuse_changed(name: str, known: Sequence[Tensor], now: Sequence[Tensor]) ->
     )
 
 
+def refuse_silent_hooks(name: str, parameters: Sequence[Tensor]) -> None:
+    """Raise where a parameter has a hook that would never run
+    (``register_post_accumulate_grad_hook``): gradients are computed without being accumulated. One
+    that only watches plain backward passes says so by an attribute ``only_watches``.
+
+    Raises:
+        RuntimeError: with the remedy.
+    """
+    for i, parameter in enumerate(parameters):
+        for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+            if not getattr(hook, "only_watches", False):
+                raise RuntimeError(
+                    f"a hook (register_post_accumulate_grad_hook) of parameter {i} of problem "
+                    f"{name!r}, of shape {tuple(parameter.shape)}, would never run: gradients are "
+                    "computed without being accumulated; use optimizer.register_step_pre_hook, or "
+                    "give a hook that only watches plain backward passes the attribute "
+                    "only_watches = True"
+                )
+
+
 def refuse_hooks(name: str, parameters: Sequence[Tensor], tried: set[int]) -> None:
     """Raise where a hook of a parameter (``register_hook``) changes its gradient: it runs in some
     evaluations and not in others, and no method differentiates it.

@@ -198,12 +198,14 @@ class Problem:
         return math.nan if lr is None else float(lr)
 
     def check_parameters(self) -> None:
-        """Raise unless the optimizer holds the parameters that it held at first.
+        """Raise unless the optimizer holds the parameters that it held at first, none of them with
+        a hook that would never run.
 
         Raises:
-            RuntimeError: naming the parameter that was added, frozen or set free.
+            RuntimeError: naming the parameter that was added, frozen, set free or given a hook.
         """
         arguments.refuse_changed(self.name, self.parameters, self._held())
+        arguments.refuse_silent_hooks(self.name, self.parameters)
 
     def check_hooks(self) -> None:
         """Raise if a hook of a parameter changes its gradient.

@@ -8,6 +8,19 @@ from torch import nn
 __all__ = ["JointWatch"]
 
 
+class _Watched:
+    """A hook of a parameter that tells the watch of a plain backward pass, and no more."""
+
+    only_watches = True
+
+    def __init__(self, watch: "JointWatch", level: str) -> None:
+        self._watch = watch
+        self._level = level
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        self._watch.seen(self._level)
+
+
 class JointWatch:
     """Warns once when one plain backward pass reaches the parameters of both levels.
 
@@ -27,10 +40,11 @@ class JointWatch:
             return
         flag = parameter.requires_grad
         parameter.requires_grad_(True)  # torch asks for it; a frozen adapter may be set free later
-        parameter.register_post_accumulate_grad_hook(lambda _: self._seen(level))
+        parameter.register_post_accumulate_grad_hook(_Watched(self, level))
         parameter.requires_grad_(flag)
 
-    def _seen(self, level: str) -> None:
+    def seen(self, level: str) -> None:
+        """Note that a backward pass has reached a parameter of this level."""
         self._pass[level] = torch._C._current_graph_task_id()
         if self._warned or len({*self._pass.values()}) != 1 or len(self._pass) != 2:
             return

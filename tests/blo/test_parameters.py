@@ -72,6 +72,26 @@ def test_a_hook_that_looks_on_and_one_without_a_hypergradient_are_let_be() -> No
 
 
 @pytest.mark.parametrize("level", ["upper", "lower"])
+def test_a_hook_that_would_never_run_is_refused_and_one_that_only_watches_is_not(
+    level: str,
+) -> None:
+    x, y = points()
+    engine = pair(x, y, alternating())
+    chosen = x if level == "upper" else y
+    handle = chosen.p.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(RuntimeError, match=f"parameter 0 of problem '{level}'.*never run"):
+        engine.run(1)
+    handle.remove()
+
+    def watch(parameter: Tensor) -> None:
+        """Does nothing."""
+
+    watch.only_watches = True  # type: ignore[attr-defined]
+    chosen.p.register_post_accumulate_grad_hook(watch)
+    engine.run(1)
+
+
+@pytest.mark.parametrize("level", ["upper", "lower"])
 def test_a_parameter_that_was_replaced_in_its_module_is_named(level: str) -> None:
     """The optimizer would go on moving the old one."""
     x, y = points()
