@@ -151,7 +151,7 @@ class WeightingOptions:
         remedy = "is of a search; with --form helpful there is none, choose --form softmax"
         rate = self.weight_learning_rate
         require(searched or rate is None, "weight_learning_rate", rate, remedy)
-        remedy = "is found on frozen features; with --route online choose softmax or non_negative"
+        remedy = "is found on frozen features; with --route online choose another form"
         require(searched or self.route == "features", "form", self.form, remedy)
         require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
 

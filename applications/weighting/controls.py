@@ -9,6 +9,7 @@ from torch import Tensor
 
 from applications.weighting.folds import Parts, cross_validated, finished
 from applications.weighting.heads import Examples, fit, mean_loss
+from applications.weighting.pull import source_pulls
 from applications.weighting.route import kept
 from applications.weighting.search import Search, Sources
 
@@ -145,7 +146,8 @@ def agreement(given: Comparison) -> Outcome:
 
 def helpful(given: Comparison) -> Outcome:
     """The sources that help by their pull (`applications.weighting.route.kept`)."""
-    return weighted(given, kept(given.sources, given.target, [given.parts], given.settings).weights)
+    pulled = source_pulls(given.sources, given.target, [given.parts], given.settings)
+    return weighted(given, kept(given.sources, pulled, given.settings).weights)
 
 
 def agreeing_examples(given: Comparison) -> Outcome:

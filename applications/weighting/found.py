@@ -16,13 +16,12 @@ from applications.weighting.controls import Comparison, agreements
 from applications.weighting.embedding import Reader, embedded
 from applications.weighting.explanation import explained
 from applications.weighting.finetuning import check_readable
-from applications.weighting.folds import Parts, folds
+from applications.weighting.folds import folds
 from applications.weighting.gathering import Gathered, listed
-from applications.weighting.heads import Examples
 from applications.weighting.pull import Sign, pulls, signs, source_pulls
 from applications.weighting.report import Explained
-from applications.weighting.route import Learned, kept, learn
-from applications.weighting.search import Search, Sources
+from applications.weighting.route import kept, learn
+from applications.weighting.search import Search
 
 Say = Callable[[str], None]
 LR = 0.5
@@ -82,9 +81,18 @@ def by_features(
         folds(data.target, weighting.weight_folds, seed=options.run.seed + offset)
         for offset in range(weighting.weight_seeds)
     ]
-    learned = learned_by(
-        data.sources, data.target, divisions, settings, weighting, seed=options.run.seed
-    )
+    pulled = source_pulls(data.sources, data.target, divisions, settings)
+    if weighting.form == HELPFUL:
+        learned = kept(data.sources, pulled, settings)
+    else:
+        learned = learn(
+            data.sources,
+            data.target,
+            settings,
+            num_folds=weighting.weight_folds,
+            num_seeds=weighting.weight_seeds,
+            seed=options.run.seed,
+        )
     most = " (the most that were tried)" if learned.steps == len(learned.curve) - 1 else ""
     how = f"{learned.steps} upper steps{most}" if len(learned.curve) else "by their pull"
     say(f"weights: {how}, {learned.fits} fits in {learned.seconds:.1f} s")
@@ -98,21 +106,13 @@ def by_features(
         right=data.right,
     )
     names = gathered.names
-    pulled = source_pulls(data.sources, data.target, divisions, settings)
     told = signs(names, pulled, agreements(given))
     harmful = listed([name for name, sign in told.items() if sign.harms]) or "no source for certain"
     say(f"pull: more of these would raise the loss on the target: {harmful}")
     table = rows(compared(given, learned, weighting.controls or ()), data.test)
     shown: Explained = {}
     if weighting.explain:
-        pull = pulls(
-            data.sources,
-            data.target,
-            learned.weights,
-            learned.head,
-            ridge=settings.ridge,
-            method=settings.method,
-        )
+        pull = pulls(data.sources, data.target, learned.weights, learned.head, settings)
         shown = explained(pull, data.places, gathered, number=weighting.num_explained)
     about = {
         "route": "features",
@@ -135,25 +135,3 @@ def by_features(
         (learned.curve.tolist(), learned.steps) if len(learned.curve) else None,
     )
     return found, table[0]["test_metric"]
-
-
-def learned_by(
-    sources: Sources,
-    target: Examples,
-    divisions: Sequence[Parts],
-    settings: Search,
-    weighting: WeightingOptions,
-    *,
-    seed: int,
-) -> Learned:
-    """The weights in the form that is asked for."""
-    if weighting.form == HELPFUL:
-        return kept(sources, target, divisions, settings)
-    return learn(
-        sources,
-        target,
-        settings,
-        num_folds=weighting.weight_folds,
-        num_seeds=weighting.weight_seeds,
-        seed=seed,
-    )

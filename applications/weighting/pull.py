@@ -1,5 +1,6 @@
 """The pull on a source: what more of it would take off the loss on the target."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,17 +10,20 @@ from torch import Tensor
 from applications.weighting.folds import Parts, jackknife
 from applications.weighting.heads import Examples, losses, objective
 from applications.weighting.search import Search, Sources
-from blo import Method, hypergradient
+from blo import hypergradient
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """The pull on each source ``(sources,)``, its standard error and 95 % interval."""
+    """The pull on each source ``(sources,)``, its standard error and 95 % interval, and what it
+    took.
+    """
 
     value: Tensor
     error: Tensor
     low: Tensor
     high: Tensor
+    seconds: float = 0.0
 
     @property
     def helps(self) -> Tensor:
@@ -59,27 +63,21 @@ def signs(names: Sequence[str], pulled: Pulled, agreements: Tensor) -> dict[str,
 
 
 def pulls(
-    sources: Sources,
-    target: Examples,
-    weights: Tensor,
-    head: Tensor,
-    *,
-    ridge: float,
-    method: Method,
+    sources: Sources, target: Examples, weights: Tensor, head: Tensor, settings: Search
 ) -> Tensor:
     """How much the loss on the target falls with the weight of each example ``(n,)``.
 
     ``-n dF/d omega_i`` for the row weights ``omega = M w``: the implicit hypergradient with a
-    weight for each row above.
+    weight for each row above. Of the settings the ridge and the method count.
     """
     count = len(sources.examples)
     rows = sources.rows(weights)
     result = hypergradient(
         lambda x, y: losses(y[0], target).mean(),
-        lambda x, y: objective(y[0], sources.examples, x[0], ridge=ridge),
+        lambda x, y: objective(y[0], sources.examples, x[0], ridge=settings.ridge),
         (rows,),
         (head,),
-        method=method,
+        method=settings.method,
     )
     return -count * result.grads[0]
 
@@ -110,14 +108,14 @@ def source_pulls(
         divisions: of the target into folds.
         settings: of the search, of which the ridge and the method count.
     """
+    started = time.perf_counter()
     even = torch.ones(len(sources), dtype=torch.float64)
     head = sources.fit(even, ridge=settings.ridge)
 
     def at(examples: Examples) -> Tensor:
-        rows = pulls(sources, examples, even, head, ridge=settings.ridge, method=settings.method)
-        return share_pulls(rows, sources, even)
+        return share_pulls(pulls(sources, examples, even, head, settings), sources, even)
 
     left_out = [[at(target.select(rest)) for rest, _ in parts] for parts in divisions]
     error, half = jackknife(torch.stack([torch.stack(found) for found in left_out]))
     value = at(target)
-    return Pulled(value, error, value - half, value + half)
+    return Pulled(value, error, value - half, value + half, time.perf_counter() - started)

@@ -1,15 +1,14 @@
 """The route over frozen features: weights with intervals, upper steps by cross-validation."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from applications.weighting.folds import Parts, folds, jackknife
+from applications.weighting.folds import folds, jackknife
 from applications.weighting.heads import Examples
-from applications.weighting.pull import source_pulls
+from applications.weighting.pull import Pulled
 from applications.weighting.search import Search, Sources, search
 from applications.weighting.weights import Weights
 
@@ -104,19 +103,15 @@ def learn(
     )
 
 
-def kept(
-    sources: Sources, target: Examples, divisions: Sequence[Parts], settings: Search
-) -> Learned:
+def kept(sources: Sources, pulled: Pulled, settings: Search) -> Learned:
     """All sources alike but those of which more would raise the loss on the target: one implicit
     hypergradient where all weigh alike, and no search.
 
-    A source is dropped where its pull lies below zero by more than its standard error
-    (`source_pulls`); the others weigh alike, 1 on average over all examples. The interval of a
-    weight reaches to 0 where that of the pull reaches below, and to the weight of the others where
-    it reaches above.
+    A source is dropped where its pull lies below zero by more than its standard error; the others
+    weigh alike, 1 on average over all examples. The interval of a weight reaches to 0 where that of
+    the pull reaches below, and to the weight of the others where it reaches above.
     """
     started = time.perf_counter()
-    pulled = source_pulls(sources, target, divisions, settings)
     weights = sources.normalised(pulled.helps.double())
     others = weights.max()
     return Learned(
@@ -127,5 +122,5 @@ def kept(
         curve=torch.empty(0),
         head=sources.fit(weights, ridge=settings.ridge),
         fits=2,
-        seconds=time.perf_counter() - started,
+        seconds=pulled.seconds + time.perf_counter() - started,
     )

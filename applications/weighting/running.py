@@ -41,13 +41,13 @@ def prepared(options: Options, family: Family) -> tuple[Options, WeightingOption
 
 def reweight(
     options: Options, family: Family, *, say: Say = print
-) -> tuple[dict[str, Any], list[Weighed]]:
+) -> tuple[dict[str, Any], list[Weighed], list[dict[str, Any]]]:
     """Weigh the sources, fine-tune with the weights, finish on the target, write the folder.
 
     Returns:
-        The summary, as in summary.json, and the sources with their weights. Without fine-tuning the
-        ``test_metric`` is that of the head on frozen features, finished on the target, and what
-        belongs to a training is None.
+        The summary, as in summary.json, the sources with their weights, and a row a control.
+        Without fine-tuning the ``test_metric`` is that of the head on frozen features, finished on
+        the target, and what belongs to a training is None.
 
     Raises:
         UsageError: something that was asked for cannot be done; the message says how to go on.
@@ -64,7 +64,7 @@ def weighed(
     weighting: WeightingOptions,
     family: Family,
     say: Say,
-) -> tuple[dict[str, Any], list[Weighed]]:
+) -> tuple[dict[str, Any], list[Weighed], list[dict[str, Any]]]:
     """Do so in a folder that is held against other runs."""
     folder = claim.place
     model = options.model.model_name_or_path
@@ -93,7 +93,7 @@ def weighed(
         summary, found = along(claim, asked, options, weighting, family, gathered, splits, say)
         sources = write(folder, options, weighting, gathered, splits, found)
     say(f"weights: {folder / 'weights.json'}, {folder / 'mixture.json'}, {folder / 'weights.html'}")
-    return summary, sources
+    return summary, sources, found.controls
 
 
 def along(

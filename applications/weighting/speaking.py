@@ -1,6 +1,5 @@
 """What applications.reweight does once its options are read, and what it says."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,13 +29,12 @@ def run(options: Options) -> None:
     if options.dry_run:
         plan(options, family)
         return
-    summary, sources = reweight(options, family)
+    summary, sources, controls = reweight(options, family)
     console = Console()
     console.print(weights_table(sources))
     options, _ = prepared(options, family)
-    found = json.loads((Path(str(options.run.output_dir)) / "weights.json").read_text("utf-8"))
-    if found["controls"]:
-        console.print(controls_table(found["controls"]))
+    if controls:
+        console.print(controls_table(controls))
     print("\n".join(closing(summary, options, family)))
 
 

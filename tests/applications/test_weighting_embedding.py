@@ -98,7 +98,7 @@ def test_the_weight_gradient_and_the_pulls_are_those_of_the_repeated_rows(seen: 
         for each in (seen.sources, Sources(whole, members))
     ]
     torch.testing.assert_close(both[0], both[1], rtol=1e-8, atol=1e-12)
-    found = pulls(seen.sources, seen.target, WEIGHTS, head, ridge=RIDGE, method=cg(50))
+    found = pulls(seen.sources, seen.target, WEIGHTS, head, Search(ridge=RIDGE, method=cg(50)))
     of_sources = seen.sources.members.T @ found / 19
     torch.testing.assert_close(of_sources, -both[1], rtol=1e-8, atol=1e-12)
 

@@ -36,7 +36,7 @@ def target():
 def test_the_pull_of_a_row_is_the_fall_of_the_target_loss_with_its_weight(sources, target):
     weights = torch.tensor([1.2, 0.7, 0.9], dtype=torch.float64)
     head = sources.fit(weights, ridge=RIDGE)
-    found = pulls(sources, target, weights, head, ridge=RIDGE, method=cg(50))
+    found = pulls(sources, target, weights, head, Search(ridge=RIDGE, method=cg(50)))
     rows = sources.members @ weights
     for row in (0, 45, 80):
 
@@ -53,7 +53,7 @@ def test_the_pull_of_a_row_is_the_fall_of_the_target_loss_with_its_weight(source
 def test_the_pull_on_a_source_is_the_fall_along_a_larger_share(sources, target, weights):
     """Central differences of the loss of heads fitted under the shares p + t (e_s - p)."""
     head = sources.fit(weights, ridge=RIDGE)
-    rows = pulls(sources, target, weights, head, ridge=RIDGE, method=cg(50))
+    rows = pulls(sources, target, weights, head, Search(ridge=RIDGE, method=cg(50)))
     found = share_pulls(rows, sources, weights)
     whole = (weights * sources.sizes).sum() / 90  # the mean weight of an example
     shares = weights * sources.sizes / (weights * sources.sizes).sum()
@@ -79,7 +79,7 @@ def test_the_source_that_lies_is_pulled_down_by_its_whole_interval(sources, targ
     left_out = torch.stack(
         [
             share_pulls(
-                pulls(sources, target.select(kept), EVEN, head, ridge=RIDGE, method=cg(50)),
+                pulls(sources, target.select(kept), EVEN, head, settings),
                 sources,
                 EVEN,
             )
@@ -105,10 +105,10 @@ def test_signs_go_to_their_sources(sources, target):
 
 def test_sources_that_harm_are_dropped_and_the_others_weigh_alike(sources, target):
     divisions, settings = [folds(target, 3, seed=s) for s in (0, 1)], Search(ridge=RIDGE)
-    found = kept(sources, target, divisions, settings)
+    pulled = source_pulls(sources, target, divisions, settings)
+    found = kept(sources, pulled, settings)
     assert found.weights.tolist() == pytest.approx([1.5, 1.5, 0])  # 90 rows over the 60 kept
     torch.testing.assert_close(found.head, sources.fit(found.weights, ridge=RIDGE))
-    pulled = source_pulls(sources, target, divisions, settings)
     for end, limit in (("low", pulled.low), ("high", pulled.high)):
         expected = [1.5 if value >= 0 else 0.0 for value in limit.tolist()]
         assert getattr(found, end).tolist() == pytest.approx(expected)
