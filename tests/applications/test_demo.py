@@ -12,7 +12,17 @@ from applications.models import soundness
 from applications.options.completion import completed
 from applications.runs.kept import once
 from applications.runs.noise import noise
-from applications.weighting.demo import SHIFTED, SIZE, SOURCES, TESTED, TRUSTED, headlines, labelled
+from applications.weighting.demo import (
+    SHIFTED,
+    SHUFFLED,
+    SIZE,
+    SOURCES,
+    TESTED,
+    TRUSTED,
+    conclusion,
+    headlines,
+    labelled,
+)
 from tests.applications.tiny_runs import FAMILY, Run, run
 
 carried = pytest.mark.skipif(
@@ -43,6 +53,24 @@ def test_a_finished_run_is_not_run_again_and_an_interrupted_one_goes_on(tiny: Ru
     other = completed(tiny("lora", "--max_steps", "3"), FAMILY)
     assert once(other, train)["num_lower_steps"] == 3
     assert asked == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "dropped, expected",
+    [
+        ((SHIFTED, SHUFFLED), f"Dropped: {SHIFTED} and {SHUFFLED}, the two mislabelled ones."),
+        ((SHIFTED, "wire"), f"Dropped: {SHIFTED} and wire, of which mislabelled: {SHIFTED}."),
+        ((), "Dropped: none, of which mislabelled: none."),
+    ],
+)
+def test_the_demo_says_which_sources_it_dropped(dropped: tuple[str, ...], expected: str) -> None:
+    weights = {name: {"weight": 0.0 if name in dropped else 1.5} for name in SOURCES}
+    bins = [{"count": 100}]
+    accuracies = {"weights": 0.9, "union": 0.8, "two_stage": 0.85}
+    summaries = {n: {"test_metric": v, "reliability": bins} for n, v in accuracies.items()}
+    said = conclusion(weights, summaries)
+    assert expected in said
+    assert "+10.0 points against the union, +5.0 against two-stage" in said
 
 
 @carried

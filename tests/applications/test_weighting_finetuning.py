@@ -26,6 +26,7 @@ from applications.options.arguments import (
 )
 from applications.options.completion import completed
 from applications.options.weighting import WeightingOptions
+from applications.runs.phases import Phase
 from applications.weighting.finetuning import workload
 from applications.weighting.gathering import Gathered, Group
 from applications.weighting.online import each_loss, online_phases
@@ -107,31 +108,53 @@ def test_the_loss_of_each_row_of_tokens_is_that_of_transformers(kind: TaskType):
         torch.testing.assert_close(found[row], expected)
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "beam_lora", "sd_lora"])
-def test_online_every_adapter_trains_as_it_does_alone(tiny_model: str, method: str):
-    """With weights of one the loss below is the adapter's own, its penalties included, and what
-    acts after its steps is there: AdaLoRA's ranks, BeamLoRA's beams.
-    """
+def online_phase(tiny_model: str, adapter: AdapterOptions) -> Phase:
+    """The two levels of the online route over two sources of three words."""
     groups = (group("a", ["cat"] * 3), group("b", ["dog"] * 3))
     target = Dataset.from_dict({"text": ["cat", "dog"], "label": [0, 1]})
     task = TaskData("pets", "classification", "accuracy", ("x", "y"), {"train": target})
     options = Options(
         model=ModelOptions(model_name_or_path=tiny_model, device="cpu"),
-        adapter=AdapterOptions(method=method, lora_r=2),
+        adapter=adapter,
         run=RunOptions(max_steps=40),
     )
     family, splits = TextClassification(), Splits(target, None, target, ())
     options = completed(options, family)
-    gathered = Gathered(task, groups)
     asked = WeightingOptions(route="online")
-    _, _, phases = online_phases(options, family, gathered, splits, asked)
-    phase = next(phases)
+    _, _, phases = online_phases(options, family, Gathered(task, groups), splits, asked)
+    return next(phases)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "beam_lora", "sd_lora"])
+def test_online_every_adapter_trains_as_it_does_alone(tiny_model: str, method: str):
+    """With weights of one the loss below is the adapter's own, its penalties included, and what
+    acts after its steps is there: AdaLoRA's ranks, BeamLoRA's beams.
+    """
+    phase = online_phase(tiny_model, AdapterOptions(method=method, lora_r=2))
     problem = phase.graph.problems[1]
     batch = next(iter(problem.batches))
     plain = {name: value for name, value in batch.items() if name != "members"}
     phase.model.eval()
     torch.testing.assert_close(problem.loss(batch), phase.model(**plain).loss)
     assert bool(phase.stateful) == (method in ("adalora", "beam_lora"))
+
+
+def test_online_lora_dropout_trains_on_the_mean_under_several_masks(tiny_model: str):
+    adapter = AdapterOptions(method="lora_dropout", lora_r=2, num_masks=3, mask_rate=0.4)
+    phase = online_phase(tiny_model, adapter)
+    with torch.no_grad():
+        for name, parameter in phase.model.named_parameters():
+            if "lora_B" in name:  # so large that masks matter
+                parameter.normal_(0, 3, generator=torch.Generator().manual_seed(7))
+    upper, lower = phase.graph.problems
+    given = next(iter(lower.batches))
+    plain = {name: value for name, value in given.items() if name != "members"}
+    torch.manual_seed(0)
+    losses = [phase.model(**plain).loss.item() for _ in range(3)]
+    assert max(losses) - min(losses) > 1e-3
+    for problem, batch in ((lower, given), (upper, plain)):
+        torch.manual_seed(0)
+        assert problem.loss(batch).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("control", ["two_stage", "same_data"])

@@ -223,6 +223,9 @@ def test_parquet_is_read(gathered, tmp_path):
     datasets.Dataset.from_list(rows("xyy", 9)).to_parquet(str(file))
     found = gathered({"a": rows("xy"), "b": str(file)}, rows("xyxy", 20))
     assert labels(found, 1) == ["x", "y", "y"]
+    datasets.Dataset.from_list(rows("xy", 2)).select([]).to_parquet(str(file))
+    with pytest.raises(UsageError, match="has no rows"):
+        gathered({"a": rows("xy"), "b": str(file)}, rows("xyxy", 20))
     file.write_bytes(b"no parquet")
     with pytest.raises(UsageError, match="cannot be read as parquet"):
         gathered({"a": rows("xy"), "b": str(file)}, rows("xyxy", 20))
