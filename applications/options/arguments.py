@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -77,6 +77,13 @@ def require_all(options: object, names: Iterable[str], least: float, remedy: str
         value = getattr(options, name)
         condition = value is None or (math.isfinite(value) and value >= least)
         require(condition, name, value, remedy)
+
+
+def require_untouched(options: object, names: Collection[str], remedy: str) -> None:
+    """Require the default of every option in ``names``, which nothing would read."""
+    for one in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, one.name)
+        require(one.name not in names or value == one.default, one.name, value, remedy)
 
 
 def at_home(options: object, names: Iterable[str]) -> None:

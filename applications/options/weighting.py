@@ -4,7 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from applications.options.arguments import option, require, require_all, separated
+from applications.options.arguments import (
+    option,
+    require,
+    require_all,
+    require_untouched,
+    separated,
+)
 
 ROUTES = ("features", "online")
 HELPFUL = "helpful"
@@ -22,6 +28,15 @@ CONTROLS = (
     "random_search",
     "uniform",
     "oracle",
+)
+ON_FEATURES = (
+    "max_weight_steps",
+    "weight_folds",
+    "weight_seeds",
+    "ridge",
+    "num_axes",
+    "features_per_source",
+    "fine_tune",
 )
 NAME = re.compile(r"[\w.+-]+")
 NAMED = re.compile(r"[^/=]+=")
@@ -124,6 +139,7 @@ class WeightingOptions:
             require(value in known, choice, value, f"must be one of {', '.join(known)}")
         self._check_sources()
         self._check_numbers()
+        self._check_used()
         self._check_controls()
 
     def _check_sources(self) -> None:
@@ -147,13 +163,26 @@ class WeightingOptions:
         names = ["max_weight_steps", "weight_seeds", "num_axes", "num_explained"]
         require_all(self, names, 1, "must be at least 1")
         require_all(self, ("weight_folds", "features_per_source"), 2, "must be at least 2")
+        require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
+
+    def _check_used(self) -> None:
         searched = self.form != HELPFUL
-        remedy = "is of a search; with --form helpful there is none, choose --form softmax"
-        rate = self.weight_learning_rate
-        require(searched or rate is None, "weight_learning_rate", rate, remedy)
         remedy = "is found on frozen features; with --route online choose another form"
         require(searched or self.route == "features", "form", self.form, remedy)
-        require_all(self, ("target_steps",), 0, "must be at least 0; 0 leaves the target out")
+        if self.form != "floor":
+            require_untouched(self, ("floor",), f"goes with --form floor, not with {self.form}")
+        if self.route == "online":
+            remedy = "is of frozen features; goes with --route features"
+            require_untouched(self, ON_FEATURES, remedy)
+        elif not searched:
+            remedy = "is of a search; with --form helpful there is none, choose --form softmax"
+            names = ("weight_learning_rate", *(() if self.controls else ("max_weight_steps",)))
+            require_untouched(self, names, remedy)
+        if not self.explain:
+            require_untouched(self, ("num_explained",), "goes with --explain")
+        if not self.fine_tune:
+            remedy = "is of the fine-tuning, which --fine_tune false leaves out"
+            require_untouched(self, ("target_steps", "target_learning_rate"), remedy)
 
     @property
     def most_fits(self) -> int:

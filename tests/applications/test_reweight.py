@@ -47,19 +47,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SEARCHED = {"softmax", "non_negative", "floor", "--controls"}
+
+
 @pytest.fixture
 def words(files, tiny_model, tmp_path):
     """A function from flags to the words of a run of seconds."""
 
     def made(*flags: str, sources: bool = True) -> list[str]:
         named = [f"{name}={files / name}.jsonl" for name in ("good", "also", "bad")]
+        search = ["--weight_folds", "2"]
+        if SEARCHED.intersection(flags):
+            search += ["--max_weight_steps", "4"]
         return [
             *(("--sources", ",".join(named)) if sources else ()),
             *("--target_file", str(files / "target.jsonl")),
             *("--test_file", str(files / "test.jsonl"), "--text_columns", "text"),
             *("--model", tiny_model, "--output_dir", str(tmp_path / "run"), "--device", "cpu"),
-            *("--max_weight_steps", "4", "--weight_folds", "2", "--disable_tqdm"),
-            *("--lora_r", "2", "--max_steps", "2", "--target_steps", "2", *flags),
+            *("--disable_tqdm", "--lora_r", "2", "--max_steps", "2"),
+            *(() if "online" in flags else search),
+            *(() if "--fine_tune" in flags else ("--target_steps", "2")),
+            *flags,
         ]
 
     return made
@@ -226,6 +234,12 @@ def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
         (("--train_file", "x.csv"), "goes with --source_column"),
         (("--controls", "greedly"), "must be among union"),
         (("--weight_learning_rate", "0.1"), "with --form helpful there is none"),
+        (("--max_weight_steps", "3"), "with --form helpful there is none"),
+        (("--floor", "0.2"), "--floor: goes with --form floor, not with helpful"),
+        (("--num_explained", "5"), "--num_explained: goes with --explain"),
+        (("--fine_tune", "false", "--target_steps", "3"), "which --fine_tune false leaves out"),
+        (("--route", "online", "--ridge", "0.1"), "--ridge: is of frozen features"),
+        (("--route", "online", "--fine_tune", "false"), "--fine_tune: is of frozen features"),
         (("--route", "online", "--form", "helpful"), "is found on frozen features"),
         (("--controls", "oracle"), "needs --truth_column"),
         (("--controls", "union", "--route", "online"), "needs --route features"),
