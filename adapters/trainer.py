@@ -151,7 +151,7 @@ class TwoLevelMixin(_Base):
         self._engine: Engine | None = None
         self._waiting: list[tuple[Mapping[str, Any], Any]] = []
         self._resumed: dict[str, Any] | None = None
-        self._counting = False
+        self._counting = self._watched = False
         self._upper_totals: list[Total] = []
         self._upper_optimizer: Optimizer | None = None
         self._share_of_rate = 1.0
@@ -255,6 +255,7 @@ class TwoLevelMixin(_Base):
         self._engine = Engine(graph)  # accelerate runs the model under autocast
         self._upper_stream = BatchStream(self._upper_dataloader(), "upper")
         self._waiting, self._upper_totals = [], []
+        self._watched = False
         if self.args.world_size > 1:  # until here all drew alike; dropout is each process's own
             torch.manual_seed(self.args.seed + 1_000_003 * (1 + self.args.process_index))
         resumed, self._resumed = self._resumed, None
@@ -285,6 +286,7 @@ class TwoLevelMixin(_Base):
             _replaced(self.accelerator, "backward", lambda loss, **_: taken.append(loss)),
             _replaced(self, "current_gradient_accumulation_steps", batch.of),
             self._counts_kept(),
+            self._gradients_watched() as untouched,
         ):
             super().training_step(self.model_wrapped, {**batch.inputs}, batch.num_items)
         for parameter, flag in flags:  # DPO switches the adapter off and on within its loss
@@ -295,6 +297,11 @@ class TwoLevelMixin(_Base):
                 f"training_step of {type(self).__name__} must hand one loss to "
                 f"accelerator.backward, got {len(taken)}: two levels differentiate the loss "
                 "themselves; override compute_loss in place of training_step"
+            )
+        if not all(untouched):
+            raise NotImplementedError(
+                f"training_step of {type(self).__name__} changes gradients, which two levels take "
+                "from the loss after it; add to the loss in compute_loss, or clip by max_grad_norm"
             )
         (loss,) = taken
         return loss if batch.of == 1 else loss * batch.of
@@ -328,6 +335,26 @@ class TwoLevelMixin(_Base):
             return self.upper_compute_loss(
                 self.model_wrapped, self._prepare_inputs({**batch.inputs})
             )
+
+    @contextmanager
+    def _gradients_watched(self) -> Iterator[list[bool]]:
+        """Whether a ``training_step`` leaves gradients alone, which it is given as zeros in the
+        first step: what it does to them after the loss is no part of what is differentiated.
+        """
+        untouched: list[bool] = []
+        if self._watched:
+            yield untouched
+            return
+        given = {p: torch.zeros_like(p) for p in self.model.parameters() if p.requires_grad}
+        for parameter, zeros in given.items():
+            parameter.grad = zeros
+        try:
+            yield untouched
+            untouched += [p.grad is zeros and not zeros._version for p, zeros in given.items()]
+        finally:
+            for parameter in given:
+                parameter.grad = None
+        self._watched = all(untouched)
 
     @contextmanager
     def _counts_kept(self) -> Iterator[None]:

@@ -432,6 +432,31 @@ def test_a_step_that_takes_its_own_backward_pass_is_refused(tmp_path: Path) -> N
         trainer.train()
 
 
+@pytest.mark.parametrize("how", ["in place", "anew", "left"])
+def test_a_step_that_edits_gradients_is_refused(tmp_path: Path, how: str) -> None:
+    class Own(Trainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            for parameter in model.parameters():
+                if parameter.grad is not None and how == "in place":
+                    parameter.grad.mul_(2)
+                elif parameter.grad is not None and how == "anew":
+                    parameter.grad = 2 * parameter.grad
+            return loss
+
+    class Two(TwoLevelMixin, Own):
+        """The step above on two levels."""
+
+    data = examples("bert", 16, 1)
+    args = arguments(tmp_path, max_steps=1)
+    trainer = Two(adapted("bert", "real"), args, train_dataset=data, upper_dataset=0.25)
+    if how == "left":
+        trainer.train()
+        return
+    with pytest.raises(NotImplementedError, match="Two changes gradients"):
+        trainer.train()
+
+
 def test_what_the_upper_level_does_is_logged(tmp_path: Path) -> None:
     trainer = made(tmp_path, max_steps=4, method=cg(1), logging_strategy="steps", logging_steps=2)
     trainer.train()
