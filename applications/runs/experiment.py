@@ -19,6 +19,7 @@ from applications.families.metrics import Evaluation
 from applications.models.loading import device, precision
 from applications.options.arguments import Options
 from applications.options.completion import completed
+from applications.options.unused import unused_lines
 from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
@@ -28,7 +29,7 @@ from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
-from applications.runs.plan import plan_lines, unused_line, watching_line
+from applications.runs.plan import plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
 from applications.runs.summary import Ended, at_step, num_parameters, summarise
@@ -100,7 +101,7 @@ def trained_in(
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
     number = None if held_out is None else len(evaluated_of(held_out, work))
-    for line in (unused_line(options), watching_line(work, number)):
+    for line in (*unused_lines(options, family.command), watching_line(work, number)):
         if line is not None:
             say(line)
     save_task(folder.path, work)
@@ -190,7 +191,7 @@ def selected_step(
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")
-    result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
+    result = at_step(phase.name, done.selected, found, chosen_on, work)
     save_model(folder.path, phase.model, work, "selected")
     return result
 
