@@ -29,7 +29,7 @@ from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
-from applications.runs.plan import plan_lines, watching_line
+from applications.runs.plan import cut_notes, plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
 from applications.runs.summary import Ended, at_step, num_parameters, summarise
@@ -97,7 +97,8 @@ def trained_in(
     folder = claim.begin(mark, say)
     folder.write_config(options.as_dict())
     work = replace(work, options=options.writing_to(folder.path))
-    for note in splits.notes:
+    remarks = (*splits.notes, *cut_notes(work))
+    for note in remarks:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
     number = None if held_out is None else len(evaluated_of(held_out, work))
@@ -139,7 +140,7 @@ def trained_in(
         left += chance_notes(work, evaluations, folder.path)
         for note in left:
             say(note)
-        notes = (*splits.notes, *left)
+        notes = (*remarks, *left)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
         run_report(folder, work, summary=summary, evaluations=evaluations, notes=notes)

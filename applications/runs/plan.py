@@ -69,6 +69,19 @@ def described(problem: Problem, rates: Mapping[str, float]) -> str:
     return f"{count(problem.parameters):,} parameters, learning rate {rates[problem.name]:g}"
 
 
+def cut_notes(work: Workload) -> tuple[str, ...]:
+    """What is to be said of training examples that are cut: how many are as long as can be."""
+    longest = min(work.options.data.max_seq_length, work.tokenizer.model_max_length)
+    rows = work.encoded(work.splits.train)
+    full = sum(len(row["input_ids"]) >= longest for row in rows)
+    if not full:
+        return ()
+    return (
+        f"{full:,} of {len(rows):,} training rows fill all of {longest} tokens (--max_seq_length), "
+        f"and what is behind is cut off",
+    )
+
+
 def watching_line(work: Workload, number: int | None) -> str | None:
     """What is validated during training, and how a step is selected; None where nothing was asked.
 

@@ -12,7 +12,7 @@ from applications.options.unused import unused_lines
 from applications.pages.table import as_lines, table
 from applications.runs.experiment import finetune
 from applications.runs.phases import phases, prepare
-from applications.runs.plan import plan_lines
+from applications.runs.plan import cut_notes, plan_lines
 from applications.runs.screen import Screen, in_words
 from tests.applications.tiny_runs import FAMILY, Run
 
@@ -178,3 +178,16 @@ def test_all_weights_take_nothing_of_an_adapter(tiny):
     # The rank is that of every tiny run.
     found = unused_lines(completed(tiny("full", "--lora_alpha", "4"), FAMILY), FAMILY.command)
     assert found == ["not used: --lora_r, --lora_alpha; full trains all weights"]
+
+
+@pytest.mark.parametrize("longest", [6, 32])
+def test_training_rows_that_are_cut_are_counted(longest, tiny, tiny_data):
+    options = completed(tiny("lora", "--max_seq_length", str(longest)), FAMILY)
+    task = FAMILY.load_task(options.data)
+    found = cut_notes(prepare(options, FAMILY, task, split_task(task, options.data)))
+    rows = (tiny_data / "train.csv").read_text().splitlines()[1:]
+    full = sum(len(row.split(",")[0].split()) + 2 >= longest for row in rows)
+    assert (full > 0) == (longest == 6)
+    assert [note.split(" (")[0] for note in found] == [
+        f"{full} of 48 training rows fill all of 6 tokens"
+    ] * (full > 0)
