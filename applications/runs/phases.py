@@ -135,7 +135,7 @@ def phases(work: Workload) -> Iterator[Phase]:
     """
     options = work.options
     adapter, level, run = options.adapter, options.levels, options.run
-    steps = graphs.num_updates(num_rows(work), run)
+    steps = graphs.num_updates(num_rows(work, work.lower), run)
     config = adapting.adapter_config(adapter, work.family.task_type, num_steps=steps)
     model = adapting.adapted(work.base, config, adapter)
     place(model, options)
@@ -160,9 +160,9 @@ def place(model: nn.Module, options: Options) -> None:
     model.train()
 
 
-def num_rows(work: Workload) -> int:
-    """The number of examples in an epoch of the lower level."""
-    return len(work.family.encode(work.lower, work.tokenizer, work.options))
+def num_rows(work: Workload, examples: Dataset) -> int:
+    """The number of training rows in an epoch over some examples."""
+    return len(work.encoded(examples))
 
 
 def one_level(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
@@ -320,7 +320,7 @@ def retraining(work: Workload, searched: Model) -> Phase:
     else:
         model, parameters = searched, retrain(searched)
         penalty = graphs.penalties(adapter)
-    steps = level.retraining_steps or graphs.num_updates(num_rows(work), run)
+    steps = level.retraining_steps or graphs.num_updates(num_rows(work, work.splits.train), run)
     decay = level.retraining_weight_decay
     optimizer = graphs.adamw(
         parameters,

@@ -92,7 +92,7 @@ def online(
             f"argument --method: with --route online the weights are the upper level, got "
             f"{options.adapter.method!r}, which has one of its own; use --route features"
         )
-    steps = graphs.num_updates(num_rows(work), run)
+    steps = graphs.num_updates(num_rows(work, work.lower), run)
     config = adapting.adapter_config(options.adapter, work.family.task_type, num_steps=steps)
     model = adapting.adapted(work.base, config, options.adapter)
     place(model, options)
