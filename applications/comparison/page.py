@@ -83,8 +83,8 @@ def sections(found: Gathered, summary: Mapping[str, Any], cells: Sequence[Cell])
         Section("By task", tables=by_task(found, summary, cells)),
         Section(
             "Quality against cost",
-            "A gradient unit is one forward and one backward pass of a batch. Variants are "
-            "comparable at equal cost where they stand above one another.",
+            "A gradient unit is one forward and one backward pass of the batches of an update. "
+            "Variants are comparable at equal cost where they stand above one another.",
             drawings=each(figures.costs, found, cells),
         ),
         Section("Learning curves", drawings=each(figures.curves, found, cells)),

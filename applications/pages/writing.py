@@ -64,13 +64,16 @@ def synchronise(path: Path) -> None:
 def remove_drafts(folder: Path) -> None:
     """Remove what `write_whole` left in a folder where its process was killed.
 
-    A folder that was just being replaced is put back. Call it where nobody else is writing.
+    A folder that was just being replaced is put back. What holds anything else than a draft is
+    somebody's own, and stays. Call it where nobody else is writing.
     """
     for draft in folder.glob(".*-*"):
         found = DRAFT.fullmatch(draft.name)
         if found is None or not draft.is_dir():
             continue
         name = found[1]
+        if not {file.name for file in draft.iterdir()} <= {name, BEFORE}:
+            continue
         if (draft / BEFORE).exists() and not (folder / name).exists():
             os.replace(draft / BEFORE, folder / name)
         shutil.rmtree(draft)

@@ -43,7 +43,8 @@ class Estimate:
         gradients: forward and backward passes in a round.
         products: Hessian and mixed products in a round, at most.
         memory: bytes, by what they are for.
-        seconds: of a gradient unit, from a forward and backward pass of one row.
+        seconds: of a gradient unit, all batches of an update, from a forward and backward pass of
+            one row.
     """
 
     phase: str
@@ -98,11 +99,11 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
     every = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
     row = longest_row(work)
     batch = run.per_device_train_batch_size
+    together = batch * run.gradient_accumulation_steps
     first_order = activations(phase, work, row, batch, second=False)
     kept = first_order
     if response is not None and products > 0:
         # Products are taken on one graph of all the batches of an update.
-        together = batch * run.gradient_accumulation_steps
         graph = activations(phase, work, row, together, second=True)
         kept = max(kept, response.graphs * graph)
     return Estimate(
@@ -122,7 +123,7 @@ def estimated(phase: Phase, work: Workload) -> Estimate:
             "response": max((response_bytes(p, response) for p in below), default=0),
             "activations": kept,
         },
-        seconds=batch * seconds_of(phase, work, row),
+        seconds=together * seconds_of(phase, work, row),
     )
 
 

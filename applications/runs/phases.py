@@ -161,8 +161,8 @@ def place(model: nn.Module, options: Options) -> None:
 
 
 def num_rows(work: Workload, examples: Dataset) -> int:
-    """The number of rows in an epoch over the examples."""
-    return len(work.family.encode(examples, work.tokenizer, work.options))
+    """The number of training rows in an epoch over some examples."""
+    return len(work.encoded(examples))
 
 
 def one_level(work: Workload, model: Model, steps: int) -> Iterator[Phase]:
@@ -320,8 +320,7 @@ def retraining(work: Workload, searched: Model) -> Phase:
     else:
         model, parameters = searched, retrain(searched)
         penalty = graphs.penalties(adapter)
-    everything = num_rows(work, work.splits.train)
-    steps = level.retraining_steps or graphs.num_updates(everything, run)
+    steps = level.retraining_steps or graphs.num_updates(num_rows(work, work.splits.train), run)
     decay = level.retraining_weight_decay
     optimizer = graphs.adamw(
         parameters,

@@ -40,7 +40,7 @@ PHASES = {
     "num_hvps": "Hessian products",
     "seconds": "seconds",
 }
-UNITS = "A gradient unit is one forward and one backward pass of a batch."
+UNITS = "A gradient unit is one forward and one backward pass of the batches of an update."
 SOLVES = {
     "truncated": "took all their products",
     "converged": "converged",

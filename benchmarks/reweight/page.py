@@ -110,6 +110,9 @@ def finetuned(rows: Sequence[Row], tuned: Sequence[Row]) -> str:
             ]
             if cell:
                 parts.append(f"{title(cell)}\n\n{scores(cell)}")
+        others = [r for r in own if r["task"] == task and r["learning_rate"] != rates[r["method"]]]
+        if others:
+            parts.append(f"Not shown: {len(others)} runs of `{task}` at other rates.")
     return "\n\n".join(parts)
 
 

@@ -117,6 +117,7 @@ class JoinedSteps:
             step.plain = ()
         for i, g in enumerate(gradient):
             if g is None:  # the optimizer passed over it
+                plain[i] = y[i]
                 y[i] = _At.apply(end[i], y[i])  # type: ignore[no-untyped-call]
         self._iterate = Iterate(tuple(y), tuple(states))
         with torch.no_grad():

@@ -313,6 +313,8 @@ def test_what_a_killed_write_left_is_removed_and_what_it_was_replacing_is_put_ba
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "old").touch()
     (tmp_path / ".own-folder").mkdir()
+    (tmp_path / ".old-projects").mkdir()  # a name as tempfile makes them
+    (tmp_path / ".old-projects" / "thesis.tex").touch()
     child = os.fork()
     if child == 0:
 
@@ -332,7 +334,9 @@ def test_what_a_killed_write_left_is_removed_and_what_it_was_replacing_is_put_ba
     os.waitpid(child, 0)
     assert not (tmp_path / "adapter").exists()
     remove_drafts(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".own-folder", "adapter"]
+    names = [".old-projects", ".own-folder", "adapter"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / ".old-projects" / "thesis.tex").exists()
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["old"]
 
 

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from applications import compare, nlu
 from applications.data.splits import split_task
 from applications.options.completion import completed
+from applications.runs import estimate
 from applications.runs.estimate import estimates
 from applications.runs.phases import phases, prepare
 from blo import Engine
@@ -90,6 +91,16 @@ def test_an_estimate_is_what_a_round_takes(flags: tuple[str, ...], tiny: Run) ->
     engine.run(1)
     taken = (engine.num_gradients - before[0], engine.num_products - before[1])
     assert taken == (found.gradients, found.products)
+
+
+def test_the_time_of_an_update_is_that_of_all_its_rows(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "seconds_of", lambda *_: 1.0)
+    flags = ("--gradient_accumulation_steps", "3", "--max_steps", "2")
+    (found,) = estimates(tiny("lora", *flags), FAMILY)
+    # Two updates of three batches of eight rows, a second each.
+    assert estimate.cells(found)["seconds in all, about"] == "48"
 
 
 def test_a_dry_run_says_the_plan_and_leaves_nothing(

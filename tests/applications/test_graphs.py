@@ -73,6 +73,14 @@ def test_a_retraining_has_its_own_rate_decay_and_number_of_updates(tiny: Run) ->
     assert (search.updates.rounds, retraining.updates.rounds) == (6, 9)
 
 
+def test_the_epochs_of_a_retraining_are_over_all_examples(tiny: Run) -> None:
+    flags = ("--max_steps", "-1", "--num_train_epochs", "1", "--retraining", "values")
+    search, retraining = made(tiny("bilora", *flags))
+    found = [sum(1 for _ in phase.graph.problems[-1].batches) for phase in (search, retraining)]
+    # 38 examples of the lower level and 48 in all, by eight.
+    assert found == [5, 6] == [search.updates.num_lower_steps, retraining.updates.rounds]
+
+
 def test_a_retraining_has_the_penalty_of_the_search(tiny: Run) -> None:
     differences = []
     with_it, without = (

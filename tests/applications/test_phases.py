@@ -133,12 +133,6 @@ def test_retraining_keeps_the_values_that_the_search_has_found(method: str, tiny
         assert summary["phases"][0]["metrics"][split] == alone["metrics"][split]
 
 
-def test_a_retraining_takes_the_epochs_over_all_examples(tiny: Run) -> None:
-    flags = ("--retraining", "values", "--num_train_epochs", "2", "--max_steps", "-1")
-    found = [phase.updates.num_lower_steps for phase in phases(work_of(tiny("bilora", *flags)))]
-    assert found == [2 * math.ceil(38 / 8), 2 * math.ceil(48 / 8)]
-
-
 def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) -> None:
     flags = ("--upper_learning_rate", "0.5", "--lora_r", "4")
     search, searched = run(tiny("autolora", *flags, "--retraining", "none", folder="searched"))

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import blo
 from blo import Engine, Problem, ProblemGraph
+from blo.passes import Evaluation
 
 # What reads a number, an answer or a length that depends on values from a tensor.
 READING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique"}
@@ -136,7 +137,30 @@ def test_a_loss_of_several_batches_with_metrics_is_read_once(monkeypatch):
     assert total.metrics == pytest.approx({"half": total.loss / 2, "doubled": 2 * total.loss})
 
 
-@pytest.mark.parametrize("method", [blo.darts(), blo.unrolled(), blo.cg(4), blo.f2sa(3)])
+def test_the_numbers_of_an_evaluation_are_read_in_their_places():
+    """Against numbers written by hand; types are mixed, rows of sparse gradients come twice."""
+    rows, values = torch.tensor([[0, 2, 0]]), torch.tensor([[3.0], [4.0], [-6.0]])
+    sparse = torch.sparse_coo_tensor(rows, values, (3, 1), check_invariants=True)
+    exact = torch.tensor(1 + 2.0**-40, dtype=torch.float64)
+    evaluation = Evaluation(
+        losses=(torch.tensor(1.0), torch.tensor(5.0)),
+        metrics={"first": exact, "counted": 7, "last": torch.tensor(0.25)},
+        grads={"a": (torch.tensor([2.0]), None), "b": (sparse, torch.tensor([1.0, -4.0]).double())},
+        random_states=(),
+        buffers=(),
+        buffers_after={},
+        found=(),
+    )
+    loss, size, response, metrics = evaluation.read((torch.tensor([6.0]), None, torch.ones(64)))
+    assert (loss, response) == (3.0, 10.0)
+    assert size == pytest.approx((2**2 + 3**2 + 4**2 + 1 + 4**2) ** 0.5, rel=1e-12)
+    assert list(metrics.items()) == [("first", 1 + 2.0**-40), ("counted", 7.0), ("last", 0.25)]
+
+
+METHODS = [blo.darts(), blo.unrolled(), blo.cg(4), blo.cg(4, warm_start=True), blo.f2sa(3)]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_loss_that_is_not_finite_is_named_before_what_a_method_makes_of_it(method):
     engine = engine_of(method)
     engine.run(1)

@@ -22,7 +22,16 @@ methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 class Weighted:
     """A network of two layers, with an example weight each above."""
 
-    def __init__(self, method, *, through=lambda f, x: f(x), norm=None, dropout=0.0) -> None:
+    def __init__(
+        self,
+        method,
+        *,
+        through=lambda f, x: f(x),
+        norm=None,
+        dropout=0.0,
+        make_optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.5),
+        batches=(range(8),),
+    ) -> None:
         torch.manual_seed(0)
         self.weights = nn.ParameterList([torch.zeros(8).double()])
         parts = [nn.Linear(3, 4), nn.Tanh(), *([] if norm is None else [norm]), nn.Linear(4, 1)]
@@ -30,20 +39,23 @@ class Weighted:
         inputs, targets = torch.randn(8, 3).double(), torch.randn(8, 1).double()
         self.seen = []
 
-        def lower(batch):
-            found = through(self.net, inputs)
-            return (self.weights[0].sigmoid() * (found - targets).square().squeeze(1)).mean()
+        def lower(rows):
+            found = through(self.net, inputs[rows])
+            errors = (found - targets[rows]).square().squeeze(1)
+            return (self.weights[0][rows].sigmoid() * errors).mean()
 
         above = torch.optim.SGD(self.weights.parameters(), 1.0)
         above.register_step_pre_hook(lambda *_: self.seen.append(self.weights[0].grad.clone()))
-        below = torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.5)
+        below = make_optimizer(self.net.parameters())
+        given = [torch.tensor(rows) for rows in batches]
+        share = {"steps": 3, "accumulate": len(given), "method": method}
         modules = [self.net, self.weights]
         upper = lambda batch: self.net(inputs + 0.1).square().mean()
         self.engine = Engine(
             ProblemGraph(
                 [
                     Problem("upper", upper, modules, above, [None]),
-                    Problem("lower", lower, modules, below, [None], steps=3, method=method),
+                    Problem("lower", lower, modules, below, given, **share),
                 ]
             )
         )
@@ -76,6 +88,25 @@ def test_a_checkpointed_module_is_evaluated_again_at_the_parameters_of_the_step(
     found, cost = Weighted(method, through=through).run()
     expected, _ = Weighted(method).run()
     assert cost == 0
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop])
+def test_the_graphs_of_accumulated_batches_are_kept_together(monkeypatch, optimizer, recomputed):
+    def through(net, x):  # Python runs in the backward pass of the first batch alone
+        again = recomputed and len(x) == 5
+        return checkpoint(net, x, use_reentrant=False) if again else net(x)
+
+    settings = {
+        "through": through,
+        "batches": (range(5), range(5, 8)),
+        "make_optimizer": lambda parameters: optimizer(parameters, 0.05),
+    }
+    found, cost = Weighted(unrolled(), **settings).run()
+    assert cost == 0
+    forgetful(monkeypatch)
+    expected, _ = Weighted(unrolled(), **settings).run()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 

@@ -97,6 +97,19 @@ def adam_by_hand(p, g, moments, t):
     return p - RATE * (m / (1 - 0.9**t)) / root, (m, v)
 
 
+def nesterov_by_hand(p, g, buffer, t):
+    g = 0.02 * p - g
+    buffer = g if buffer is None else 0.9 * buffer + g
+    return p - RATE * (g + 0.9 * buffer), buffer
+
+
+def decoupled_by_hand(p, g, moments, t):
+    m, v = (0.0, 0.0) if moments is None else moments
+    m, v = 0.8 * m - 0.2 * g, 0.99 * v + 0.01 * g**2
+    root = (v / (1 - 0.99**t)).sqrt() + 1e-8
+    return p * (1 - RATE * 0.1) - RATE * (m / (1 - 0.8**t)) / root, (m, v)
+
+
 def sgd(parameters):
     return torch.optim.SGD(parameters, RATE, momentum=0.9, dampening=0.25, weight_decay=0.02)
 
@@ -111,8 +124,14 @@ def in_groups(parameters):
     return torch.optim.SGD(groups, RATE, momentum=0.5)
 
 
+def nesterov(parameters):
+    options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, "maximize": True}
+    return torch.optim.SGD(parameters, RATE, **options)
+
+
 def decoupled(parameters):
-    return torch.optim.AdamW(parameters, RATE, weight_decay=0.1)
+    options = {"betas": (0.8, 0.99), "weight_decay": 0.1, "maximize": True}
+    return torch.optim.AdamW(parameters, RATE, **options)
 
 
 def forbid_steps_one_by_one(monkeypatch):
@@ -122,7 +141,12 @@ def forbid_steps_one_by_one(monkeypatch):
     monkeypatch.setattr(blo.methods.unrolling, "segments", refuse)
 
 
-BY_HAND = {"sgd": (sgd, momentum_by_hand), "adam": (adam, adam_by_hand)}
+BY_HAND = {
+    "sgd": (sgd, momentum_by_hand),
+    "nesterov, maximised": (nesterov, nesterov_by_hand),
+    "adam": (adam, adam_by_hand),
+    "adamw, maximised": (decoupled, decoupled_by_hand),
+}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -177,17 +201,20 @@ def test_the_loss_is_evaluated_where_a_hook_moved_a_parameter_without_gradient()
     loss = problem.loss
     problem.loss = lambda batch: values.append(fitted.y[2].item()) or loss(batch)
     fitted.run(1)  # a move within the tolerance
-    assert values == pytest.approx([1.0, 1 + 1e-6, 1 + 2e-6, 1 + 3e-6], abs=1e-12)
+    # Then the steps are taken again, to see what else the hook does.
+    assert values[:STEPS] == pytest.approx([1.0, 1 + 1e-6, 1 + 2e-6, 1 + 3e-6], abs=1e-12)
 
 
-@pytest.mark.parametrize("level", ["x", "y"])
-def test_what_an_optimizer_hook_moves_is_told_in_the_librarys_words(level):
+@pytest.mark.parametrize("level, number", [("x", 1), ("x", STEPS), ("y", 1), ("y", STEPS)])
+def test_what_an_optimizer_hook_moves_is_told_in_the_librarys_words(level, number):
     fitted = Fitted(sgd)
-    moved = getattr(fitted, level)[0]
+    moved, calls = getattr(fitted, level)[0], []
 
     def move(*_):
-        with torch.no_grad():
-            moved.add_(0.05)
+        calls.append(1)
+        if len(calls) == number:
+            with torch.no_grad():
+                moved.add_(0.05)
 
     fitted.engine.graph["lower"].optimizer.register_step_post_hook(move)
     with pytest.raises(RuntimeError, match=r"taken again, ends .* away from where the optimizer"):
