@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from applications import processes
+from applications.options.arguments import Options
 from applications.options.command_line import parse_options
 from applications.options.sequences import SEQUENCE_GROUPS
 from applications.runs.command import quiet
@@ -46,24 +47,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 more = f", up to {products:,} Hessian products" if products else ""
                 print(f"order {order} {variant}: to run, {units:,} gradient units{more}")
             return
-        if grid.left():
-            material = gathered(options)
-            for note in material.task.notes:
-                print(note)
-            for line in grid.lines(material):
-                print(
-                    f"order {line['order']} {line['variant']}: last {line['last']:.4f}, average "
-                    f"{line['average']:.4f}, forgetting {line['forgetting']:.4f}, "
-                    f"{line['seconds']:.0f} s",
-                    flush=True,
-                )
-                write_page(grid.folder, grid.results())
+        learn(grid, options)
         results = grid.results()
         write_page(grid.folder, results)
         console.print(summary_table(results))
         print(f"page: {grid.folder / PAGE}")
 
     return ended(work, GoesOn.CONTINUED)
+
+
+def learn(grid: Grid, options: Options) -> None:
+    """Run the sequences that are left, and say what comes of each."""
+    if not grid.left():
+        return
+    material = gathered(options)
+    for note in material.task.notes:
+        print(note)
+    with grid.held():
+        for line in grid.lines(material):
+            print(
+                f"order {line['order']} {line['variant']}: last {line['last']:.4f}, average "
+                f"{line['average']:.4f}, forgetting {line['forgetting']:.4f}, "
+                f"{line['seconds']:.0f} s",
+                flush=True,
+            )
+            write_page(grid.folder, grid.results())
 
 
 if __name__ == "__main__":

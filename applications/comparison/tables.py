@@ -182,7 +182,9 @@ def verdict(mine: Sequence[Mapping[str, Any]], ahead: str | None, metric: str, s
     """What the table allows to say."""
     text = "Mean \u00b1 standard deviation over the seeds. "
     if step == "selected":
-        text += "Numbers at the step with the best validation score; costs are of the whole run. "
+        text += (
+            "Numbers at the step with the best score on held-out data; costs are of the whole run. "
+        )
     if ahead is not None:
         return (
             f"{text}{ahead} is ahead of every other in test {metric}, each interval without zero."

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from applications.data.local_files import TABLES
-from applications.data.sources import load_source
+from applications.data.sources import Source, load_source
 from applications.data.text_files import typed
 from applications.data.validation import (
     check_column,
@@ -61,6 +61,8 @@ def load_task(
         UsageError: an unknown task, missing files or columns, no way to the Hub.
     """
     source = load_source(options, "nlu", TABLES)
+    if not part:
+        check_asked(source, options)
     splits, label = source.splits, source.label
     texts = source.texts or options.text_columns or text_columns(splits["train"], label, unread)
     notes = source.notes
@@ -92,6 +94,20 @@ def load_task(
         where=source.where,
         part=part,
     )
+
+
+def check_asked(source: Source, options: DataOptions) -> None:
+    """Raise a UsageError for other columns than those by which a known task is known."""
+    asked = {
+        "text_columns": (options.text_columns, None, list(source.texts)),
+        "label_column": (options.label_column, DataOptions.label_column, source.label),
+    }
+    for argument, (value, default, known) in asked.items():
+        if source.texts and value not in (default, known):
+            raise UsageError(
+                f"argument --{argument}: task {source.name!r} has the column {known!r}, got "
+                f"{value!r}; leave it out, or give the files as --train_file and --test_file"
+            )
 
 
 def with_labels_typed(splits: Mapping[str, Dataset], label: str) -> dict[str, Dataset]:

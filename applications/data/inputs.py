@@ -14,6 +14,7 @@ from applications.data.local_files import TABLES, Readers, read_file
 from applications.data.sentences import WORD_COLUMNS
 from applications.data.tasks import TASKS
 from applications.data.text_files import read_text, typed
+from applications.data.validation import is_number
 from applications.errors import UsageError
 from applications.options.arguments import DataOptions
 
@@ -38,6 +39,8 @@ SENTENCES: Readers = {**TABLES, **dict.fromkeys((".conll", ".iob", ".iob2", ".bi
 def read_inputs(file: Path, columns: Sequence[str]) -> Dataset:
     """The rows of a file, by its ending.
 
+    Cells of a table are texts as they stand.
+
     Args:
         file: csv, tsv, json or jsonl; for texts txt (a text a line), for words conll.
         columns: of the examples that the model was trained on.
@@ -57,14 +60,16 @@ def read_inputs(file: Path, columns: Sequence[str]) -> Dataset:
         ) from error
     if not len(rows):
         raise UsageError(f"argument --input_file: {str(file)!r} has no rows")
-    if file.suffix not in (".csv", ".tsv"):
-        return rows
-    columns_of_numbers = {
-        name: found
-        for name in rows.column_names
-        if not isinstance((found := typed(list(rows[name])))[0], str)
-    }
-    return Dataset.from_dict({n: columns_of_numbers.get(n, rows[n][:]) for n in rows.column_names})
+    return rows
+
+
+def with_numbers(rows: Dataset) -> Dataset:
+    """The rows of a table, whose cells are texts, with numbers in columns of nothing else."""
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    found = {name: typed(cells) for name, cells in columns.items()}
+    return Dataset.from_dict(
+        {n: columns[n] if isinstance(found[n][0], str) else found[n] for n in columns}
+    )
 
 
 def input_texts(
@@ -125,6 +130,7 @@ def found_columns(
         for name, feature in rows.features.items()
         if name != options.label_column
         and getattr(feature, "dtype", "") in ("string", "large_string")
+        and not all(map(is_number, rows[name]))
     ]
     if len(texts) == len(columns):
         return texts

@@ -93,6 +93,11 @@ def refuse_missing(options: DataOptions, command: str) -> None:
         file = getattr(options, argument)
         if file is not None and not Path(file).is_file():
             raise UsageError(f"argument --{argument}: {file!r} is no file; check its name")
+        if file is not None and options.train_file is None:
+            raise UsageError(
+                f"argument --{argument}: goes with --train_file, got {file!r} without one, so that "
+                f"it would not be read; name the file to train on, or leave it out"
+            )
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
         raise UsageError(f"argument --data_dir: {options.data_dir!r} is no folder; check its name")
     files = {

@@ -101,10 +101,15 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
         count = share(options.test_fraction, len(train), "test_fraction")
         test, train = cut(train, count, task, seed=seed, stream="test")
         notes.append(f"no test split: {count} examples cut from train (split seed {seed})")
+    elif options.test_fraction != DataOptions.test_fraction:
+        notes.append("--test_fraction is not used: the data have a test split")
     if options.validation_fraction > 0:
         count = share(options.validation_fraction, len(train), "validation_fraction")
+        instead = "" if validation is None else f", instead of the {len(validation)} of the data"
         validation, train = cut(train, count, task, seed=seed, stream="validation")
-        notes.append(f"validation split: {count} examples cut from train (split seed {seed})")
+        notes.append(
+            f"validation split: {count} examples cut from train (split seed {seed}){instead}"
+        )
     if options.max_train_samples is not None and options.max_train_samples < len(train):
         count, whole = options.max_train_samples, len(train)
         train, _ = cut(train, count, task, seed=seed, stream="train_subset")

@@ -22,6 +22,8 @@ BINARY = {
 }
 LONGEST_CELL = 2**31 - 1
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+NAME_IN_DIGITS = re.compile(r"[+-]?(0\d.*|\d{16,})")
+"""A code or an identifier: as a decimal it would lose its zeros, or its last digits."""
 Cells = list[str]
 
 
@@ -124,10 +126,10 @@ def number(cell: str) -> float:
     """The number in a cell.
 
     Raises:
-        ValueError: it is none; words such as "nan" are text.
+        ValueError: it is none; words such as "nan" are text, and so are codes such as "007".
     """
     found = float(cell)
-    if not math.isfinite(found) or "_" in cell:
+    if not math.isfinite(found) or "_" in cell or NAME_IN_DIGITS.fullmatch(cell.strip()):
         raise ValueError(cell)
     return found
 

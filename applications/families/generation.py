@@ -79,11 +79,18 @@ class TextGeneration:
         The model's own defaults for generating (temperatures, penalties) are dropped.
 
         Raises:
-            UsageError: the tokenizer has no token that ends a text.
+            UsageError: the tokenizer has no token that ends a text, or the weights no head.
         """
         if options.model_name_or_path == smollm2.NAME:
             options = replace(options, model_name_or_path=str(smollm2.smollm2_folder()))
         model, tokenizer = load_pretrained(self.auto_model, options)
+        missing: Sequence[str] = getattr(model, "new_parts", ())
+        if missing:
+            raise UsageError(
+                f"argument --model_name_or_path: {options.model_name_or_path!r} holds no weights "
+                f"for {', '.join(missing)}, without which it writes at random; take a checkpoint "
+                f"of a language model"
+            )
         if tokenizer.eos_token_id is None:
             raise UsageError(
                 f"argument --model_name_or_path: the tokenizer of {options.model_name_or_path!r} "

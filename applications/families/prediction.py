@@ -18,7 +18,8 @@ def predictor(model: nn.Module, options: Options) -> Callable[[Batch], Tensor]:
     """A function from a batch, without labels, to logits in float32 on the CPU.
 
     Under LoRA Dropout with ``ensemble``, the logarithm of the mean probabilities under
-    ``num_masks`` masks; for one output (regression) the mean output.
+    ``num_masks`` masks; for one output (regression) the mean output. Every batch is predicted under
+    the same masks, so that a prediction does not depend on the rows beside it.
     """
     adapter, place = options.adapter, device(options.model)
     if not (adapter.masks and adapter.ensemble):
@@ -33,6 +34,7 @@ def predictor(model: nn.Module, options: Options) -> Callable[[Batch], Tensor]:
 
     def mean_prediction(batch: Batch) -> Tensor:
         inputs = moved(batch, place)
+        torch.manual_seed(MASK_SEED)  # whose state `evaluating` restores
         found = ensemble(
             model,
             lambda: model(**inputs).logits.float(),
@@ -54,7 +56,7 @@ def evaluating(model: nn.Module, options: Options) -> Iterator[None]:
     """Evaluation mode, no gradients, autocast as in training, and a random state of its own.
 
     Mode and random state are restored, so that an evaluation in between does not change a training
-    run, and the same masks are drawn at every evaluation.
+    run.
     """
     place, dtype = device(options.model), precision(options.model)
     was_training = model.training
@@ -63,7 +65,6 @@ def evaluating(model: nn.Module, options: Options) -> Iterator[None]:
     context = torch.autocast(place.type, dtype) if dtype else nullcontext()
     try:
         with torch.no_grad(), torch.random.fork_rng(cuda), context:
-            torch.manual_seed(MASK_SEED)
             yield
     finally:
         model.train(was_training)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters.glue.soundness import refuse_unused, unmatched
+from adapters.glue.soundness import HEADS, refuse_unused, unmatched
 from applications.errors import UsageError
 from applications.options.arguments import AdapterOptions
 
@@ -76,6 +76,7 @@ def put_on(base: PreTrainedModel, config: PeftConfig, targets: Sequence[str] | N
     """
     if isinstance(config, LoraConfig) and any(isinstance(m, Conv1D) for m in base.modules()):
         config.fan_in_fan_out = True  # as PEFT would, with a warning
+    keep_new_parts(base, config)
     refuse_no_target(base, targets)
     try:
         model = get_peft_model(base, config)
@@ -95,6 +96,19 @@ def put_on(base: PreTrainedModel, config: PeftConfig, targets: Sequence[str] | N
     except ValueError as error:
         raise UsageError(f"argument --lora_target_modules: {error}") from error
     return model
+
+
+def keep_new_parts(base: PreTrainedModel, config: PeftConfig) -> None:
+    """Have the adapter train and save the heads, and all that no checkpoint gives the base model.
+
+    PEFT does so for ``classifier`` and ``score`` alone: BART's head, or the pooler of a BERT that
+    comes from masked language modelling, would stay random, and be another one when loaded again.
+    """
+    made: Any = config
+    heads = [name for name, _ in base.named_children() if name in HEADS]
+    parts = {*getattr(base, "new_parts", ()), *heads} - {"classifier", "score"}
+    if parts:
+        made.modules_to_save = sorted(parts | set(made.modules_to_save or ()))
 
 
 def refuse_no_target(base: PreTrainedModel, names: Sequence[str] | None) -> None:

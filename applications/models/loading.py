@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from applications.carried import minilm_folder
 from applications.errors import UsageError
-from applications.models.soundness import check_fit, check_folder, check_loaded
+from applications.models.soundness import check_fit, check_folder, check_loaded, new_parts
 from applications.options.arguments import ModelOptions
 
 CARRIED_MODEL = "minilm"
@@ -71,6 +71,8 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pre-trained model in float32, with the head of ``auto_model``, and its tokenizer.
 
+    ``new_parts`` of the model names the modules that the checkpoint lacks.
+
     Args:
         auto_model: the class of transformers that loads it.
         options: which model.
@@ -109,4 +111,5 @@ def load_pretrained(
         ) from error
     check_loaded(model, found, place)
     check_fit(tokenizer, model, place)
+    model.new_parts = new_parts(model, found)
     return model, tokenizer

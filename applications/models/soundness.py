@@ -94,6 +94,30 @@ def check_loaded(model: PreTrainedModel, found: Mapping[str, Iterable[Any]], pla
             )
 
 
+def new_parts(model: nn.Module, found: Mapping[str, Iterable[Any]]) -> list[str]:
+    """The names of the modules whose weights are new, not those of a checkpoint: mostly a head.
+
+    Of modules within one another the outermost that is new as a whole.
+
+    Args:
+        model: as it was loaded.
+        found: the loading info of transformers.
+    """
+    absent = {
+        key[0] if isinstance(key, tuple) else key
+        for kind in ("mismatched_keys", "missing_keys")
+        for key in found.get(kind, ())
+    }
+    new = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name in absent}
+    whole = {
+        name
+        for name, module in model.named_modules()
+        if name and (own := [key for key, _ in module.named_parameters(prefix=name)])
+        if absent.issuperset(own)
+    }
+    return sorted(name for name in new | whole if name and name.rpartition(".")[0] not in whole)
+
+
 def check_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str) -> None:
     """Raise a UsageError where the tokenizer has tokens that the model does not know."""
     known = getattr(model.get_input_embeddings(), "num_embeddings", None)

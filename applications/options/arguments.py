@@ -181,6 +181,9 @@ class DataOptions:
         require(
             self.split_seed < SEEDS, "split_seed", self.split_seed, f"must be less than {SEEDS}"
         )
+        if self.validation_file is not None:
+            remedy = "cuts what --validation_file gives already; leave one of them out"
+            require(value == 0, "validation_fraction", value, remedy)
         columns = separated(self.text_columns)
         few = columns is None or len(columns) <= 2
         require(few, "text_columns", columns, "must name one or two columns")
@@ -455,7 +458,9 @@ class RunOptions:
     )
     logging_steps: int = option(10, "upper updates (lora, dora: updates) between two log lines")
     eval_steps: int | None = option(
-        None, "updates between two evaluations on the validation split; default: none"
+        None,
+        "updates between two evaluations on the validation split, rounded down to whole rounds of "
+        "--lower_steps; default: none",
     )
     metric_for_best_model: str | None = option(
         None,
@@ -470,7 +475,7 @@ class RunOptions:
     early_stopping_patience: int | None = option(
         None, "stop after this many evaluations without a better score; default: never"
     )
-    save_steps: int = option(200, "updates between two checkpoints")
+    save_steps: int = option(200, "upper updates (lora, dora: updates) between two checkpoints")
     save_total_limit: int = option(1, "checkpoints kept")
     resume: bool = option(False, "go on from the last checkpoint in --output_dir")
     disable_tqdm: bool = option(False, "no progress bar")

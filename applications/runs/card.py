@@ -12,6 +12,7 @@ from applications.families.family import Family
 from applications.options.arguments import Options
 from applications.pages.table import shown
 from applications.pages.writing import write_whole
+from applications.runs.conclusion import on_d2
 from applications.runs.saved import training_form
 from applications.runs.usage import loading_lines
 
@@ -50,7 +51,9 @@ def write_cards(run: Path, told: Told) -> None:
 
 
 def at_selected(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The summary with the numbers of the selected step, as far as they were taken."""
+    """The summary with the numbers of the selected step, as far as they were taken; D2, where it
+    selected, is no validation split.
+    """
     found = summary["selected"]
     if found is None:
         return summary
@@ -59,6 +62,8 @@ def at_selected(summary: Mapping[str, Any]) -> Mapping[str, Any]:
         split: {"loss": found[f"{split}_loss"], name: found[f"{split}_metric"]}
         for split in ("train", "validation", "test")
     }
+    if on_d2(found):
+        scores.pop("validation")
     return {**summary, "metrics": scores, "test_metric": found["test_metric"]}
 
 

@@ -63,16 +63,15 @@ def run(options: Options, command: str) -> None:
 
     from applications.families.named import family_of
     from applications.options.completion import completed
+    from applications.options.unused import unused_lines
     from applications.runs.closing import closing
     from applications.runs.estimate import estimates, plan_table
     from applications.runs.experiment import finetune
-    from applications.runs.plan import unused_line
 
     family = family_of(command)
     if options.dry_run:
         Console().print(plan_table(estimates(options, family)))
-        if (unused := unused_line(completed(options, family))) is not None:
-            print(unused)
+        print("\n".join(unused_lines(completed(options, family), command)))
         return
     print("\n".join(closing(finetune(options, family), options, family)))
 

@@ -42,6 +42,11 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
+def on_d2(selected: Mapping[str, Any]) -> bool:
+    """Whether the data that selected a step are D2, not a validation split."""
+    return selected.get("selected_on") == "upper_data"
+
+
 def quality(summary: Mapping[str, Any]) -> Table:
     """Loss and metrics of each split, with the number of examples that they were taken on."""
     scores, metric = summary["metrics"], summary["metric_name"]

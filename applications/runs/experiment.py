@@ -19,6 +19,7 @@ from applications.families.metrics import Evaluation
 from applications.models.loading import device, precision
 from applications.options.arguments import Options
 from applications.options.completion import completed
+from applications.options.unused import unused_lines
 from applications.pages.writing import write_whole
 from applications.runs.card import Told, write_cards
 from applications.runs.chance import chance_notes
@@ -28,7 +29,7 @@ from applications.runs.interruption import Interrupted, Signals, signals
 from applications.runs.mark import mark_of
 from applications.runs.outputs import RunFolder
 from applications.runs.phases import Model, Phase, Workload, phases, prepare
-from applications.runs.plan import plan_lines, unused_line, watching_line
+from applications.runs.plan import cut_notes, plan_lines, watching_line
 from applications.runs.report import run_report
 from applications.runs.saved import save_model, save_task
 from applications.runs.summary import Ended, at_step, num_parameters, summarise
@@ -96,11 +97,12 @@ def trained_in(
     folder = claim.begin(mark, say)
     folder.write_config(options.as_dict())
     work = replace(work, options=options.writing_to(folder.path))
-    for note in splits.notes:
+    remarks = (*splits.notes, *cut_notes(work))
+    for note in remarks:
         say(f"{task.name}: {note}")
     say(f"{options.adapter.method}: results in {claim.place}")
     number = None if held_out is None else len(evaluated_of(held_out, work))
-    for line in (unused_line(options), watching_line(work, number)):
+    for line in (*unused_lines(options, family.command), watching_line(work, number)):
         if line is not None:
             say(line)
     save_task(folder.path, work)
@@ -138,7 +140,7 @@ def trained_in(
         left += chance_notes(work, evaluations, folder.path)
         for note in left:
             say(note)
-        notes = (*splits.notes, *left)
+        notes = (*remarks, *left)
         levels = {"lower": len(work.lower), "upper": len(work.upper)}
         write_cards(folder.path, Told(options, summary, family, claim.place, levels, notes))
         run_report(folder, work, summary=summary, evaluations=evaluations, notes=notes)
@@ -190,7 +192,7 @@ def selected_step(
     parts = {"train": work.splits.train, "test": work.splits.test}
     found = {name: score(part, name, "selected") for name, part in parts.items()}
     chosen_on = score(held_out, "validation", "selected")
-    result = at_step(phase.name, done.selected, found, chosen_on, work.task.metric)
+    result = at_step(phase.name, done.selected, found, chosen_on, work)
     save_model(folder.path, phase.model, work, "selected")
     return result
 

@@ -1,17 +1,13 @@
 """What a phase will train and what its rounds cost, in words: before it is trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from torch import Tensor
 
 from applications.methods import HYPERGRADIENTS, Price
-from applications.options.arguments import LevelOptions, Options
+from applications.options.arguments import LevelOptions
 from applications.runs.phases import Phase, Workload
 from blo import Problem
-
-# What a method of one level takes of the options of levels: its controls divide the data.
-OF_ONE_LEVEL = ("control", "upper_fraction", "retraining")
 
 
 def price(phase: Phase, level: LevelOptions) -> Price | None:
@@ -73,32 +69,33 @@ def described(problem: Problem, rates: Mapping[str, float]) -> str:
     return f"{count(problem.parameters):,} parameters, learning rate {rates[problem.name]:g}"
 
 
-def unused_line(options: Options) -> str | None:
-    """What was asked of an upper level that the method does not have; None where nothing was."""
-    online = options.weighting is not None and options.weighting.route == "online"
-    if options.adapter.bi_level or online:
-        return None
-    asked = [
-        f"--{one.name}"
-        for one in fields(options.levels)
-        if one.name not in OF_ONE_LEVEL and getattr(options.levels, one.name) != one.default
-    ]
-    if not asked:
-        return None
-    has = "has one level" if options.adapter.row.second_level is None else "trains one level here"
-    return f"not used: {', '.join(asked)}; {options.adapter.method} {has}"
+def cut_notes(work: Workload) -> tuple[str, ...]:
+    """What is to be said of training examples that are cut: how many are as long as can be."""
+    longest = min(work.options.data.max_seq_length, work.tokenizer.model_max_length)
+    rows = work.encoded(work.splits.train)
+    full = sum(len(row["input_ids"]) >= longest for row in rows)
+    if not full:
+        return ()
+    return (
+        f"{full:,} of {len(rows):,} training rows fill all of {longest} tokens (--max_seq_length), "
+        f"and what is behind is cut off",
+    )
 
 
 def watching_line(work: Workload, number: int | None) -> str | None:
-    """What is validated during training, and how a step is selected; None where nothing is.
+    """What is validated during training, and how a step is selected; None where nothing was asked.
 
     Args:
         work: with the options.
         number: of the examples that are evaluated; None without any.
     """
     run = work.options.run
-    if number is None or run.eval_steps is None:
+    if run.eval_steps is None:
         return None
+    if number is None:
+        return (
+            "not used: --eval_steps; there is no validation split (--validation_fraction cuts one)"
+        )
     line = f"validation: {number:,} examples, every {run.eval_steps} updates"
     if run.metric_for_best_model is not None:
         line += f"; the best {run.metric_for_best_model} selects the step"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from applications.data.inputs import answered, as_text, read_inputs
+from applications.data.inputs import answered, as_text, read_inputs, with_numbers
 from applications.errors import UsageError
 from applications.pages.writing import write_whole
 from applications.runs.finished import finished_run
@@ -35,7 +35,10 @@ def predict(run: Path, source: Path, target: Path | None, words: Sequence[str] =
     rows = read_inputs(source, finished.columns)
     model, setting = finished.load()
     found = finished.family.predict(model, rows, setting, finished.columns)
-    text = as_text(answered(rows, found), ".csv" if target is None else target.suffix)
+    ending = ".csv" if target is None else target.suffix
+    if source.suffix in (".csv", ".tsv") and ending != ".csv":
+        rows = with_numbers(rows)
+    text = as_text(answered(rows, found), ending)
     if target is not None:
         write_whole(target, lambda draft: draft.write_text(text, encoding="utf-8"))
     return text

@@ -11,7 +11,7 @@ from applications.families.metrics import Evaluation
 from applications.pages.page import Section, page
 from applications.pages.table import Entry, Table, named, shown, table
 from applications.pages.writing import write_whole
-from applications.runs.conclusion import SPLITS, conclusion, quality
+from applications.runs.conclusion import SPLITS, conclusion, on_d2, quality
 from applications.runs.costs import updates
 from applications.runs.curves import curves
 from applications.runs.outputs import RunFolder
@@ -109,11 +109,14 @@ def steps(summary: Mapping[str, Any]) -> list[Table]:
     if not chosen:
         return []
     names = ("validation_metric", "train_metric", "test_metric", "test_loss", "ece", "brier")
+    final = {**summary, "validation_metric": None} if on_d2(chosen) else summary
     head = ["step", "updates", *(n.replace("_", " ").replace("metric", name) for n in names)]
+    if on_d2(chosen):
+        head[2] = f"D2 {name}"
     (phase,) = (phase for phase in summary["phases"] if phase["name"] == chosen["phase"])
     rows = [
         ["selected", shown(chosen["lower_steps"]), *(shown(chosen[n]) for n in names)],
-        ["final", shown(updates(phase)), *(shown(summary[n]) for n in names)],
+        ["final", shown(updates(phase)), *(shown(final[n]) for n in names)],
     ]
     text = f"Selected in {chosen['phase']}, on the held-out examples; its model is in selected/."
     return [table("Selected step", head, rows, text=text)]

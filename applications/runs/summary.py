@@ -147,7 +147,7 @@ def at_step(
     lower_steps: int,
     evaluations: Mapping[str, Evaluation],
     held_out: Evaluation,
-    metric: str,
+    work: Workload,
 ) -> dict[str, Any]:
     """The numbers at the selected step.
 
@@ -155,13 +155,15 @@ def at_step(
         phase: the phase it belongs to.
         lower_steps: how far into the phase it is.
         evaluations: of the training and the test split.
-        held_out: on the data that selected it.
-        metric: the task's.
+        held_out: on the data that selected it, ``selected_on``: the validation split, or D2.
+        work: the options, and the task's metric.
     """
+    metric = work.task.metric
     train, test = evaluations["train"], evaluations["test"]
     return {
         "phase": phase,
         "lower_steps": lower_steps,
+        "selected_on": work.options.run.select_on,
         "validation_loss": held_out.loss,
         "validation_metric": held_out.metrics[metric],
         "train_metric": train.metrics[metric],

@@ -1,7 +1,9 @@
 """All sequences of one run: which are left, and the results of the finished ones."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.sequences import VARIANTS
+from applications.pages.locking import held
+from applications.runs.naming import LOCK
 from applications.sequences.learning import cost
 from applications.sequences.material import DATA, Material, settings
 from applications.sequences.run import run_sequence
@@ -53,6 +57,22 @@ class Grid:
                     f"another --output_dir"
                 )
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, held against other commands, which would learn the same sequences.
+
+        Raises:
+            UsageError: another one is at work there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with held(self.folder / LOCK, wait=False) as lock:
+            if lock is None:
+                raise UsageError(
+                    f"argument --output_dir: another run is at work in {self.folder}; wait for its "
+                    f"end, or give another folder"
+                )
+            yield
+
     def results(self) -> list[dict[str, Any]]:
         """The lines of the finished sequences."""
         file = self.folder / RESULTS
@@ -94,6 +114,7 @@ class Grid:
             mend(self.folder / RESULTS)
             with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            shutil.rmtree(state)
             yield line
 
 

@@ -30,7 +30,7 @@ class Material:
     """What all sequences of one run share.
 
     Attributes:
-        task: the data set.
+        task: the data set; its notes say how it was divided, too.
         tokenizer: of the base model.
         train: encoded training examples.
         test: encoded examples to test on.
@@ -79,7 +79,11 @@ def gathered(options: Options) -> Material:
         return FAMILY.encode(examples, tokenizer, options)
 
     return Material(
-        task, tokenizer, encoded(splits.train), encoded(at_most(test, limit, task, seed)), options
+        replace(task, notes=splits.notes),
+        tokenizer,
+        encoded(splits.train),
+        encoded(at_most(test, limit, task, seed)),
+        options,
     )
 
 

@@ -1,7 +1,6 @@
 """One sequence: its tasks learned one after the other, tested after each, kept on disk between."""
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,6 +45,8 @@ def run_sequence(
 ) -> dict[str, Any]:
     """Learn the tasks of one order, going on from what `folder` holds; returns a line of results.
 
+    The folder stays, for as long as the line is not written.
+
     The random state is set at the beginning of every task, so that an interrupted sequence ends
     where an uninterrupted one does.
     """
@@ -81,9 +82,7 @@ def run_sequence(
         progress.seen.append(whole)
         progress.seconds += time.perf_counter() - started
         write_whole(folder, lambda draft: write_state(draft, model, progress))
-    line = result(material, order, variant, model, progress)
-    shutil.rmtree(folder)
-    return line
+    return result(material, order, variant, model, progress)
 
 
 def adapted(

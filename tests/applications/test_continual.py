@@ -23,6 +23,8 @@ from applications.errors import UsageError
 from applications.options.arguments import ModelOptions, Options
 from applications.options.command_line import parse_options
 from applications.options.sequences import SEQUENCE_GROUPS, SequenceOptions
+from applications.pages.locking import held
+from applications.sequences import grid as sequence_grid
 from applications.sequences import run as sequence_run
 from applications.sequences.learning import Learner, Task, cost
 from applications.sequences.losses import incremental_cross_entropy
@@ -250,9 +252,24 @@ def test_an_interrupted_sequence_ends_where_a_whole_one_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     variant = "sd_lora_two_level"
+    mend, kept = sequence_grid.mend, []
+
+    def watched(file: Path) -> None:
+        kept.append(os.listdir(file.parent / "states"))
+        mend(file)
+
+    monkeypatch.setattr(sequence_grid, "mend", watched)
     assert continual.main(asked("whole", "--variants", variant)) == 0
+    assert kept == [[f"0-{variant}"]]  # until the line is written
+    assert os.listdir(tmp_path / "whole" / "states") == []
+    (tmp_path / "parts").mkdir()
     assert f"page: {tmp_path / 'whole' / 'report.html'}" in capsys.readouterr().out
     assert f"order 0, {variant}" in (tmp_path / "whole" / "report.html").read_text()
+    with held(tmp_path / "parts" / "lock", wait=False):
+        assert continual.main(asked("parts", "--variants", variant)) == 2
+    said = capsys.readouterr()
+    assert f"another run is at work in {tmp_path / 'parts'}" in said.err
+    assert "8 texts of the test split also occur in the training split" in said.out
     tested = sequence_run.tested
 
     def interrupted(model: Any, rows: Any, ends: Any, material: Any) -> Any:

@@ -133,6 +133,12 @@ def test_retraining_keeps_the_values_that_the_search_has_found(method: str, tiny
         assert summary["phases"][0]["metrics"][split] == alone["metrics"][split]
 
 
+def test_a_retraining_takes_the_epochs_over_all_examples(tiny: Run) -> None:
+    flags = ("--retraining", "values", "--num_train_epochs", "2", "--max_steps", "-1")
+    found = [phase.updates.num_lower_steps for phase in phases(work_of(tiny("bilora", *flags)))]
+    assert found == [2 * math.ceil(38 / 8), 2 * math.ceil(48 / 8)]
+
+
 def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) -> None:
     flags = ("--upper_learning_rate", "0.5", "--lora_r", "4")
     search, searched = run(tiny("autolora", *flags, "--retraining", "none", folder="searched"))
@@ -328,7 +334,13 @@ def test_d2_selects_for_a_method_that_does_not_train_on_it(tiny: Run) -> None:
     model = PeftModel.from_pretrained(work.base, str(folder / "adapter"))
     found = scorer(model, work)(work.upper, "upper_data")
     assert last["loss"] == pytest.approx(found.loss, rel=1e-6)
-    assert summary["selected"] is not None
+    assert summary["selected"]["selected_on"] == "upper_data"
+    (table,) = report.steps(summary)  # the run has a validation split besides
+    assert table.head[2] == "D2 accuracy"
+    assert table.rows[1][2].text == "\u2013"
+    card = (folder / "selected" / "README.md").read_text()
+    assert "| test |" in card
+    assert "| validation |" not in card
 
 
 def test_patience_ends_a_run_and_a_resumed_one_stays_ended(tiny: Run) -> None:
@@ -407,7 +419,8 @@ def test_every_hypergradient_is_the_one_that_is_asked_for(name: str, tiny: Run) 
 
 
 def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny: Run) -> None:
-    options = tiny("lora_dropout", "--num_masks", "3", "--mask_rate", "0.4")
+    masks = ("--num_masks", "3", "--mask_rate", "0.4")
+    options = tiny("lora_dropout", *masks)
     summary, folder = run(options)
     work = work_of(options)
     model = PeftModel.from_pretrained(work.base, str(trained(folder)))
@@ -428,6 +441,9 @@ def test_lora_dropout_is_tested_with_the_mean_probability_of_several_masks(tiny:
         drawn = [model(**batch).logits.softmax(-1) for _ in range(3)]
     loss = -torch.stack(drawn).mean(0)[range(len(labels)), labels].log().mean()
     assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    batches = tiny("lora_dropout", *masks, "--per_device_eval_batch_size", "7")
+    again = scorer(model, work_of(batches))(work.splits.test, "test")
+    assert again.loss == pytest.approx(found.loss, rel=1e-5)
     alone = scorer(model, work_of(tiny("lora_dropout", "--ensemble", "false")))(
         work.splits.test, "test"
     )

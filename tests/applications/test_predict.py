@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from applications.data.inputs import read_inputs, with_numbers
 from applications.families.entities import entity_scores
 from applications.predict import main
 from applications.runs.finished import finished_run
@@ -98,6 +99,20 @@ def test_lines_of_text_are_predicted_for_on_the_screen(
     assert main([str(left["bilora"].folder), *words]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["text"] for row in rows] == ["the old cat", 'a big hammer, and "glue"']
+
+
+def test_the_rows_of_a_table_come_back_as_they_stand(
+    left: dict[str, Left], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ["007", "12345678901234567890", "1.50", "1e3"]
+    table = [["id", "key", "price", "size", "text"], [*cells, "the old cat"]]
+    (tmp_path / "a.csv").write_text("".join(f"{','.join(row)}\n" for row in table))
+    words = [str(left["bilora"].folder), "--input_file", str(tmp_path / "a.csv")]
+    assert main([*words, "--device", "cpu"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert [row[name] for name in table[0]] == table[1]
+    numbers = with_numbers(read_inputs(tmp_path / "a.csv", ["text"]))[0]
+    assert list(numbers.values()) == ["007", "12345678901234567890", 1.5, 1000, "the old cat"]
 
 
 def test_a_merged_model_is_a_plain_one_with_the_same_logits(

@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from applications.data.splits import split_task
 from applications.options.completion import completed
+from applications.options.unused import unused_lines
 from applications.pages.table import as_lines, table
 from applications.runs.experiment import finetune
 from applications.runs.phases import phases, prepare
-from applications.runs.plan import plan_lines, unused_line
+from applications.runs.plan import cut_notes, plan_lines
 from applications.runs.screen import Screen, in_words
 from tests.applications.tiny_runs import FAMILY, Run
 
@@ -134,8 +135,59 @@ def test_a_table_for_the_screen_has_its_columns_under_their_heads() -> None:
         ),
         ("beam_lora", ("--hypergradient", "cg"), "not used: --hypergradient; beam_lora trains one"),
         ("bilora", ("--upper_learning_rate", "1e-2", "--lower_steps", "5"), None),
+        ("lora", ("--upper_fraction", "0.3"), "not used: --upper_fraction; lora has one level"),
+        ("lora", ("--norm_axis", "in"), "not used: --norm_axis; lora has no such option"),
+        ("lora", ("--experts", "a"), "not used: --experts; lora has no such option"),
+        ("bidora", ("--norm_axis", "in"), None),
+        ("bilora", ("--norm_axis", "in"), "not used: --norm_axis; bilora has no such option"),
+        (
+            "bilora",
+            ("--singular_values", "real", "--scale_by_rank"),
+            "not used: --scale_by_rank; real values have no such sum",
+        ),
+        ("bilora", ("--num_masks", "2"), "not used: --num_masks; there are no masks"),
+        ("bilora", ("--num_masks", "2", "--mask_rate", "0.5"), None),
+        ("bilora", ("--retraining_steps", "9"), "not used: --retraining_steps; there is no retr"),
+        ("bidora", ("--retraining_steps", "9"), None),
+        (
+            "bilora",
+            ("--control", "joint", "--hypergradient", "cg"),
+            "not used: --hypergradient; --control joint has no response",
+        ),
+        ("bilora", ("--hypergradient_products", "3"), "not used: --hypergradient_products; darts"),
+        ("bilora", ("--hypergradient", "cg", "--hypergradient_products", "3"), None),
+        (
+            "bilora",
+            ("--control", "same_data", "--upper_fraction", "0.5"),
+            "not used: --upper_fraction; the training examples are not divided in two",
+        ),
+        (
+            "lora",
+            ("--lr_scheduler_type", "constant", "--warmup_ratio", "0.1"),
+            "not used: --warmup_ratio; a constant schedule",
+        ),
     ],
 )
-def test_options_of_a_level_that_is_not_there_are_named(tiny, method, flags, expected):
-    found = unused_line(completed(tiny(method, *flags), FAMILY))
-    assert found == expected if expected is None else str(found).startswith(expected)
+def test_options_that_nothing_reads_are_named(tiny, method, flags, expected):
+    found = unused_lines(completed(tiny(method, *flags), FAMILY), FAMILY.command)
+    assert len(found) == (expected is not None)
+    assert expected is None or found[0].startswith(expected)
+
+
+def test_all_weights_take_nothing_of_an_adapter(tiny):
+    # The rank is that of every tiny run.
+    found = unused_lines(completed(tiny("full", "--lora_alpha", "4"), FAMILY), FAMILY.command)
+    assert found == ["not used: --lora_r, --lora_alpha; full trains all weights"]
+
+
+@pytest.mark.parametrize("longest", [6, 32])
+def test_training_rows_that_are_cut_are_counted(longest, tiny, tiny_data):
+    options = completed(tiny("lora", "--max_seq_length", str(longest)), FAMILY)
+    task = FAMILY.load_task(options.data)
+    found = cut_notes(prepare(options, FAMILY, task, split_task(task, options.data)))
+    rows = (tiny_data / "train.csv").read_text().splitlines()[1:]
+    full = sum(len(row.split(",")[0].split()) + 2 >= longest for row in rows)
+    assert (full > 0) == (longest == 6)
+    assert [note.split(" (")[0] for note in found] == [
+        f"{full} of 48 training rows fill all of 6 tokens"
+    ] * (full > 0)

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,3 +134,13 @@ def test_one_example_cannot_be_divided() -> None:
 def test_count_out_of_range_is_an_error() -> None:
     with pytest.raises(ValueError, match="between 0 and 2, got 3"):
         stratified([0, 0], 3, seed=0, stream="levels")
+
+
+def test_what_a_fraction_does_to_splits_that_the_data_have_is_said() -> None:
+    made = task(20, test=5)
+    held_out = replace(made, splits={**made.splits, "validation": made.splits["test"]})
+    found = split_task(held_out, DataOptions(validation_fraction=0.25, test_fraction=0.4))
+    assert "--test_fraction is not used: the data have a test split" in found.notes
+    assert any(note.endswith("instead of the 5 of the data") for note in found.notes)
+    assert found.validation is not None
+    assert (len(found.validation), len(found.test)) == (5, 5)

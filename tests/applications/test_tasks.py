@@ -70,6 +70,33 @@ def test_one_file_for_two_splits_is_refused(tmp_path: Path) -> None:
     load_task(DataOptions(train_file=str(file), test_file=str(tmp_path / "b.csv")))
 
 
+def test_what_would_not_be_read_is_refused(tmp_path: Path) -> None:
+    file, other = tmp_path / "train.csv", tmp_path / "other.csv"
+    file.write_text("text,label\nfine,1\npoor,0\n")
+    other.write_text("text,label\ngood,1\nbad,0\n")
+    for split in ("validation_file", "test_file"):
+        with pytest.raises(UsageError, match=rf"--{split}: goes with --train_file"):
+            load_task(DataOptions(data_dir=str(tmp_path), **{split: str(other)}))
+    with pytest.raises(UsageError, match=r"--validation_fraction: cuts what --validation_file"):
+        DataOptions(train_file=str(file), validation_file=str(other), validation_fraction=0.5)
+    (tmp_path / "TREC.train").write_text("LOC:city Where ?\nNUM:count How many ?\n")
+    (tmp_path / "TREC.test").write_text("LOC:city Where is it ?\n")
+    for flags in ({"label_column": "label_fine"}, {"text_columns": ["question"]}):
+        options = DataOptions(task_name="trec", data_dir=str(tmp_path), **flags)
+        with pytest.raises(UsageError, match=r"argument --\w+: task 'trec' has the column"):
+            load_task(options)
+    known = DataOptions(task_name="trec", data_dir=str(tmp_path), text_columns=["text"])
+    assert load_task(known).label_names == ("LOC", "NUM")
+
+
+@pytest.mark.parametrize("codes", [("01", "02"), ("10000000000000001", "10000000000000000002")])
+def test_codes_in_digits_are_names_not_numbers(codes: tuple[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(f"text,label\nfine,{codes[0]}\npoor,{codes[1]}\n")
+    found = load_task(DataOptions(train_file=str(file)))
+    assert (found.kind, found.label_names) == ("classification", tuple(sorted(codes)))
+
+
 def test_a_split_with_hidden_labels_is_left_out_and_said_so(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "test.csv").write_text("text,label\na,-1\n")
