@@ -84,7 +84,7 @@ def of_levels(options: Options) -> Unread:
         yield from of_one_level(options)
         return
     if level.control in ("joint", "two_stage"):
-        names = ("upper_warmup_steps", *OF_THE_RESPONSE)
+        names: tuple[str, ...] = ("upper_warmup_steps", *OF_THE_RESPONSE)
         yield level, names, f"--control {level.control} has no response"
     elif "products" not in HYPERGRADIENTS[level.hypergradient].takes.values():
         yield level, ("hypergradient_products",), f"{level.hypergradient} takes none"
