@@ -39,7 +39,7 @@ def of(method: str, *flags: str) -> tuple[str, ...]:
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "full": Variant(of("full"), (2e-4, 5e-4)),
+    "full": Variant(of("full"), (5e-5, 1e-4, 2e-4, 5e-4)),
     "lora": Variant(of("lora")),
     "dora": Variant(of("dora")),
     "adalora": Variant(of("adalora"), (5e-3, 1e-2)),
