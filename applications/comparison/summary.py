@@ -1,6 +1,7 @@
 """The numbers of a comparison: means with their spread, and paired comparisons of the variants."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -255,6 +256,7 @@ def notes(found: Gathered) -> list[str]:
                 f"{cell[0]}, {cell[1]} training examples: the variants have different seeds "
                 f"({counts} runs); means are over different runs, paired numbers over common seeds."
             )
+        remarks += fewer(results, cell)
     metrics = sorted({str(result["metric_name"]) for result in results})
     if len(metrics) > 1:
         remarks.append(
@@ -267,3 +269,12 @@ def notes(found: Gathered) -> list[str]:
             f"are in no number here, which favours a variant whose bad runs fail."
         )
     return remarks
+
+
+def fewer(results: Sequence[Result], cell: Cell) -> list[str]:
+    """What is to be said of a train size that the data of its task do not have."""
+    asked = size_order(cell[1])
+    counts = {int(result["train_size"]) for result in results if cell_of(result) == cell}
+    if math.isinf(asked) or min(counts) >= asked:
+        return []
+    return [f"{cell[0]}, {cell[1]} training examples: there are only {min(counts):,}."]

@@ -114,6 +114,9 @@ def split_task(task: TaskData, options: DataOptions) -> Splits:
         count, whole = options.max_train_samples, len(train)
         train, _ = cut(train, count, task, seed=seed, stream="train_subset")
         notes.append(f"{count} of {whole} training examples (split seed {seed})")
+    elif options.max_train_samples is not None and options.max_train_samples > len(train):
+        asked = options.max_train_samples
+        notes.append(f"{asked} training examples were asked for, and there are only {len(train)}")
     notes += lost_classes(task, train)
     repeated = len({*texts(train)} & {*texts(test)})
     if repeated:

@@ -253,6 +253,7 @@ def test_the_summary_holds_spreads_tests_and_their_correction() -> None:
         ({"versions": VERSIONS | {"torch": "2.1"}}, "2 versions of packages"),
         ({"task": "cr", "metric_name": "f1"}, "different metrics (accuracy, f1)"),
         ({"seed": 5}, "different seeds (lora 2, other 1 runs)"),
+        ({"train_size": 299}, "sst2, 300 training examples: there are only 299."),
     ],
 )
 def test_what_is_mixed_is_noted(changes: dict[str, Any], note: str) -> None:

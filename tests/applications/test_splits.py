@@ -117,6 +117,12 @@ def test_texts_in_both_train_and_test_are_said_so() -> None:
     )
 
 
+def test_fewer_training_examples_than_asked_for_are_said_so() -> None:
+    for asked, said in ((31, True), (30, False)):
+        notes = split_task(task(30, test=9), DataOptions(max_train_samples=asked)).notes
+        assert ("31 training examples were asked for, and there are only 30" in notes) is said
+
+
 def test_classes_without_a_training_example_are_said_so() -> None:
     whole = split_task(task(30, test=9), DataOptions())
     assert not any("no training example" in note for note in whole.notes)
