@@ -128,6 +128,8 @@ def settings(told: Told) -> str:
     ]
     if options.adapter.bi_level:
         lines += [levels_line(told)]
+    elif level.control != "none":
+        lines += [parts_line(level.control, told.sizes)]
     lines.append(f"learning rate: {options.learning_rate:g}, {summary['num_lower_steps']} updates")
     found = summary["hypergradient"]
     if found is not None:
@@ -146,6 +148,16 @@ def settings(told: Told) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines.append(f"versions: {packages}; {summary['device']}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def parts_line(control: str, sizes: Mapping[str, int]) -> str:
+    """Which of the training examples a method of one level was trained on."""
+    one, two = (f"{sizes[level]:,} of them" for level in ("lower", "upper"))
+    return {
+        "lower_data_only": f"trained on D1 alone, {one}",
+        "upper_data_only": f"trained on D2 alone, {two}",
+        "two_stage": f"trained on D1, {one}, then on D2, {two}",
+    }[control]
 
 
 def levels_line(told: Told) -> str:

@@ -202,6 +202,13 @@ def data_tables(summary: Mapping[str, Any], work: Workload) -> list[Table]:
             "of the training split, lower level (D1)": counts["lower"],
             "of the training split, upper level (D2)": counts["upper"],
         }
+    elif work.options.levels.control == "two_stage":
+        parts |= {
+            "of the training split, first stage (D1)": len(work.lower),
+            "of the training split, second stage (D2)": len(work.upper),
+        }
+    elif work.options.levels.control != "none":
+        parts["of the training split, trained on"] = len(work.lower)
     made = [named("Examples", parts)]
     if work.task.kind == "classification":
         splits = {"training": work.splits.train, "test": work.splits.test}

@@ -18,6 +18,7 @@ from applications.data.splits import split_task
 from applications.errors import UsageError
 from applications.options.completion import completed
 from applications.runs import closing, report
+from applications.runs.card import parts_line
 from applications.runs.experiment import scorer
 from applications.runs.phases import phases, prepare
 from tests.applications.tiny_runs import FAMILY, Run, logged, reloaded, run, trained
@@ -332,7 +333,14 @@ def test_d2_selects_for_a_method_that_does_not_train_on_it(tiny: Run) -> None:
     (table,) = report.steps(summary)  # the run has a validation split besides
     assert table.head[2] == "D2 accuracy"
     assert table.rows[1][2].text == "\u2013"
+    (examples, *_) = report.data_tables(summary, work)
+    told = {row[0].text: row[1].text for row in examples.rows}
+    assert told["of the training split, trained on"] == "38"
     card = (folder / "selected" / "README.md").read_text()
+    assert "- trained on D1 alone, 38 of them" in card
+    assert parts_line("upper_data_only", {"lower": 10, "upper": 10}).endswith(
+        "D2 alone, 10 of them"
+    )
     assert "| test |" in card
     assert "| validation |" not in card
 
