@@ -224,7 +224,7 @@ def beam_search(
 
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
-    Row("full", None, note="all weights", learning_rate=2e-4),
+    Row("full", None, note="all weights", learning_rate=5e-5),
     Row("lora", later("peft", "LoraConfig"), note="PEFT's own"),
     Row("dora", dora_config, note="PEFT's own"),
     Row(

@@ -10,7 +10,7 @@ from applications.carried import HEADLINES_PACKAGE
 from applications.demo import main
 from applications.models import soundness
 from applications.options.completion import completed
-from applications.runs.kept import once
+from applications.runs.kept import once, same_options
 from applications.runs.noise import noise
 from applications.weighting.demo import (
     SHIFTED,
@@ -53,6 +53,11 @@ def test_a_finished_run_is_not_run_again_and_an_interrupted_one_goes_on(tiny: Ru
     other = completed(tiny("lora", "--max_steps", "3"), FAMILY)
     assert once(other, train)["num_lower_steps"] == 3
     assert asked == [False, True, False]
+    file = Path(str(other.run.output_dir)) / "config.json"
+    known = json.loads(file.read_text())
+    assert same_options(other, file)
+    file.write_text(json.dumps({name: known[name] for name in known if name != "lora_r"}))
+    assert not same_options(other, file)  # of a version without the option
 
 
 @pytest.mark.parametrize(

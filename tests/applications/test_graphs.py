@@ -73,14 +73,6 @@ def test_a_retraining_has_its_own_rate_decay_and_number_of_updates(tiny: Run) ->
     assert (search.updates.rounds, retraining.updates.rounds) == (6, 9)
 
 
-def test_the_epochs_of_a_retraining_are_over_all_examples(tiny: Run) -> None:
-    flags = ("--max_steps", "-1", "--num_train_epochs", "1", "--retraining", "values")
-    search, retraining = made(tiny("bilora", *flags))
-    found = [sum(1 for _ in phase.graph.problems[-1].batches) for phase in (search, retraining)]
-    # 38 examples of the lower level and 48 in all, by eight.
-    assert found == [5, 6] == [search.updates.num_lower_steps, retraining.updates.rounds]
-
-
 def test_a_retraining_has_the_penalty_of_the_search(tiny: Run) -> None:
     differences = []
     with_it, without = (
@@ -104,6 +96,7 @@ def test_a_retraining_has_the_penalty_of_the_search(tiny: Run) -> None:
     [
         ("lora", []),
         ("bilora", ["--retraining", "values"]),
+        ("bilora", ["--control", "same_data"]),  # equal seeds would draw equal batches
         ("bilora", ["--cross_fitting", "2"]),
         ("bilora", ["--control", "two_stage"]),
         ("bilora", ["--control", "joint"]),
@@ -124,6 +117,24 @@ def test_every_problem_accumulates_and_draws_with_the_seed(
             assert rows[0] != rows[1]
             orders.append(rows[0])
         assert len({tuple(order) for order in orders}) == len(orders)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--retraining", "values"], ["--control", "two_stage"], ["--cross_fitting", "2"]]
+)
+def test_every_rate_falls_to_zero_over_the_updates_of_its_level(
+    flags: list[str], tiny: Run
+) -> None:
+    for phase in made(tiny("bilora", "--lower_steps", "2", *flags)):
+        for problem in phase.graph.problems:
+            steps = 1 if problem.name == "upper" else phase.updates.steps
+            number, rates = phase.updates.rounds * steps, []
+            for _ in range(number):
+                rates.append(problem.learning_rate())
+                problem.optimizer.step()
+                problem.scheduler.step()
+            assert rates == pytest.approx([rates[0] * (1 - k / number) for k in range(number)])
+            assert problem.learning_rate() == 0.0
 
 
 def drawn(batches: Any) -> list[int]:

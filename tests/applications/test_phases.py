@@ -151,6 +151,17 @@ def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) ->
     assert summary["trainable_params"] == search["trainable_params"]
 
 
+def test_ranks_are_retrained_from_the_head_that_the_search_started_with(tiny: Run) -> None:
+    heads = []
+    for phase in phases(work_of(tiny("autolora"))):
+        names = [n for n, p in phase.model.named_parameters() if "classifier" in n]
+        parameters = dict(phase.model.named_parameters())
+        heads.append([parameters[n].detach().clone() for n in names])
+    search, retraining = heads
+    assert len(search) > 0
+    assert all(map(torch.equal, search, retraining))
+
+
 @pytest.mark.parametrize(
     "method, flags, rows",
     [
@@ -181,15 +192,29 @@ def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) ->
 def test_every_phase_reads_the_examples_it_is_meant_to(
     method: str, flags: list[str], rows: list[dict[str, int]], tiny: Run
 ) -> None:
-    work = work_of(tiny(method, *flags))
+    sequence = list(phases(work_of(tiny(method, *flags))))
     found = [
         {
             problem.name: sum(len(batch["labels"]) for batch in problem.batches)
             for problem in phase.graph.problems
         }
-        for phase in phases(work)
+        for phase in sequence
     ]
     assert found == rows
+    assert [phase.last for phase in sequence] == [False] * (len(rows) - 1) + [True]
+    modules = [m for phase in sequence for p in phase.graph.problems for m in p.modules]
+    assert all(module.training for module in modules)  # dropout is on
+
+
+@pytest.mark.parametrize("flags", [[], ["--cross_fitting", "2"]])
+def test_the_examples_are_divided_by_the_seed_of_the_splits(flags: list[str], tiny: Run) -> None:
+    def rows(*seed: str) -> list[list[int]]:
+        lower = next(phases(work_of(tiny("bilora", *flags, *seed)))).graph.problems[-1]
+        batches: Any = lower.batches
+        return [row["input_ids"] for row in batches.dataset]
+
+    first = rows()
+    assert first == rows("--seed", "7") != rows("--split_seed", "7")
 
 
 def test_joint_training_moves_both_levels_with_one_gradient_an_update(tiny: Run) -> None:
@@ -225,8 +250,7 @@ def test_two_stages_train_one_level_after_the_other(tiny: Run) -> None:
 
 
 def test_one_level_in_two_stages_goes_on_with_the_same_parameters_on_d2(tiny: Run) -> None:
-    options = tiny("lora", "--control", "two_stage")
-    work = work_of(options)
+    work = work_of(tiny("lora", "--control", "two_stage", "--max_steps", "12"))
     sequence = phases(work)
     first = next(sequence)
     before = [id(p) for p in first.graph.problems[0].parameters]
@@ -236,7 +260,7 @@ def test_one_level_in_two_stages_goes_on_with_the_same_parameters_on_d2(tiny: Ru
         *("finishing", True),
     )
     assert [id(p) for p in second.graph.problems[0].parameters] == before
-    assert second.updates.rounds == math.ceil(6 * len(work.upper) / len(work.lower))
+    assert second.updates.rounds == math.ceil(12 * len(work.upper) / len(work.lower)) == 4
     assert (
         work_of(tiny("lora", "--control", "upper_data_only")).lower["text"] == (work.upper["text"])
     )
