@@ -78,6 +78,7 @@ class Row:
         export: writes the adapter as a plain LoRA.
         hook: makes what acts after each step of the optimizer, from it, the model, the number of
             its steps, and the optimizer of the upper level where there is one.
+        finishing: the same for a training that follows the one with the hook.
         learning_rate: where no flag gives one; docs/defaults.md says how it was chosen.
         shrunk_learning_rate: likewise, where its update starts at 1 / r of LoRA's scale, because
             softmax values sum to one; None where there are none.
@@ -100,6 +101,7 @@ class Row:
     response_alone: str | None = None
     export: Callable[..., object] | None = None
     hook: Hook | None = None
+    finishing: Hook | None = None
     learning_rate: float = 2e-3
     shrunk_learning_rate: float | None = None
     upper_learning_rate: float | None = None
@@ -198,6 +200,15 @@ def allocation(
     return Allocation(optimizer, model)
 
 
+def kept_ranks(
+    optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
+) -> Allocation:
+    """AdaLoRA's allocator behind its schedule: what it has pruned stays zero."""
+    made = allocation(optimizer, model, num_steps, upper)
+    made.num_steps = model.peft_config[model.active_adapter].total_step
+    return made
+
+
 def beam_search(
     optimizer: Optimizer, model: Any, num_steps: int, upper: Optimizer | None
 ) -> BeamSearch:
@@ -213,7 +224,7 @@ def beam_search(
 
 NEVER_RELEASED = "could not be read and its code was never released"
 ROWS = (
-    Row("full", None, note="all weights", learning_rate=2e-4),
+    Row("full", None, note="all weights", learning_rate=5e-5),
     Row("lora", later("peft", "LoraConfig"), note="PEFT's own"),
     Row("dora", dora_config, note="PEFT's own"),
     Row(
@@ -222,6 +233,7 @@ ROWS = (
         {"num_steps": "num_steps"},
         note="PEFT's own",
         hook=allocation,
+        finishing=kept_ranks,
         learning_rate=5e-3,
     ),
     Row(

@@ -3,9 +3,13 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import AdaLoraConfig, PeftModel
 
 from adapters.glue.registry import ExternalPeftType
 from adapters.results.export import export_lora
@@ -37,7 +41,8 @@ def export_stock(
     """Return the folder of a checkpoint that PEFT loads without this package.
 
     It computes what the adapter computes in evaluation mode: BiDoRA as DoRA, PEFT's own adapters as
-    they are, all others as the plain LoRA of `export_lora`.
+    they are, all others as the plain LoRA of `export_lora`. AdaLoRA keeps the ranks that have been
+    pruned and are no longer zero, which PEFT's own ``save_pretrained`` would leave out.
 
     Args:
         model: a PEFT model.
@@ -64,7 +69,10 @@ def export_stock(
         return export_lora(model, path, adapter)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging:
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as staging,
+        _ranks_as_they_are(model, adapter),
+    ):
         model.save_pretrained(staging, selected_adapters=[adapter])
         written = Path(staging) if adapter == "default" else Path(staging, adapter)
         path.mkdir(exist_ok=True)
@@ -72,3 +80,32 @@ def export_stock(
             if file.is_file():
                 shutil.move(file, path / file.name)
     return path
+
+
+@contextmanager
+def _ranks_as_they_are(model: PeftModel, adapter: str) -> Iterator[None]:
+    """Save every rank of an AdaLoRA adapter whose pattern leaves out singular values not zero.
+
+    So they are between two prunings, after which training goes on, and where values of another
+    step have been put back.
+    """
+    config: Any = model.peft_config[adapter]
+    pattern = config.rank_pattern if isinstance(config, AdaLoraConfig) else None
+    values = {
+        name.removesuffix(f".{adapter}"): value.detach()
+        for name, value in model.named_parameters()
+        if "lora_E" in name
+    }
+    fits = True
+    for key, kept in (pattern or {}).items():
+        name = key.removesuffix(f".{adapter}")
+        (value,) = (value for own, value in values.items() if f".{own}".endswith(f".{name}"))
+        fits &= not value.flatten()[~torch.tensor(kept, device=value.device)].any()
+    if fits:
+        yield
+        return
+    config.rank_pattern = None
+    try:
+        yield
+    finally:
+        config.rank_pattern = pattern

@@ -81,6 +81,13 @@ def load_task(
         check_column(rows, label, no_label, where)
     if source.files:
         splits = with_labels_typed(splits, label)
+    regression = is_regression(splits["train"], label, options.problem_type, source.where("train"))
+    chosen = regression and options.problem_type is None and not source.texts
+    if chosen and all(value == round(value) for value in splits["train"][label]):
+        notes += (
+            "the labels are whole numbers written as decimals, and are predicted as numbers "
+            "(--problem_type classification takes them for classes)",
+        )
     return task_data(
         source.name,
         splits,
@@ -88,9 +95,7 @@ def load_task(
         label=label,
         metric=source.metric,
         notes=notes,
-        regression=is_regression(
-            splits["train"], label, options.problem_type, source.where("train")
-        ),
+        regression=regression,
         where=source.where,
         part=part,
     )

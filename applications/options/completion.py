@@ -91,6 +91,11 @@ def check_levels(adapter: AdapterOptions, level: LevelOptions) -> None:
             f"argument --control: method {method} has the controls {', '.join(known)}, got "
             f"{control!r}"
         )
+    if control == "two_stage" and adapter.bi_level and adapter.row.hook is not None:
+        raise UsageError(
+            f"argument --control: method {method} acts on both levels after each step, and "
+            f"two_stage has one at a time, got {control!r}; choose another of {', '.join(known)}"
+        )
     if adapter.row.response_alone is not None:
         check_response(method, adapter.row.response_alone, level)
     if level.cross_fitting is not None:

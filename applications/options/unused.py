@@ -89,8 +89,8 @@ def of_levels(options: Options) -> Unread:
     elif "products" not in HYPERGRADIENTS[level.hypergradient].takes.values():
         yield level, ("hypergradient_products",), f"{level.hypergradient} takes none"
     if level.control == "joint":
-        names = ("lower_steps", "upper_lr_scheduler_type")
-        yield level, names, f"--control joint updates all that {method} trains at once"
+        apart = ("lower_steps", "upper_lr_scheduler_type")
+        yield level, apart, f"--control joint updates all that {method} trains at once"
     if level.control in ("joint", "same_data") or level.cross_fitting is not None:
         yield level, ("upper_fraction",), "the training examples are not divided in two"
     if level.retraining == "none":

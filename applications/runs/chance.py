@@ -61,8 +61,9 @@ def at_chance(
                 f"gives {variance:.3g}"
             )
     elif kind == "tagging":
-        if not metrics["f1"]:
-            return "no entity is found"
+        if metrics["f1"] == 0:  # None where there is none to be found
+            some = metrics.get("precision") is not None
+            return "none of the entities it finds is right" if some else "no entity is found"
     elif kind == "generation" and split == "test":
         return same_text(folder)
     return None

@@ -22,7 +22,7 @@ from applications.pages.writing import remove_drafts
 from applications.runs.ending import begun_anew
 from applications.runs.mark import Mark, read_mark
 from applications.runs.naming import HANDED, LOCK, MARK, NEXT
-from applications.runs.outputs import CHECKPOINTS, RunFolder, result_names
+from applications.runs.outputs import CHECKPOINTS, FILES, FOLDERS, RunFolder, result_names
 
 LOGS = (".log", ".out", ".err")
 
@@ -144,6 +144,7 @@ def taken(options: Options) -> Iterator[Claim]:
     resume, handed = options.run.resume, handed_lock(place)
     check_path(place)
     check_model(place, options)
+    check_read(place, options)
     if resume and not handed:
         check_resumable(place)
     refuse_foreign(place, handed=handed)
@@ -216,6 +217,24 @@ def check_model(place: Path, options: Options) -> None:
             f"argument --output_dir: {place} {what} the folder of the base model, {model}, which "
             f"is not written over; give another folder"
         )
+
+
+def check_read(place: Path, options: Options) -> None:
+    """Raise a UsageError where what is read is an earlier run's result, which would be replaced."""
+    data, target = options.data, place.resolve()
+    read = [("experts", path) for path in options.adapter.experts or ()]
+    for name in ("train_file", "validation_file", "test_file"):
+        read += [(name, getattr(data, name))] * (getattr(data, name) is not None)
+    for argument, path in read:
+        whole = Path(path).resolve()
+        if target not in whole.parents:
+            continue
+        first = whole.relative_to(target).parts[0]
+        if first in (*FOLDERS, *FILES) or first.startswith("generated"):
+            raise UsageError(
+                f"argument --output_dir: {place} holds what --{argument} names, {path}, which the "
+                f"run would replace; give another folder"
+            )
 
 
 def check_resumable(place: Path) -> None:

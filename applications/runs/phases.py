@@ -180,7 +180,9 @@ def plain(work: Workload, model: Model, steps: int, *, last: bool, upper: bool =
     """All trainable parameters on D1, or on D2."""
     options, run = work.options, work.options.run
     optimizer = graphs.adamw(trainable(model), options.learning_rate, run.weight_decay, run)
-    stateful = () if upper else hooks(work, model, optimizer, steps)
+    row = options.adapter.row
+    hook = row.finishing if upper else row.hook
+    stateful = () if hook is None else (hook(optimizer, model, steps, None),)
     examples, seed = (work.upper, run.seed + 1) if upper else (work.lower, run.seed)
     graph = graphs.one_level(
         model,

@@ -39,7 +39,7 @@ def of(method: str, *flags: str) -> tuple[str, ...]:
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "full": Variant(of("full"), (2e-4, 5e-4)),
+    "full": Variant(of("full"), (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)),
     "lora": Variant(of("lora")),
     "dora": Variant(of("dora")),
     "adalora": Variant(of("adalora"), (5e-3, 1e-2)),
@@ -53,7 +53,7 @@ VARIANTS: Mapping[str, Variant] = {
     "beam_lora": Variant(of("beam_lora"), USUAL),
     "mole": Variant(of("mole", "--two_levels"), USUAL, (1e-2,)),
     "sd_lora": Variant(of("sd_lora"), USUAL),
-    "rep_lora": Variant(of("rep_lora"), (2e-3, 5e-3, 2e-2)),
+    "rep_lora": Variant(of("rep_lora"), (2e-3, 3e-3, 5e-3, 2e-2)),
 }
 
 

@@ -1,11 +1,14 @@
 """Which adapters PEFT loads alone, and what is written for it."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from adapters import (
@@ -70,3 +73,22 @@ def test_what_peft_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path)
     with pytest.raises(ValueError, match=r"norm_axis='in'.*merge_and_unload"):
         export_stock(model(BiDoraConfig(norm_axis="in", **OPTIONS)), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("pruned", [0.0, 0.7])
+def test_ranks_of_adalora_that_are_not_zero_are_saved(pruned: float, tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Linear(4, 3))
+    config: Any = AdaLoraConfig(init_r=3, target_r=2, total_step=9, target_modules=["0"])
+    trained = get_peft_model(copy.deepcopy(base), config)
+    parameters = dict(trained.named_parameters())
+    with torch.no_grad():
+        parameters["base_model.model.0.lora_E.default"].copy_(torch.tensor([[2.0], [pruned], [3]]))
+    config.rank_pattern = {"0.lora_E.default": [True, False, True]}
+    export_stock(trained, tmp_path / "adapter")
+    assert [*(config.rank_pattern or {}).values()] == [[True, False, True]]
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "adapter"))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(x), trained(x))
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert saved["base_model.model.0.lora_E"].shape[0] == (3 if pruned else 2)

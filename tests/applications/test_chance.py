@@ -26,7 +26,9 @@ TAGS = Dataset.from_dict({"tokens": [["a"]], "tags": [[0]]})
         ("regression", NUMBERS, Evaluation(0.9, {"pearson": None}), "every prediction is the same"),
         ("regression", NUMBERS, Evaluation(1.0, {"pearson": 0.1}), "mean of the labels .* 1"),
         ("regression", NUMBERS, Evaluation(0.9, {"pearson": 0.1}), None),
-        ("tagging", TAGS, Evaluation(1.0, {"f1": 0.0}), "no entity"),
+        ("tagging", TAGS, Evaluation(1.0, {"f1": 0.0, "precision": None}), "no entity is found"),
+        ("tagging", TAGS, Evaluation(1.0, {"f1": 0.0, "precision": 0.0}), "none .* finds is right"),
+        ("tagging", TAGS, Evaluation(1.0, {"f1": None, "precision": None}), None),
         ("tagging", TAGS, Evaluation(1.0, {"f1": 0.1}), None),
     ],
 )

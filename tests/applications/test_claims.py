@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def test_a_foreign_folder_is_refused_and_stays_as_it_is(
             pass
     assert contents(tmp_path) == before
     assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, file",
+    [
+        (("--method", "mole", "--experts"), "adapter"),
+        (("--train_file",), "generated.jsonl"),
+    ],
+)
+def test_a_result_that_the_run_reads_is_not_replaced(
+    flags: tuple[str, ...], file: str, tmp_path: Path
+) -> None:
+    finished(tmp_path)
+    (tmp_path / "generated.jsonl").touch()
+    before = contents(tmp_path)
+    for read, refused in ((tmp_path / file, True), (tmp_path / "own" / file, False)):
+        expected = pytest.raises(UsageError, match=f"--output_dir: .* holds what {flags[-1]} names")
+        with (
+            expected if refused else nullcontext(),
+            claimed(options(tmp_path, *flags, str(read))),
+        ):
+            pass
+    assert contents(tmp_path).keys() >= before.keys()
 
 
 def test_logs_and_hidden_files_make_no_folder_foreign(tmp_path: Path) -> None:

@@ -133,12 +133,6 @@ def test_retraining_keeps_the_values_that_the_search_has_found(method: str, tiny
         assert summary["phases"][0]["metrics"][split] == alone["metrics"][split]
 
 
-def test_a_retraining_takes_the_epochs_over_all_examples(tiny: Run) -> None:
-    flags = ("--retraining", "values", "--num_train_epochs", "2", "--max_steps", "-1")
-    found = [phase.updates.num_lower_steps for phase in phases(work_of(tiny("bilora", *flags)))]
-    assert found == [2 * math.ceil(38 / 8), 2 * math.ceil(48 / 8)]
-
-
 def test_autolora_retrains_stock_lora_of_the_ranks_it_has_selected(tiny: Run) -> None:
     flags = ("--upper_learning_rate", "0.5", "--lora_r", "4")
     search, searched = run(tiny("autolora", *flags, "--retraining", "none", folder="searched"))
@@ -385,6 +379,7 @@ def test_patience_ends_a_run_and_a_resumed_one_stays_ended(tiny: Run) -> None:
         ("lora", ["--control", "joint"], r"--control: method lora .*got 'joint'"),
         ("lora_weight_decay", ["--control", "joint"], r"--control: .*response alone, got 'joint'"),
         ("lora_weight_decay", ["--control", "two_stage"], "--control: .*response alone"),
+        ("beam_lora", ["--two_levels", "--control", "two_stage"], "one at a time, got 'two_stage'"),
         ("lora_weight_decay", ["--hypergradient", "alternating"], "--hypergradient: .*alone"),
         ("lora_weight_decay", ["--mask_rate", "0.5"], "lora_weight_decay has no masks"),
         ("lora_weight_decay", ["--initial_weight_decay", "0"], "--initial_weight_decay: .*got 0"),
@@ -492,6 +487,16 @@ def test_lora_dropout_is_trained_on_the_mean_loss_under_several_masks(tiny: Run)
     assert max(losses) - min(losses) > 1e-3
     torch.manual_seed(0)
     assert problem.loss(batch).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match:RuntimeWarning")
+def test_adalora_in_two_stages_keeps_its_ranks_and_is_saved_as_it_is(tiny: Run) -> None:
+    flags = ("--lora_r", "4", "--max_steps", "10", "--learning_rate", "0.1")
+    options = tiny("adalora", *flags, "--control", "two_stage")
+    summary, folder = run(options)
+    found = {name: value for name, value in values(folder).items() if "lora_E" in name}
+    assert sum(value.shape[0] for value in found.values()) == 4 * 4
+    assert reloaded(options, folder / "adapter")[1] == pytest.approx(summary["test_loss"], rel=1e-6)
 
 
 def test_adalora_prunes_to_the_rank_asked_for_and_has_loras_scale(tiny: Run) -> None:

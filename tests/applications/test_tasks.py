@@ -97,6 +97,15 @@ def test_codes_in_digits_are_names_not_numbers(codes: tuple[str, str], tmp_path:
     assert (found.kind, found.label_names) == ("classification", tuple(sorted(codes)))
 
 
+def test_decimals_that_are_whole_may_be_classes_and_are_said_so(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    for cells, said in ((("1.0", "2.0"), True), (("1.0", "2.5"), False)):
+        file.write_text(f"text,label\nfine,{cells[0]}\npoor,{cells[1]}\n")
+        found = load_task(DataOptions(train_file=str(file)))
+        assert found.kind == "regression"
+        assert any("--problem_type classification" in note for note in found.notes) is said
+
+
 def test_a_split_with_hidden_labels_is_left_out_and_said_so(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     (tmp_path / "test.csv").write_text("text,label\na,-1\n")
