@@ -26,11 +26,18 @@ class Weights:
         sizes: examples of each source ``(sources,)``.
         form: one of the three.
         floor: the least weight of ``floor``.
+
+    Raises:
+        ValueError: there is no such form.
     """
 
     sizes: Tensor
     form: Form = "softmax"
     floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
 
     @property
     def least(self) -> float:

@@ -18,6 +18,7 @@ from applications.families.family import Setting
 from applications.options.arguments import (
     AdapterOptions,
     DataOptions,
+    LevelOptions,
     ModelOptions,
     Options,
     RunOptions,
@@ -33,6 +34,8 @@ from benchmarks.reweight.shards import Drawn, labelled
 from benchmarks.reweight.training import trained
 
 STEPS, BATCH = 300, 16
+# Exact products: in bfloat16 a difference of gradients is mostly rounding.
+ONLINE = LevelOptions(lower_steps=5, hypergradient="t1t2")
 
 
 @lru_cache(maxsize=1)
@@ -85,18 +88,7 @@ def fine_tuned(
     shards, target, test = data
     weights, groups = mixture(given, shards, target, run.method)
     finish = 0 if run.method == "union" else max(30, 3 * -(-len(target) // BATCH))
-    options = Options(
-        model=ModelOptions(device="cpu", precision="bf16"),
-        data=DataOptions(max_seq_length=64),
-        adapter=AdapterOptions(method="lora", lora_r=8),
-        run=RunOptions(
-            per_device_train_batch_size=BATCH,
-            max_steps=STEPS,
-            seed=run.seed,
-            learning_rate=run.learning_rate,
-        ),
-        weighting=WeightingOptions(target_steps=finish),
-    )
+    options = settings(run, finish)
     names = tuple(str(number) for number in range(given.target.answers.shape[1]))
     family = TextClassification()
     whole = TaskData(run.task, "classification", "accuracy", names, {"train": target})
@@ -116,6 +108,24 @@ def fine_tuned(
     accuracy = metrics["accuracy"]
     assert accuracy is not None
     return (None if run.method == "agreeing_examples" else found), accuracy
+
+
+def settings(run: Run, finish: int) -> Options:
+    """All options of a run that ends with ``finish`` updates on the target."""
+    online = run.method == "online"
+    return Options(
+        model=ModelOptions(device="cpu", precision="bf16"),
+        data=DataOptions(max_seq_length=64),
+        adapter=AdapterOptions(method="lora", lora_r=8),
+        levels=ONLINE if online else LevelOptions(),
+        run=RunOptions(
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS,
+            seed=run.seed,
+            learning_rate=run.learning_rate,
+        ),
+        weighting=WeightingOptions(target_steps=finish, route="online" if online else "features"),
+    )
 
 
 def mixture(

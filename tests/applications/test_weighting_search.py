@@ -263,3 +263,8 @@ def test_a_search_is_adam_on_the_weight_gradient_with_heads_fitted_anew(form):
     assert found.target.tolist() == pytest.approx(on_target, abs=1e-4)
     assert found.held_out.tolist() == pytest.approx(on_held_out, abs=1e-4)
     torch.testing.assert_close(found.head, head, rtol=0, atol=1e-3)
+
+
+def test_a_form_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="form must be one of softmax"):
+        Weights(torch.tensor([1.0, 2.0]), "helpful")

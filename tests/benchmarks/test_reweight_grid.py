@@ -264,10 +264,11 @@ def test_the_table_of_fine_tuned_models_has_the_runs_at_the_best_rates_alone() -
     rows += [tried("two_stage", other, seed, 0.1) for seed in (0, 1)]
     lines = finetuned(rows, tuned).splitlines()
     assert lines[0] == "`sst2_cr`, 60 labels, seed 0:"
-    assert [line.split(" | ")[1:4] for line in lines[4:]] == [
+    assert [line.split(" | ")[1:4] for line in lines[4:6]] == [
         [f"{best:g}", "1", "70.0"],
         [f"{best:g}", "1", "80.0"],
     ]
+    assert lines[6:] == ["", "Not shown: 2 runs of `sst2_cr` at other rates."]
 
 
 def test_a_table_says_which_way_its_differences_are() -> None:
@@ -438,3 +439,12 @@ def test_a_score_has_its_mean_area_in_each_cell() -> None:
     ]
     first = told(rows).splitlines()[2].split(" | ")
     assert first[1:4] == ["0.85", "1.00", ""]
+
+
+@pytest.mark.parametrize(
+    "method, form, hypergradient", [("online", "softmax", "t1t2"), ("oracle", "helpful", "darts")]
+)
+def test_the_online_route_has_a_form_of_its_own_and_exact_products(method, form, hypergradient):
+    options = fine.settings(Run("sst2_cr", "minilm_lora", 60, 0, method, 2e-3), 30)
+    assert (options.weighting.form, options.levels.hypergradient) == (form, hypergradient)
+    assert (options.weighting.target_steps, options.learning_rate) == (30, 2e-3)
