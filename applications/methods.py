@@ -315,7 +315,7 @@ ROWS = (
         later("adapters", "RepLoraConfig"),
         {"generator": "generator", "width": "generator_width"},
         second_level={"generator_level": "upper"},
-        learning_rate=5e-3,
+        learning_rate=3e-3,
         export=later("adapters", "export_lora"),
         unpublished="the sizes of RepLoRA's network were never published",
     ),

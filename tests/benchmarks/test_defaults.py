@@ -122,7 +122,7 @@ def test_tuning_is_measured_on_validation_and_the_check_on_test(
 
 def test_the_motion_of_the_upper_level_is_told_by_adam_and_the_distance() -> None:
     """Under a constant gradient Adam's unbiased mean square is its square, from the first step."""
-    sizes = np.logspace(-6, 0, 41)
+    sizes, signs = np.logspace(-6, 0, 41), np.resize([1.0, -1.0], 41)
     values = [torch.nn.Parameter(torch.zeros(n)) for n in (40, 1)]
     optimizer = torch.optim.AdamW(values, 0.1, betas=(0.7, 0.97), eps=1e-15)
     graph: Any = SimpleNamespace(
@@ -133,7 +133,7 @@ def test_the_motion_of_the_upper_level_is_told_by_adam_and_the_distance() -> Non
     )
     start = training.upper_values(graph)
     for _ in range(3):
-        for value, part in zip(values, np.split(sizes, [40]), strict=True):
+        for value, part in zip(values, np.split(sizes * signs, [40]), strict=True):
             value.grad = torch.from_numpy(part).float()
         optimizer.step()
     found = training.upper_motion(graph, start)
