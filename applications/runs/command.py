@@ -71,7 +71,8 @@ def run(options: Options, command: str) -> None:
     family = family_of(command)
     if options.dry_run:
         Console().print(plan_table(estimates(options, family)))
-        print("\n".join(unused_lines(completed(options, family), command)))
+        for line in unused_lines(completed(options, family), command):
+            print(line)
         return
     print("\n".join(closing(finetune(options, family), options, family)))
 
