@@ -117,7 +117,14 @@ def online(
     if weighting.form == "non_negative":
         upper.register_step_post_hook(lambda *_: non_negative(weights))
     problems = [
-        Problem("weights", upper_loss, (model, weights), upper, work.batches(target, run.seed + 1)),
+        Problem(
+            "weights",
+            upper_loss,
+            (model, weights),
+            upper,
+            work.batches(target, run.seed + 1),
+            accumulate=run.gradient_accumulation_steps,
+        ),
         Problem(
             "lower",
             lower_loss,

@@ -16,8 +16,11 @@ def read(file: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def append(row: Mapping[str, Any], file: Path = RESULTS) -> None:
-    """One row at the end of the file."""
+    """One row at the end of the file, on a line of its own."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text and not text.endswith("\n"):  # a line that was cut off
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
 

@@ -116,7 +116,7 @@ def online_phase(tiny_model: str, adapter: AdapterOptions) -> Phase:
     options = Options(
         model=ModelOptions(model_name_or_path=tiny_model, device="cpu"),
         adapter=adapter,
-        run=RunOptions(max_steps=40),
+        run=RunOptions(max_steps=40, gradient_accumulation_steps=2),
     )
     family, splits = TextClassification(), Splits(target, None, target, ())
     options = completed(options, family)
@@ -136,6 +136,7 @@ def test_online_every_adapter_trains_as_it_does_alone(tiny_model: str, method: s
     plain = {name: value for name, value in batch.items() if name != "members"}
     phase.model.eval()
     torch.testing.assert_close(problem.loss(batch), phase.model(**plain).loss)
+    assert [p.accumulate for p in phase.graph.problems] == [2, 2]
     assert bool(phase.stateful) == (method in ("adalora", "beam_lora"))
 
 

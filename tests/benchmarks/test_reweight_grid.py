@@ -37,7 +37,7 @@ from benchmarks.reweight.plan import (
     missing,
     tuning,
 )
-from benchmarks.reweight.rows import read
+from benchmarks.reweight.rows import append, read
 from benchmarks.reweight.running import run_all
 from benchmarks.reweight.shards import draw
 from benchmarks.reweight.tables import markdown
@@ -448,3 +448,12 @@ def test_the_online_route_has_a_form_of_its_own_and_exact_products(method, form,
     options = fine.settings(Run("sst2_cr", "minilm_lora", 60, 0, method, 2e-3), 30)
     assert (options.weighting.form, options.levels.hypergradient) == (form, hypergradient)
     assert (options.weighting.target_steps, options.learning_rate) == (30, 2e-3)
+
+
+def test_a_row_after_one_that_was_cut_off_has_a_line_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append({"seed": 0}, file)
+    with file.open("a") as stream:
+        stream.write('{"seed": 1, "met')
+    append({"seed": 2}, file)
+    assert read(file) == [{"seed": 0}, {"seed": 2}]
