@@ -36,7 +36,6 @@ ON_FEATURES = (
     "ridge",
     "num_axes",
     "features_per_source",
-    "fine_tune",
 )
 NAME = re.compile(r"[\w.+-]+")
 NAMED = re.compile(r"[^/=]+=")

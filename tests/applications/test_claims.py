@@ -384,6 +384,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
                 read_checkpoint(folder, 0, asked, said.append)
 
 
+@pytest.fixture
+def hung_up() -> Iterator[None]:
+    """SIGHUP as a terminal leaves it: nohup has it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hung_up")
 def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     with signals() as found, found.waiting(True):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -407,7 +416,6 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     with signals() as found:
         os.kill(os.getpid(), signal.SIGHUP)
     assert found.asked is None
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def test_a_dry_run_of_the_online_route_says_what_its_rounds_take(words, capsys):
         (("--num_explained", "5"), "--num_explained: goes with --explain"),
         (("--fine_tune", "false", "--target_steps", "3"), "which --fine_tune false leaves out"),
         (("--route", "online", "--ridge", "0.1"), "--ridge: is of frozen features"),
-        (("--route", "online", "--fine_tune", "false"), "--fine_tune: is of frozen features"),
+        (("--route", "online", "--fine_tune", "false"), "--fine_tune: --route online learns"),
         (("--route", "online", "--form", "helpful"), "is found on frozen features"),
         (("--controls", "oracle"), "needs --truth_column"),
         (("--controls", "union", "--route", "online"), "needs --route features"),
