@@ -79,11 +79,16 @@ def require_all(options: object, names: Iterable[str], least: float, remedy: str
         require(condition, name, value, remedy)
 
 
+def changed(options: object, names: Collection[str]) -> list[str]:
+    """Those of ``names`` whose options are not at their defaults, in the order of the options."""
+    every = fields(options)  # type: ignore[arg-type]
+    return [n.name for n in every if n.name in names and getattr(options, n.name) != n.default]
+
+
 def require_untouched(options: object, names: Collection[str], remedy: str) -> None:
     """Require the default of every option in ``names``, which nothing would read."""
-    for one in fields(options):  # type: ignore[arg-type]
-        value = getattr(options, one.name)
-        require(one.name not in names or value == one.default, one.name, value, remedy)
+    for name in changed(options, names):
+        require(False, name, getattr(options, name), remedy)
 
 
 def at_home(options: object, names: Iterable[str]) -> None:

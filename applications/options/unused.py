@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from applications.methods import HYPERGRADIENTS, METHODS
-from applications.options.arguments import Options
+from applications.options.arguments import Options, changed
 
 OF_THE_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 OF_THE_RESPONSE = (
@@ -40,11 +40,7 @@ def unused_lines(options: Options, command: str) -> list[str]:
         *of_run(options),
     )
     for group, names, reason in rules:
-        asked = [
-            f"--{one.name}"
-            for one in fields(group)
-            if one.name in names and getattr(group, one.name) != one.default
-        ]
+        asked = [f"--{name}" for name in changed(group, names)]
         if asked:
             lines.append(f"not used: {', '.join(asked)}; {reason}")
     return lines

@@ -51,6 +51,23 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Write a line at the end of a file, in place of one that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mend(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def mend(path: Path) -> None:
+    """Take away a last line without an end."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+
+
 def synchronise(path: Path) -> None:
     """Have a file, or the names in a folder, written to the disk, where the system can."""
     with suppress(OSError):

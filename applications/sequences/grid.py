@@ -12,6 +12,7 @@ from applications.errors import UsageError
 from applications.options.arguments import Options
 from applications.options.sequences import VARIANTS
 from applications.pages.locking import held
+from applications.pages.writing import append_line
 from applications.runs.naming import LOCK
 from applications.sequences.learning import cost
 from applications.sequences.material import DATA, Material, settings
@@ -111,9 +112,7 @@ class Grid:
             order = drawn(number, material.task.num_labels, material.sequence.num_tasks)
             state = self.folder / "states" / f"{number}-{name}"
             line = run_sequence(material, order, ROWS[name], state)
-            mend(self.folder / RESULTS)
-            with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.folder / RESULTS, json.dumps(line))
             shutil.rmtree(state)
             yield line
 
@@ -134,12 +133,3 @@ def read_line(text: str, where: str) -> dict[str, Any]:
             f"take the line away"
         )
     return found
-
-
-def mend(file: Path) -> None:
-    """Take away a last line without an end."""
-    if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            file.write_text(whole, encoding="utf-8")

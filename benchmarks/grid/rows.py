@@ -7,6 +7,7 @@ from typing import Any
 
 from applications.comparison.grid import Run
 from applications.errors import UsageError
+from applications.pages.writing import append_line
 
 Row = Mapping[str, Any]
 RESULTS = Path("benchmarks/results/grid/results.jsonl")
@@ -60,12 +61,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def append(found: Row, file: Path) -> None:
     """One row at the end of the file, on a line of its own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    if text and not text.endswith("\n"):  # a line that was cut off
-        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(found, allow_nan=False) + "\n")
+    append_line(file, json.dumps(found, allow_nan=False))
 
 
 def left(part: str, runs: Sequence[Run], rows: Sequence[Row]) -> list[Run]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from applications.pages.writing import append_line
+
 RESULTS = Path("benchmarks/results/reweight/results.jsonl")
 
 
@@ -17,12 +19,7 @@ def read(file: Path = RESULTS) -> list[dict[str, Any]]:
 
 def append(row: Mapping[str, Any], file: Path = RESULTS) -> None:
     """One row at the end of the file, on a line of its own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    if text and not text.endswith("\n"):  # a line that was cut off
-        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(file, json.dumps(row))
 
 
 def has(rows: Sequence[Mapping[str, Any]], cell: Mapping[str, Any]) -> bool:

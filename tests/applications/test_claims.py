@@ -385,14 +385,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 
 
 @pytest.fixture
-def hung_up() -> Iterator[None]:
-    """SIGHUP as a terminal leaves it: nohup has it ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def terminal() -> Iterator[None]:
+    """Signals as a terminal leaves them: SIGINT is ignored by what a shell starts in the
+    background, SIGHUP under nohup.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("hung_up")
+@pytest.mark.usefixtures("terminal")
 def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     with signals() as found, found.waiting(True):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -418,15 +422,7 @@ def test_a_signal_waits_for_the_round_and_a_second_one_does_not() -> None:
     assert found.asked is None
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT as a terminal leaves it: what a shell starts in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_that_the_same_command_goes_on_from(
     number: int, tiny: Run, monkeypatch: pytest.MonkeyPatch

@@ -252,13 +252,13 @@ def test_an_interrupted_sequence_ends_where_a_whole_one_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     variant = "sd_lora_two_level"
-    mend, kept = sequence_grid.mend, []
+    append_line, kept = sequence_grid.append_line, []
 
-    def watched(file: Path) -> None:
+    def watched(file: Path, line: str) -> None:
         kept.append(os.listdir(file.parent / "states"))
-        mend(file)
+        append_line(file, line)
 
-    monkeypatch.setattr(sequence_grid, "mend", watched)
+    monkeypatch.setattr(sequence_grid, "append_line", watched)
     assert continual.main(asked("whole", "--variants", variant)) == 0
     assert kept == [[f"0-{variant}"]]  # until the line is written
     assert os.listdir(tmp_path / "whole" / "states") == []
